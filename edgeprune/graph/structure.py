@@ -1,0 +1,157 @@
+"""What a trace says about a model: tensors, groups, blocks, refusals. Plain data, free of devices.
+
+Legend: an *index* is a position along one dimension of one tensor; a *channel* is what must live or die together:
+a class of such indices, over all tensors of a group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One dimension of one parameter or buffer that follows a group.
+
+    `channels[i]` is the group's channel that index i of the dimension belongs to, -1 where it belongs to none (it is
+    fixed, or of another group, as behind a concatenation). `role` is `producer` (output of a contraction), `consumer`
+    (its input) or `per_channel` (norm statistics, biases, depthwise filters).
+    """
+
+    parameter: str
+    dim: int
+    channels: Indices
+    role: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Dimensions that must shrink together, channel by channel. `id` is `parameter:dim` of the smallest member."""
+
+    id: str
+    num_channels: int
+    members: tuple[Member, ...]
+    least_channels: int = 1
+    changes_statistics: bool = False
+
+    @property
+    def first(self) -> Member:
+        """The member that names the group: a plan's kept indices are positions along it."""
+        return next(m for m in self.members if f"{m.parameter}:{m.dim}" == self.id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A residual branch f of x + f(x) that may be dropped (f's output at the add becomes zero).
+
+    `id` is the qualified name of the module that adds. `zero_module` is the leaf module whose output becomes zeros of
+    `shape` (dimension 0 is the batch), `skipped_modules` the leaf modules that nothing else needs then; `inside` the
+    ids of the groups that vanish with the block; `nodes` the graph nodes that do.
+    """
+
+    id: str
+    zero_module: str
+    skipped_modules: tuple[str, ...]
+    shape: tuple[int, ...]
+    inside: tuple[str, ...]
+    nodes: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Something that stays dense: the operator, its place in the model (qualified module name) and why."""
+
+    operator: str
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Width:
+    """The size of one tensor dimension as a function of the groups' widths: fixed + sum of times x kept channels."""
+
+    fixed: int = 0
+    terms: tuple[tuple[str, int], ...] = ()
+
+    def at(self, kept: Mapping[str, int]) -> int:
+        """Size when group g keeps `kept[g]` channels."""
+        return self.fixed + sum(times * kept[group] for group, times in self.terms)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Ids of the groups that this size depends on."""
+        return tuple(group for group, _ in self.terms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One operator of the ATen program.
+
+    `operator` is the ATen name without overload (`conv2d`), `inputs` the nodes or parameter names it reads in order
+    of appearance, `shape` and `widths` describe its output (first tensor), `where` is the qualified name of the
+    module that called it, `attributes` the non-tensor arguments by name.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    parameters: tuple[str, ...]
+    shape: tuple[int, ...]
+    widths: tuple[Width, ...]
+    where: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelGraph:
+    """An ATen graph with static shapes and what pruning may do to it.
+
+    `program` is the `torch.export.ExportedProgram` (its graph's node names are those of `nodes` and `channels`).
+    `channels[node][dim]` is an int64 array over the indices of that dimension: a number of `channel_names`, or -1.
+    """
+
+    program: Any
+    nodes: tuple[Node, ...]
+    groups: tuple[Group, ...]
+    blocks: tuple[Block, ...]
+    refused: tuple[Refusal, ...]
+    channels: Mapping[str, tuple[Indices, ...]]
+    channel_names: tuple[tuple[str, int], ...]
+    parameter_shapes: Mapping[str, tuple[int, ...]]
+    parameter_dtypes: Mapping[str, str]
+    prunable_macs_share: float
+    prunable_params_share: float
+
+    def group(self, group_id: str) -> Group:
+        """The group of that id; `KeyError` if there is none."""
+        return {g.id: g for g in self.groups}[group_id]
+
+    @property
+    def dense_widths(self) -> dict[str, int]:
+        """Every group at its full width."""
+        return {g.id: g.num_channels for g in self.groups}
+
+    @property
+    def structure_hash(self) -> str:
+        """SHA-256 over names, shapes, dtypes and group membership, never graph text: survives torch versions."""
+        document = {
+            "parameters": [
+                [name, list(shape), self.parameter_dtypes[name]]
+                for name, shape in sorted(self.parameter_shapes.items())
+            ],
+            "groups": [
+                [g.id, g.num_channels, sorted([m.parameter, m.dim, m.channels.tolist()] for m in g.members)]
+                for g in sorted(self.groups, key=lambda g: g.id)
+            ],
+            "blocks": sorted([b.id, sorted(b.skipped_modules)] for b in self.blocks),
+        }
+        return hashlib.sha256(json.dumps(document, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,205 @@
+"""Make the network really smaller: cut the parameters of the eager module by a plan, drop blocks, keep it trainable."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from edgeprune.errors import SurgeryError, did_you_mean
+from edgeprune.graph import Block, ModelGraph, trace
+from edgeprune.graph.structure import Indices
+from edgeprune.plan_json import Plan
+from edgeprune.pruned import Pruned
+
+SIZE_ATTRIBUTES = {
+    "weight": (("out_channels", 0), ("in_channels", 1), ("out_features", 0), ("in_features", 1), ("num_features", 0)),
+    "running_mean": (("num_features", 0),),
+}
+"""Attributes of a module that repeat a dimension of one of its parameters."""
+
+
+class ZeroBranch(torch.nn.Module):
+    """Stands where a dropped block ended: zeros of the branch's shape, whatever comes in.
+
+    `shape` holds the sizes after the batch dimension.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: torch.Tensor, *_: object) -> torch.Tensor:
+        """[N, ...] to zeros of [N, *shape]."""
+        return x.new_zeros((x.shape[0], *self.shape))
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}"
+
+
+class Passed(torch.nn.Module):
+    """Stands for a module of a dropped block whose result nobody reads: hands its input on."""
+
+    def forward(self, x: torch.Tensor, *_: object) -> torch.Tensor:
+        """x unchanged."""
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Which indices of every tensor stay, and the channels that every group keeps."""
+
+    indices: Mapping[tuple[str, int], Indices]
+    kept: Mapping[str, Indices]
+
+
+def apply(
+    plan: Plan,
+    model: torch.nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    *,
+    graph: ModelGraph | None = None,
+) -> Pruned:
+    """Cut a copy of `model` by `plan`; the model itself is left as it is.
+
+    `graph` saves tracing the model again. Raises `SurgeryError` where the plan was made for another structure, names
+    what is not there, or where Python code of the model hard-wires a size (with file and line).
+    """
+    graph = graph or trace(model, example_inputs)
+    cut = read_plan(plan, graph)
+    module = copy.deepcopy(model).eval()
+    dropped = [block for block in graph.blocks if block.id in plan.dropped]
+    for block in dropped:
+        _drop(module, block, graph, cut)
+    _cut_tensors(module, cut)
+    pruned = Pruned(module=module, plan=plan, example_inputs=example_inputs, origin=weights_hash(model))
+    _try_forward(model, pruned)
+    return pruned
+
+
+def read_plan(plan: Plan, graph: ModelGraph) -> Cut:
+    """Check a plan against a graph and turn it into the indices that every tensor dimension keeps."""
+    if plan.structure_hash != graph.structure_hash:
+        raise SurgeryError(
+            f"the plan was made for another model: structure {plan.structure_hash[:12]}, this one is "
+            f"{graph.structure_hash[:12]}; prune this model to get a plan for it"
+        )
+    known = {group.id for group in graph.groups}
+    for name in plan.kept:
+        if name not in known:
+            raise SurgeryError(f"the plan names group '{name}', which the model lacks{did_you_mean(name, known)}")
+    block_ids = {block.id for block in graph.blocks}
+    for name in plan.dropped:
+        if name not in block_ids:
+            raise SurgeryError(f"the plan drops block '{name}', which the model lacks{did_you_mean(name, block_ids)}")
+    kept = {group.id: _kept_channels(plan, graph, group.id) for group in graph.groups}
+    masks: dict[tuple[str, int], Indices] = {}
+    for group in graph.groups:
+        gone = np.setdiff1d(np.arange(group.num_channels), kept[group.id])
+        for member in group.members:
+            key = (member.parameter, member.dim)
+            mask = masks.setdefault(key, np.ones(len(member.channels), dtype=np.int64))
+            mask[np.isin(member.channels, gone)] = 0
+    indices = {key: np.flatnonzero(mask).astype(np.int64) for key, mask in masks.items() if not mask.all()}
+    return Cut(indices=indices, kept=kept)
+
+
+def _kept_channels(plan: Plan, graph: ModelGraph, group_id: str) -> Indices:
+    group = graph.group(group_id)
+    if group_id not in plan.kept:
+        return np.arange(group.num_channels, dtype=np.int64)
+    channels = group.first.channels
+    positions = np.array(plan.kept[group_id], dtype=np.int64)
+    if positions.max(initial=0) >= len(channels):
+        raise SurgeryError(
+            f"group '{group_id}' keeps position {positions.max()}, but the dimension has only {len(channels)}"
+        )
+    kept = np.unique(channels[positions])
+    if kept[0] < 0 or np.isin(channels, kept).sum() != len(positions):
+        raise SurgeryError(f"group '{group_id}' keeps positions that tear a channel apart")
+    if len(kept) < group.least_channels:
+        raise SurgeryError(f"group '{group_id}' keeps {len(kept)} channels, at least {group.least_channels} must stay")
+    return kept
+
+
+def positions_of(graph: ModelGraph, group_id: str, channels: Indices) -> tuple[int, ...]:
+    """Positions along the naming dimension that belong to the given channels: what a plan stores."""
+    return tuple(np.flatnonzero(np.isin(graph.group(group_id).first.channels, channels)).tolist())
+
+
+def _drop(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) -> None:
+    ends = [node for node in graph.nodes if node.name in block.nodes and node.shape == block.shape]
+    widths = next(node.widths for node in reversed(ends) if node.where.startswith(block.zero_module))
+    kept = {group: len(channels) for group, channels in cut.kept.items()}
+    module.set_submodule(block.zero_module, ZeroBranch(tuple(width.at(kept) for width in widths[1:])))
+    for name in block.skipped_modules:
+        module.set_submodule(name, Passed())
+
+
+def _cut_tensors(module: torch.nn.Module, cut: Cut) -> None:
+    """Replace every cut parameter and buffer, one object for all its names, and the sizes its module repeats."""
+    done: dict[int, torch.Tensor] = {}
+    for path, owner in module.named_modules():
+        for registry in (owner._parameters, owner._buffers):
+            for name, tensor in list(registry.items()):
+                if tensor is None:
+                    continue
+                qualified = f"{path}.{name}" if path else name
+                smaller = done.get(id(tensor)) if id(tensor) in done else _cut(tensor, qualified, cut)
+                if smaller is None or smaller is tensor:
+                    continue
+                done[id(tensor)] = smaller
+                registry[name] = smaller  # type: ignore[assignment]
+                _resize_attributes(owner, name, tensor.shape, smaller.shape)
+
+
+def _cut(tensor: torch.Tensor, qualified: str, cut: Cut) -> torch.Tensor:
+    smaller = tensor.detach()
+    for dim in range(tensor.dim()):
+        indices = cut.indices.get((qualified, dim))
+        if indices is not None:
+            smaller = smaller.index_select(dim, torch.from_numpy(indices).to(tensor.device))
+    if smaller.shape == tensor.shape:
+        return tensor
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(smaller.clone(), requires_grad=tensor.requires_grad)
+    return smaller.clone()
+
+
+def _resize_attributes(owner: torch.nn.Module, name: str, before: torch.Size, after: torch.Size) -> None:
+    grouped = getattr(owner, "groups", 1)
+    if name == "weight" and grouped > 1 and hasattr(owner, "in_channels"):
+        owner.groups = grouped * after[0] // before[0]
+        owner.in_channels = after[1] * owner.groups
+        owner.out_channels = after[0]
+        return
+    for attribute, dim in SIZE_ATTRIBUTES.get(name, ()):
+        if dim < len(before) and getattr(owner, attribute, None) == before[dim]:
+            setattr(owner, attribute, after[dim])
+
+
+def _try_forward(model: torch.nn.Module, pruned: Pruned) -> None:
+    """The pruned forward must run: Python code that hard-wires a size shows itself here, with file and line."""
+    try:
+        with torch.no_grad():
+            pruned.module(*pruned.example_inputs)
+    except Exception as error:
+        own = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
+        place = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
+        raise SurgeryError(
+            f"{type(model).__name__} does not run after pruning{place}: its code fixes a size: {error}"
+        ) from error
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,170 @@
+"""Exactness: the pruned network equals the dense program in float64 with zeros at the inputs of its contractions."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeprune.errors import RefusedError, SurgeryError
+from edgeprune.graph import trace
+from edgeprune.plan_json import Plan
+from edgeprune.surgery import ZeroBranch, apply, positions_of, weights_hash
+from tests.reference import difference, masked_output, random_plan, redraw, shift_one
+
+SEVEN = (
+    "mobilenet_v2",
+    "resnet18",
+    "resnet50",
+    "vgg11_bn",
+    "mobilenet_v3_small",
+    "densenet121",
+    "efficientnet_b0",
+)
+
+
+class Residual(nn.Module):
+    """conv - [conv - norm - relu - conv] + x - pool - linear, with squeeze-excite-like gating."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a = nn.Sequential(nn.Conv2d(8, 12, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU(inplace=True))
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1), nn.Sigmoid())
+        self.b = nn.Conv2d(12, 8, 1)
+        self.head = nn.Linear(8 * 4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.depthwise(self.a(x))
+        y = self.b(y * self.gate(y))
+        x = torch.relu(x + y)
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 2), 1))
+
+
+class Concatenated(nn.Module):
+    """Two branches side by side, read by a grouped and by an ordinary convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 10, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.grouped = nn.Conv2d(16, 8, 3, groups=4)
+        self.plain = nn.Conv2d(16, 8, 3)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(torch.cat([self.a(x), self.b(x)], 1)))
+        return self.head((self.grouped(x) * self.plain(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("network", [Residual, Concatenated])
+@pytest.mark.parametrize("seed", range(5))
+def test_small_networks_are_exact_and_the_control_fails(network: type[nn.Module], seed: int) -> None:
+    model = redraw(network().double(), seed)
+    x = (torch.randn(2, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)),)
+    graph = trace(model, x)
+    plan = random_plan(graph, seed)
+    pruned = apply(plan, model, x, graph=graph)
+    reference = masked_output(graph, plan, model, x)
+    assert difference(pruned.module(*x), reference) <= 1e-9
+    moved = shift_one(plan, graph)
+    assert difference(apply(moved, model, x, graph=graph).module(*x), reference) > 1e-6
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", SEVEN)
+def test_torchvision_networks_are_exact(name: str) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    model = redraw(getattr(torchvision.models, name)(num_classes=50).double(), 0)
+    size = 64 if name != "vgg11_bn" else 32
+    x = (torch.randn(1, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),)
+    graph = trace(model, x)
+    dense = model(*x)
+    assert dense.std() > 1e-3
+    for seed in range(2):
+        plan = random_plan(graph, seed)
+        pruned = apply(plan, model, x, graph=graph)
+        reference = masked_output(graph, plan, model, x)
+        assert difference(pruned.module(*x), reference) <= 1e-9
+    moved = shift_one(plan, graph)
+    assert difference(apply(moved, model, x, graph=graph).module(*x), reference) > 1e-6
+
+
+def test_the_pruned_network_is_smaller_trainable_and_leaves_the_dense_one_alone() -> None:
+    model = redraw(Residual(), 0)
+    before = weights_hash(model)
+    x = (torch.randn(2, 3, 9, 9),)
+    graph = trace(model, x)
+    pruned = apply(random_plan(graph, 3, drop=0.0), model, x, graph=graph)
+    assert sum(p.numel() for p in pruned.module.parameters()) < sum(p.numel() for p in model.parameters())
+    pruned.module(*x).square().mean().backward()
+    assert all(p.grad is not None for p in pruned.module.parameters())
+    depthwise = pruned.module.get_submodule("depthwise")
+    assert depthwise.groups == depthwise.in_channels == depthwise.out_channels == depthwise.weight.shape[0]
+    assert weights_hash(model) == before == pruned.origin
+
+
+def test_dropping_a_block_removes_its_parameters() -> None:
+    model = redraw(Residual(), 0)
+    x = (torch.randn(1, 3, 9, 9),)
+    graph = trace(model, x)
+    (block,) = graph.blocks
+    pruned = apply(Plan(structure_hash=graph.structure_hash, dropped=(block.id,)), model, x, graph=graph)
+    assert isinstance(pruned.module.get_submodule("b"), ZeroBranch)
+    assert {name.split(".")[0] for name, _ in pruned.module.named_parameters()} == {"stem", "head"}
+
+
+def test_an_empty_plan_changes_nothing() -> None:
+    model = redraw(Residual(), 0)
+    x = (torch.randn(1, 3, 9, 9),)
+    graph = trace(model, x)
+    pruned = apply(Plan(structure_hash=graph.structure_hash), model, x, graph=graph)
+    assert weights_hash(pruned.module) == weights_hash(model)
+
+
+def test_a_plan_of_another_model_is_refused() -> None:
+    model, x = Residual(), (torch.randn(1, 3, 9, 9),)
+    with pytest.raises(SurgeryError, match="made for another model"):
+        apply(Plan(structure_hash="0" * 64), model, x)
+
+
+def test_faulty_plans_are_named() -> None:
+    model, x = Residual(), (torch.randn(1, 3, 9, 9),)
+    graph = trace(model, x)
+    for kept, message in (
+        ({"stem.weigt:0": (0,)}, "did you mean 'stem.weight:0'|lacks"),
+        ({graph.groups[0].id: (99,)}, "has only"),
+    ):
+        with pytest.raises(SurgeryError, match=message):
+            apply(Plan(structure_hash=graph.structure_hash, kept=kept), model, x, graph=graph)
+
+
+class HardWired(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8 * 7 * 7, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).reshape(-1, 8 * 7 * 7))
+
+
+def test_a_hard_wired_size_is_named_with_file_and_line() -> None:
+    model, x = HardWired(), (torch.randn(1, 3, 9, 9),)
+    graph = trace(model, x)
+    group = next(g for g in graph.groups if g.id.startswith("conv"))
+    plan = Plan(
+        structure_hash=graph.structure_hash, kept={group.id: positions_of(graph, group.id, np.array([0, 1, 2]))}
+    )
+    with pytest.raises(SurgeryError, match=r"test_surgery.py:\d+"):
+        apply(plan, copy.deepcopy(model), x, graph=graph)
+
+
+def test_nothing_to_prune_says_why() -> None:
+    with pytest.raises(RefusedError, match="output keeps its shape"):
+        trace(nn.Linear(3, 4), (torch.randn(1, 3),))
