@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Protocol, cast
 from edgeprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
+    from edgeprune.engine import Engine
     from edgeprune.graph import ModelGraph
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
-    from edgeprune.units import Unit
+    from edgeprune.fusion import Unit
 
 ENTRY_POINTS = "edgeprune.backends"
 
@@ -43,8 +44,13 @@ class Backend(Protocol):
     def build(self, kernel: Kernel, folder: Path) -> Path:
         """Write the small model file that the runner loads to time one kernel."""
 
-    def export(self, pruned: Pruned, folder: Path, precision: str) -> Path:
-        """Write the engine of a pruned model; gives the file that the runner loads."""
+    def export(
+        self, pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+    ) -> Engine:
+        """Write the engine of a pruned model, whose `kernels` are given for devices whose time is a sum over them.
+
+        `weights` is how they are stored: `fp32`, or `fp16` where the format can; the arithmetic is in `precision`.
+        """
 
 
 def backend_names() -> list[str]:

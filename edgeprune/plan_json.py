@@ -62,7 +62,8 @@ class Plan:
             if not isinstance(document.get(key), kind):
                 raise InputError(f"expected {kind.__name__}, found {document.get(key)!r}", file=path, place=key)
         for group, indices in document["kept"].items():
-            ascending = all(type(i) is int for i in indices) and list(indices) == sorted(set(indices))
+            numbers = isinstance(indices, list) and all(type(i) is int for i in indices)
+            ascending = numbers and indices == sorted(set(indices))
             if not ascending or not indices or indices[0] < 0:
                 raise InputError("expected ascending positions from 0, at least one", file=path, place=f"kept.{group}")
         return cls(

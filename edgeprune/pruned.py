@@ -14,7 +14,7 @@ class Pruned:
     """A really smaller, trainable module with where it came from.
 
     `module` is the eager model after surgery, in evaluation mode; `example_inputs` have the shapes it is deployed
-    with; `origin` is the SHA-256 of the dense weights (`surgery.weights_hash`).
+    with; `origin` is the SHA-256 of the dense weights (`weights.weights_hash`).
     """
 
     module: torch.nn.Module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from edgeprune.graph import Block, ModelGraph, trace
 from edgeprune.graph.structure import Indices
 from edgeprune.plan_json import Plan
 from edgeprune.pruned import Pruned
+from edgeprune.weights import weights_hash
 
 SIZE_ATTRIBUTES = {
     "weight": (("out_channels", 0), ("in_channels", 1), ("out_features", 0), ("in_features", 1), ("num_features", 0)),
@@ -154,7 +154,7 @@ def _cut_tensors(module: torch.nn.Module, cut: Cut) -> None:
                 if smaller is None or smaller is tensor:
                     continue
                 done[id(tensor)] = smaller
-                registry[name] = smaller  # type: ignore[assignment]
+                registry[name] = smaller
                 _resize_attributes(owner, name, tensor.shape, smaller.shape)
 
 
@@ -172,11 +172,11 @@ def _cut(tensor: torch.Tensor, qualified: str, cut: Cut) -> torch.Tensor:
 
 
 def _resize_attributes(owner: torch.nn.Module, name: str, before: torch.Size, after: torch.Size) -> None:
-    grouped = getattr(owner, "groups", 1)
-    if name == "weight" and grouped > 1 and hasattr(owner, "in_channels"):
-        owner.groups = grouped * after[0] // before[0]
-        owner.in_channels = after[1] * owner.groups
-        owner.out_channels = after[0]
+    groups = getattr(owner, "groups", 1)
+    if name == "weight" and hasattr(owner, "in_channels") and isinstance(groups, int) and groups > 1:
+        kept = groups * after[0] // before[0]
+        for attribute, size in (("groups", kept), ("in_channels", after[1] * kept), ("out_channels", after[0])):
+            setattr(owner, attribute, size)
         return
     for attribute, dim in SIZE_ATTRIBUTES.get(name, ()):
         if dim < len(before) and getattr(owner, attribute, None) == before[dim]:
@@ -194,12 +194,3 @@ def _try_forward(model: torch.nn.Module, pruned: Pruned) -> None:
         raise SurgeryError(
             f"{type(model).__name__} does not run after pruning{place}: its code fixes a size: {error}"
         ) from error
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

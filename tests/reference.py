@@ -44,8 +44,8 @@ def random_plan(graph: ModelGraph, seed: int, *, share: float = 1 / 3, drop: flo
     rng = np.random.default_rng(seed)
     kept = {}
     for group in graph.groups:
-        number = max(group.least_channels, round(group.num_channels * (1 - share * rng.uniform(0.5, 1.5))))
-        channels = np.sort(rng.choice(group.num_channels, size=min(number, group.num_channels), replace=False))
+        number = min(group.num_channels - 1, round(group.num_channels * (1 - share * rng.uniform(0.5, 1.5))))
+        channels = np.sort(rng.choice(group.num_channels, size=max(number, group.least_channels), replace=False))
         kept[group.id] = positions_of(graph, group.id, channels)
     dropped = tuple(block.id for block in graph.blocks if rng.random() < drop)
     return Plan(structure_hash=graph.structure_hash, kept=kept, dropped=dropped)

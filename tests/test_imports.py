@@ -19,7 +19,7 @@ PACKAGE = Path(ep.__file__).parent
 FILES = [path for part in (PACKAGE, PACKAGE / "backends") for path in part.rglob("*.py")]  # rglob follows no links
 # Each may import those before it. Backends: the data they are given, nothing of the stages.
 LAYERS = [
-    *("errors", "folders", "measurement", "kernel", "graph", "plan_json", "pruned", "units", "backends", "device"),
+    *("errors", "folders", "measurement", "kernel", "graph", "plan_json", "pruned", "fusion", "backends", "device"),
     *(
         "weights",
         "models",

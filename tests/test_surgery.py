@@ -12,7 +12,8 @@ from torch import nn
 from edgeprune.errors import RefusedError, SurgeryError
 from edgeprune.graph import trace
 from edgeprune.plan_json import Plan
-from edgeprune.surgery import ZeroBranch, apply, positions_of, weights_hash
+from edgeprune.surgery import ZeroBranch, apply, positions_of
+from edgeprune.weights import weights_hash
 from tests.reference import difference, masked_output, random_plan, redraw, shift_one
 
 SEVEN = (

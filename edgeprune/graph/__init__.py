@@ -96,5 +96,3 @@ def _width(size: int, dim: Indices, names: tuple[tuple[str, int], ...], sizes: d
             counts[group] = counts.get(group, 0) + 1
     terms = tuple((group, count // sizes[group]) for group, count in counts.items() if count >= sizes[group])
     return Width(fixed=size - sum(times * sizes[group] for group, times in terms), terms=terms)
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch.export import ExportedProgram
@@ -47,9 +48,7 @@ def _ancestors(program: ExportedProgram, parameters: set[str]) -> dict[torch.fx.
     return found
 
 
-def _branches(
-    add: torch.fx.Node, ancestors: dict[torch.fx.Node, Nodes]
-) -> Iterable[tuple[torch.fx.Node, Nodes]]:
+def _branches(add: torch.fx.Node, ancestors: dict[torch.fx.Node, Nodes]) -> Iterable[tuple[torch.fx.Node, Nodes]]:
     """(end, nodes) of each operand that may be f: the side with more contractions first, x itself never."""
     a, b = add.all_input_nodes
     if a not in ancestors or b not in ancestors or tracing.shape_of(a) != tracing.shape_of(b):
@@ -117,8 +116,6 @@ def _parent(name: str) -> str:
 
 def _unique_ids(blocks: list[Block]) -> list[Block]:
     """Blocks of one module are numbered `layer:0`, `layer:1` in program order."""
-    from dataclasses import replace
-
     count: dict[str, int] = defaultdict(int)
     for block in blocks:
         count[block.id] += 1
@@ -135,14 +132,10 @@ def _unique_ids(blocks: list[Block]) -> list[Block]:
 
 def _with_groups(block: Block, program: ExportedProgram, groups: tuple[Group, ...]) -> Block:
     """Add the groups all of whose parameters are read inside the block only."""
-    from dataclasses import replace
-
     names = tracing.parameter_names(program)
     outside, inside = set[str](), set[str]()
     for node in program.graph.nodes:
         read = {names[source.name] for source in node.all_input_nodes if source.name in names}
         (inside if node.name in block.nodes else outside).update(read)
     own = inside - outside
-    return replace(
-        block, inside=tuple(g.id for g in groups if all(member.parameter in own for member in g.members))
-    )
+    return replace(block, inside=tuple(g.id for g in groups if all(member.parameter in own for member in g.members)))

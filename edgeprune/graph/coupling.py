@@ -49,7 +49,7 @@ def couple(program: ExportedProgram) -> Coupling:
 
 def propagate(program: ExportedProgram, atoms: Atoms) -> dict[torch.fx.Node, Dims]:
     """Apply every operator's rule in program order; gives the atoms of every node's dimensions."""
-    parameters = tracing.parameter_names(program)
+    parameters, constants = tracing.parameter_names(program), tracing.constant_names(program)
     placeholders: dict[torch.fx.Node, str] = {}
     dims: dict[torch.fx.Node, Dims] = {}
     for node in program.graph.nodes:
@@ -61,6 +61,9 @@ def propagate(program: ExportedProgram, atoms: Atoms) -> dict[torch.fx.Node, Dim
             else:
                 placeholders[node] = name
                 dims[node] = atoms.of_parameter(name, shape)
+            if name in constants:
+                for dim in dims[node]:
+                    atoms.fix(dim, Refusal(operator="constant", where=name, reason="it is no parameter and no buffer"))
         elif node.op == "output":
             _keep_outputs(program, node, dims, atoms)
         else:
@@ -104,7 +107,11 @@ def _keep_outputs(
 
 
 def _groups(atoms: Atoms) -> tuple[tuple[Group, ...], tuple[Refusal, ...], dict[int, int]]:
-    """Classes that touch the same parameter dimensions form a group; also the channel number of each class."""
+    """Classes that touch the same parameter dimensions form a group; also the channel number of each class.
+
+    A group is named by its smallest dimension that no group before it is named by: behind a concatenation they share
+    the smallest.
+    """
     touched: dict[int, list[tuple[str, int]]] = defaultdict(list)
     roots = {key: atoms.roots(dim) for key, dim in atoms.dims.items()}
     for key in sorted(roots):
@@ -120,20 +127,28 @@ def _groups(atoms: Atoms) -> tuple[tuple[Group, ...], tuple[Refusal, ...], dict[
             refused.setdefault(reasons[root])
         else:
             classes[tuple(keys)].append(root)
-    groups, number = [], {}
-    ids: set[str] = set()
-    for keys in sorted(classes):
-        order = [root for root in dict.fromkeys(roots[keys[0]].tolist()) if root in set(classes[keys])]
-        if len(order) < 2 or f"{keys[0][0]}:{keys[0][1]}" in ids:
+    groups: list[Group] = []
+    number: dict[int, int] = {}
+    taken: set[tuple[str, int]] = set()
+    for signature in sorted(classes):
+        own = set(classes[signature])
+        if len(own) < 2:  # a single channel can't shrink
             continue
+        naming = next((key for key in signature if key not in taken), None)
+        if naming is None:
+            reason = "each of its dimensions names another group already"
+            refused.setdefault(Refusal(operator="group", where=signature[0][0], reason=reason))
+            continue
+        order = [root for root in dict.fromkeys(roots[naming].tolist()) if root in own]
         start = len(number)
         number.update({root: start + i for i, root in enumerate(order)})
-        groups.append(_group(keys, order, roots, atoms))
-        ids.add(groups[-1].id)
+        groups.append(_group(naming, signature, order, roots, atoms))
+        taken.add(naming)
     return tuple(groups), tuple(refused), number
 
 
 def _group(
+    naming: tuple[str, int],
     keys: tuple[tuple[str, int], ...],
     order: list[int],
     roots: Mapping[tuple[str, int], Indices],
@@ -149,13 +164,13 @@ def _group(
         )
         for name, dim in keys
     )
-    return Group(id=f"{keys[0][0]}:{keys[0][1]}", num_channels=len(order), members=members)
+    return Group(id=f"{naming[0]}:{naming[1]}", num_channels=len(order), members=members)
 
 
 def prunable_shares(
     program: ExportedProgram, groups: tuple[Group, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[float, float]:
-    """Share of the multiply-accumulates, and of the parameters, of convolutions and linears with a prunable dimension."""
+    """Share of the MACs, and of the parameters, of convolutions and linears with a prunable dimension."""
     prunable = {member.parameter for group in groups for member in group.members}
     names = tracing.parameter_names(program)
     macs, params = [0, 0], {False: set[str](), True: set[str]()}

@@ -78,6 +78,8 @@ def _refuse_inputs(call: Call, reason: str) -> Dims:
 def convolution(call: Call) -> Dims:
     """x [N, C_in, ...] with weight [C_out, C_in / g, ...]. With g > 1 a whole convolution group lives or dies."""
     atoms, x, weight, groups = call.atoms, call.of("input"), call.of("weight"), call.arguments["groups"]
+    if len(x) != len(weight):
+        return _refuse_inputs(call, "its input has no batch dimension")
     for spatial in x[2:]:
         atoms.fix(spatial, call.refusal("the convolution slides along a dimension that holds channels"))
     if groups == 1:
@@ -156,9 +158,7 @@ def broadcast(call: Call) -> Dims:
                 result[i] = dim
             else:
                 result[i] = call.atoms.unite(known, dim, call.refusal(NOT_BOTH))
-    return tuple(
-        no_atoms(size) if dim is None else dim for size, dim in zip(call.shape, result, strict=True)
-    )
+    return tuple(no_atoms(size) if dim is None else dim for size, dim in zip(call.shape, result, strict=True))
 
 
 NOT_BOTH = "the other operand can't be pruned along this dimension"
@@ -167,11 +167,12 @@ NOT_BOTH = "the other operand can't be pruned along this dimension"
 @rule("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
 @rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d")
 def pooling(call: Call) -> Dims:
-    """Windows over the dimensions after the channels."""
+    """Windows over the last one to three dimensions."""
     x = call.dims[call.tensors[0]]
-    for spatial in x[2:]:
+    rank = int(call.operator[-2])
+    for spatial in x[-rank:]:
         call.atoms.fix(spatial, call.refusal("pooling mixes a dimension that holds channels"))
-    return (*x[:2], *(no_atoms(size) for size in call.shape[2:]))
+    return (*x[:-rank], *(no_atoms(size) for size in call.shape[-rank:]))
 
 
 @rule("mean")
@@ -191,6 +192,8 @@ def mean(call: Call) -> Dims:
 def concatenate(call: Call) -> Dims:
     """Inputs side by side along one dimension; tied along every other."""
     parts = [call.dims[tensor] for tensor in call.arguments["tensors"]]
+    if any(len(part) != len(call.shape) for part in parts):
+        return unknown(call)  # torch skips old-style empty tensors
     axis = call.arguments.get("dim", 0) % len(call.shape)
     result = list(parts[0])
     for part in parts[1:]:
@@ -216,6 +219,8 @@ def permutation(call: Call) -> Dims:
     order = call.arguments.get("dims")
     if order is None:
         order = list(range(len(x)))
+        if len(x) < 2:
+            return x
         a, b = call.arguments.get("dim0", 0), call.arguments.get("dim1", 1)
         order[a], order[b] = order[b], order[a]
     return tuple(x[i] for i in order)

@@ -12,11 +12,8 @@ from torch.export.graph_signature import InputKind
 
 from edgeprune.errors import RefusedError
 
-VIEWS = frozenset(
-    "view reshape flatten unflatten squeeze unsqueeze permute transpose slice select expand chunk split alias detach t"
-    " unbind narrow as_strided".split()
-)
-"""Operators whose output may share memory with their first input."""
+SHARING = frozenset("dropout feature_dropout alpha_dropout feature_alpha_dropout getitem".split())
+"""Operators whose output may share memory with their input although their schema does not say so."""
 
 
 def export_program(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
@@ -24,7 +21,7 @@ def export_program(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, .
 
     Raises `RefusedError` with torch's own reason where the forward can't be traced (data-dependent control flow).
     """
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -34,7 +31,8 @@ def export_program(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, .
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise RefusedError(f"torch.export can't trace the model: {reason}") from error
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _is_functional(program: ExportedProgram) -> bool:
@@ -43,8 +41,9 @@ def _is_functional(program: ExportedProgram) -> bool:
         if node.op != "call_function" or not writes_in_place(node):
             continue
         target = node.args[0]
-        shares = operator_name(target) in VIEWS or target.op != "call_function"
-        if shares or any(operator_name(user) in VIEWS for user in target.users if user is not node):
+        if target.op != "call_function" or _may_share(target):
+            return False
+        if any(_may_share(user) for user in target.users if user is not node):
             return False
         later = False
         for other in program.graph.nodes:
@@ -53,6 +52,13 @@ def _is_functional(program: ExportedProgram) -> bool:
             elif later and target in other.all_input_nodes:
                 other.replace_input_with(target, node)
     return True
+
+
+def _may_share(node: torch.fx.Node) -> bool:
+    """Whether the node's output may share memory with its input (`view`, `chunk`, `dropout` in evaluation mode)."""
+    schema = getattr(node.target, "_schema", None)
+    aliases = schema is not None and any(r.alias_info and not r.alias_info.is_write for r in schema.returns)
+    return aliases or operator_name(node) in SHARING
 
 
 def writes_in_place(node: torch.fx.Node) -> bool:
@@ -85,13 +91,24 @@ def module_call(node: torch.fx.Node) -> str:
 
 
 def parameter_names(program: ExportedProgram) -> dict[str, str]:
-    """Placeholder name to qualified name, for parameters, buffers and lifted constants."""
+    """Placeholder name to qualified name, for parameters, buffers and lifted constants.
+
+    A tensor that has several names (tied weights) goes by the first, as in `Module.named_parameters`.
+    """
     kinds = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
+    tensors: dict[str, Any] = {**program.constants, **program.state_dict}
+    first: dict[int, str] = {}
     return {
-        spec.arg.name: str(spec.target)
+        spec.arg.name: first.setdefault(id(tensors.get(spec.target, spec)), str(spec.target))
         for spec in program.graph_signature.input_specs
         if spec.kind in kinds and spec.target is not None
     }
+
+
+def constant_names(program: ExportedProgram) -> frozenset[str]:
+    """Names of the tensors that Python code of the model holds beside its parameters and buffers."""
+    specs = program.graph_signature.input_specs
+    return frozenset(str(spec.target) for spec in specs if spec.kind == InputKind.CONSTANT_TENSOR)
 
 
 def user_inputs(program: ExportedProgram) -> tuple[str, ...]:
@@ -112,8 +129,6 @@ def arguments(node: torch.fx.Node) -> Mapping[str, Any]:
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return {str(i): value for i, value in enumerate(node.args)}
-    values = {
-        argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()
-    }
+    values = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
     values.update({argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)})
     return {**values, **node.kwargs}

@@ -1,0 +1,116 @@
+"""Device half for ONNX Runtime: standard library, onnxruntime and the numpy that it brings; Python 3.8 or later."""
+
+import json
+import os
+import tempfile
+import time
+
+import numpy as np
+import onnxruntime as ort
+
+NAME = "onnxruntime"
+DTYPES = {"float": "float32", "float16": "float16", "double": "float64", "int64": "int64", "int32": "int32"}
+DTYPES.update({"bool": "bool", "int8": "int8", "uint8": "uint8"})
+NOT_COMPUTE = {"ReorderInput", "ReorderOutput", "Cast", "MemcpyToHost", "MemcpyFromHost"}
+PROFILED_RUNS = 24
+PROFILED_US = 50e3
+
+ort.set_default_logger_severity(3)
+
+
+class Handle:
+    def __init__(self, path, options):
+        self.path = path
+        self.options = options
+        self.session = ort.InferenceSession(path, _settings(options), providers=["CPUExecutionProvider"])
+        self.names = [value.name for value in self.session.get_outputs()]
+        self.feeds = {spec["name"]: np.zeros(spec["shape"], spec["dtype"]) for spec in inputs(self)}
+        self.last = []
+        self.run = self.session.run
+
+
+def version():
+    return ort.__version__
+
+
+def load(path, options):
+    if options["precision"] != "fp32":
+        raise ValueError("precision %s is not supported; fp32 is" % options["precision"])
+    return Handle(path, options)
+
+
+def inputs(handle):
+    return [_spec(value) for value in handle.session.get_inputs()]
+
+
+def outputs(handle):
+    return [_spec(value) for value in handle.session.get_outputs()]
+
+
+def fill(handle, seed):
+    generator = np.random.default_rng(seed)
+    for array in handle.feeds.values():
+        if np.issubdtype(array.dtype, np.floating):
+            array[...] = generator.standard_normal(array.shape, dtype=np.float32)
+        else:
+            array[...] = generator.integers(0, 2, array.shape)
+
+
+def set_input(handle, index, data):
+    array = list(handle.feeds.values())[index]
+    array[...] = np.frombuffer(data, dtype=array.dtype).reshape(array.shape)
+
+
+def get_output(handle, index):
+    return np.ascontiguousarray(handle.last[index]).tobytes()
+
+
+def run(handle):
+    handle.last = handle.run(handle.names, handle.feeds)
+
+
+def node_times(handle):
+    """Medians over runs of a second session that profiles: the profile of a session can be read only when it ends."""
+    if not handle.options.get("profile"):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _settings(handle.options)
+        settings.enable_profiling = True
+        settings.profile_file_prefix = os.path.join(folder, "profile")
+        session = ort.InferenceSession(handle.path, settings, providers=["CPUExecutionProvider"])
+        totals = []
+        while len(totals) < 4 or (len(totals) < PROFILED_RUNS and sum(totals) < PROFILED_US):
+            begun = time.perf_counter_ns()
+            session.run(handle.names, handle.feeds)
+            totals.append((time.perf_counter_ns() - begun) / 1e3)
+        with open(session.end_profiling()) as file:
+            events = json.load(file)
+    times = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            node = (event["name"][: -len("_kernel_time")], event.get("args", {}).get("op_name", ""))
+            times.setdefault(node, []).append(event["dur"])
+    nodes = [
+        # the first runs are cold; times are cut to whole microseconds
+        {"name": name, "type": kind, "time_us": _middle(durations[2:]) + 0.5, "compute": kind not in NOT_COMPUTE}
+        for (name, kind), durations in times.items()
+    ]
+    return {"nodes": nodes, "total_us": _middle(totals[2:])}
+
+
+def _settings(options):
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options["threads"]
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    return settings
+
+
+def _spec(value):
+    kind = value.type[len("tensor(") : -1]
+    return {"name": value.name, "dtype": DTYPES.get(kind, kind), "shape": list(value.shape)}
+
+
+def _middle(values):
+    return float(np.median(values))

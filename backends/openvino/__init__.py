@@ -1,0 +1,49 @@
+"""OpenVINO: Intel CPUs (and any x86-64 or Arm CPU that the package runs on), through the IR or ONNX."""
+
+from __future__ import annotations
+
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeprune.backends.openvino.exporting import export as export
+from edgeprune.errors import install_line
+from edgeprune.fusion import Unit, fuse
+
+if TYPE_CHECKING:
+    from edgeprune.graph import ModelGraph
+    from edgeprune.kernel import Kernel
+
+name = "openvino"
+modelled = False
+
+
+FUSED = frozenset({"relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu"})
+"""Activations that go into the kernel before them."""
+
+
+def available() -> str | None:
+    return None if util.find_spec("openvino") else f"OpenVINO is not installed: {install_line('openvino')}"
+
+
+def version() -> str | None:
+    try:
+        return metadata.version("openvino")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def runner_path() -> Path:
+    return Path(__file__).with_name("runner.py")
+
+
+def build(kernel: Kernel, folder: Path) -> Path:
+    """An ONNX file: OpenVINO reads it by itself, as fast as its own format."""
+    from edgeprune.kernel_onnx import write_kernel
+
+    return write_kernel(kernel, folder)
+
+
+def partition(graph: ModelGraph, precision: str) -> tuple[Unit, ...]:
+    """Convolution and linear take in norm, activation and residual add; what is left runs as a kernel of its own."""
+    return fuse(graph, precision, activations=FUSED, adds=True)

@@ -1,0 +1,103 @@
+"""Options that name a model, its inputs, a device and data: the same for every command that takes them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from edgeprune.preparing import Reporter, Task
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def model_options(function: Command) -> Command:
+    """MODEL, --weights, --shape, --input and --seed."""
+    for option in reversed(
+        (
+            click.argument("model"),
+            click.option("--weights", metavar="FILE|DEFAULT", help="A state_dict, or DEFAULT for the download."),
+            click.option("--shape", metavar="1x3x224x224", help="One float32 input of this shape."),
+            click.option("--input", "inputs", multiple=True, metavar="[NAME=]DTYPE:SHAPE[:RANGE|FILE]", help="Repeatable."),
+            click.option("--seed", type=int, default=0, show_default=True, help="For random weights and samples."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def choice_options(function: Command) -> Command:
+    """--device, --budget, --saliency, --data, --preprocess and --allow-other-table."""
+    for option in reversed(
+        (
+            click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml."),
+            click.option("--budget", required=True, metavar="8ms|120fps|0.6x", help="What the latency may be."),
+            click.option("--saliency", default="taylor", show_default=True, help="How channels and blocks are valued."),
+            click.option("--data", metavar="FOLDER|CSV|NPZ|pkg.mod:loader", help="For saliency, repair and report."),
+            click.option(
+                "--preprocess", type=click.Path(path_type=Path), metavar="FILE.json", help="Instead of the model's own."
+            ),
+            click.option("--allow-other-table", is_flag=True, help="Use a table that was measured on another machine."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def make_task(
+    model: str,
+    *,
+    weights: str | None,
+    shape: str | None,
+    inputs: tuple[str, ...],
+    seed: int,
+    device_name: str,
+    saliency: str,
+    data: str | None,
+    preprocess: Path | None,
+    allow_other_table: bool,
+) -> Task:
+    """Resolve what the options name; every fault is an `InputError` before anything long starts."""
+    from edgeprune.backends import find_backend
+    from edgeprune.data import load_data
+    from edgeprune.device import load_device
+    from edgeprune.errors import InputError, RuntimeMissing, did_you_mean
+    from edgeprune.models import example_inputs, resolve
+    from edgeprune.preparing import Task
+    from edgeprune.preprocessing import Preprocessing, default_preprocessing
+    from edgeprune.saliency import CRITERIA
+
+    device = load_device(device_name)
+    if (missing := find_backend(device.backend).available()) is not None:
+        raise RuntimeMissing(missing)
+    if saliency not in CRITERIA:
+        raise InputError(f"no saliency '{saliency}'{did_you_mean(saliency, CRITERIA)} (known: {', '.join(sorted(CRITERIA))})")
+    module = resolve(model, weights=weights, seed=seed)
+    examples = example_inputs(shape, inputs, model=module, seed=seed)
+    size = tuple(examples[0].shape)
+    preprocessing = (
+        Preprocessing.from_json(preprocess) if preprocess else default_preprocessing(model, size, weights=weights)
+    )
+    return Task(
+        model=module,
+        name=model,
+        example_inputs=examples,
+        device=device,
+        data=load_data(data, preprocessing, size) if data else None,
+        preprocessing=preprocessing,
+        saliency=saliency,
+        seed=seed,
+        allow_other_table=allow_other_table,
+        command=("edgeprune " + " ".join(sys.argv[1:]),),
+    )
+
+
+def reporter() -> Reporter:
+    """Lines and a progress bar with an ETA on stderr; only warnings of the log level with -q."""
+    from edgeprune.cli.progress import Console
+
+    return Console()

@@ -1,0 +1,218 @@
+"""The cost model: from measured kernels to the latency of a whole network at any offered widths, with an error bar.
+
+latency(w) = overhead + sum over units u of correction_u * surface_u(c_in(w), c_out(w))
+
+A surface interpolates the measured kernels of one shape, bilinearly and inside the measured range only. Corrections
+and overhead come from a handful of whole networks that were measured node by node (`calibrate`); without them they are
+1 and 0. All microseconds are on the clock of the table: ratios to the session references times their table value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.interpolate import RegularGridInterpolator
+
+from edgeprune.errors import TableError
+from edgeprune.fusion import Unit
+from edgeprune.graph import ModelGraph
+from edgeprune.kernel import Kernel
+from edgeprune.units import samples, shape_key
+
+FloatArray = npt.NDArray[np.float64]
+
+SHRINKAGE = 2.0
+"""A unit's own correction counts like its family's after this many measured networks."""
+UNCALIBRATED_ERROR = 0.15
+"""Relative error stated for a prediction from kernels alone: isolated kernels sum to 5 to 17 % off."""
+LEAST_ERROR = 0.015
+"""No error bar is narrower than this: the repeatability of the measurements themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """Latency over sampled widths: `us[i, j]` at `c_in[i]`, `c_out[j]`; one row or column where a width is tied."""
+
+    c_in: tuple[int, ...]
+    c_out: tuple[int, ...]
+    us: FloatArray
+
+    def at(self, points: npt.ArrayLike) -> FloatArray:
+        """Latencies in us, float64 [n], at points [n, 2] of (c_in, c_out). `TableError` outside the measured range."""
+        wanted = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+        for axis, sizes in enumerate((self.c_in, self.c_out)):
+            low, high = wanted[:, axis].min(), wanted[:, axis].max()
+            if len(sizes) > 1 and (low < sizes[0] or high > sizes[-1]):
+                raise TableError(f"width {low:g} to {high:g} is outside the measured {sizes[0]} to {sizes[-1]}")
+        axes = [axis for axis, sizes in enumerate((self.c_in, self.c_out)) if len(sizes) > 1]
+        if not axes:
+            return np.full(len(wanted), self.us.item())
+        grid = RegularGridInterpolator([(self.c_in, self.c_out)[axis] for axis in axes], self.us.squeeze())
+        return np.asarray(grid(wanted[:, axes]), dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkTiming:
+    """A whole network measured node by node: its widths, end-to-end latency and the time of each unit by name.
+
+    `node_us` is empty where the runtime does not tell. All on the table's clock.
+    """
+
+    widths: Mapping[str, int]
+    total_us: float
+    node_us: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A predicted latency in us; `error_us` is the half-width of its 90 % interval."""
+
+    us: float
+    error_us: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """Predicts the latency of `graph` cut to offered widths; `options[group]` are the widths it was sampled for."""
+
+    graph: ModelGraph
+    units: tuple[Unit, ...]
+    options: Mapping[str, tuple[int, ...]]
+    surfaces: Mapping[Kernel, Surface]
+    origin: str
+    correction: Mapping[str, float] = field(default_factory=dict)
+    overhead_us: float = 0.0
+    relative_error: float = UNCALIBRATED_ERROR
+    networks: int = 0
+
+    def unit_us(self, unit: Unit, points: npt.ArrayLike) -> FloatArray:
+        """Latency of a unit in us, float64 [n], at points [n, 2] of (c_in, c_out)."""
+        return self.correction.get(unit.name, 1.0) * self.surfaces[shape_key(unit.dense)].at(points)
+
+    def predict(self, widths: Mapping[str, int], dropped: Iterable[str] = ()) -> Prediction:
+        """Latency of the network with `widths[group]` channels kept (dense where not named) and blocks dropped."""
+        kept = {**self.graph.dense_widths, **widths}
+        gone = self.vanishing(dropped)
+        us = self.overhead_us + sum(
+            float(self.unit_us(unit, [(unit.c_in.at(kept), unit.c_out.at(kept))])[0])
+            for unit in self.units
+            if unit.name not in gone
+        )
+        return Prediction(us=us, error_us=us * self.relative_error)
+
+    def vanishing(self, dropped: Iterable[str]) -> frozenset[str]:
+        """Names of the units that go with the dropped blocks."""
+        names = set(dropped)
+        nodes = {node for block in self.graph.blocks if block.id in names for node in block.nodes}
+        return frozenset(unit.name for unit in self.units if unit.nodes & nodes)
+
+
+def cost_model(
+    graph: ModelGraph,
+    units: Sequence[Unit],
+    options: Mapping[str, tuple[int, ...]],
+    latency_us: Mapping[Kernel, float],
+    *,
+    origin: str,
+) -> CostModel:
+    """Surfaces from measured kernels, nothing calibrated yet.
+
+    `latency_us` are compute times of kernels on the table's clock. A kernel that could not be measured narrows the
+    surface it belongs to; `TableError` names the unit for which nothing remains.
+    """
+    surfaces: dict[Kernel, Surface] = {}
+    for key, kernels in samples(units, options).items():
+        surface = _surface(kernels, latency_us)
+        if surface is None:
+            names = [unit.name for unit in units if shape_key(unit.dense) == key]
+            raise TableError(f"no measured kernel for {names[0]} ({kernels[0].key}): profile the model on this device")
+        surfaces[key] = surface
+    return CostModel(graph=graph, units=tuple(units), options=dict(options), surfaces=surfaces, origin=origin)
+
+
+def _surface(kernels: Sequence[Kernel], latency_us: Mapping[Kernel, float]) -> Surface | None:
+    """The largest full grid among the measured kernels of one shape."""
+    measured = {(k.c_in, k.c_out): latency_us[k] for k in kernels if k in latency_us}
+    tied = len({k.c_in for k in kernels}) == len(kernels) and len({k.c_out for k in kernels}) > 1
+    ins = sorted({k.c_in for k in kernels})
+    if tied:
+        here = [(c_in, us) for (c_in, _), us in sorted(measured.items())]
+        if not here:
+            return None
+        return Surface(c_in=tuple(c for c, _ in here), c_out=(0,), us=np.array([[us] for _, us in here]))
+    outs = sorted({k.c_out for k in kernels})
+    while missing := [(i, j) for i in ins for j in outs if (i, j) not in measured]:
+        rows, columns = [i for i, _ in missing], [j for _, j in missing]
+        worst_row, worst_column = max(ins, key=rows.count), max(outs, key=columns.count)
+        if rows.count(worst_row) / len(outs) >= columns.count(worst_column) / len(ins):
+            ins.remove(worst_row)
+        else:
+            outs.remove(worst_column)
+        if not ins or not outs:
+            return None
+    us = np.array([[measured[i, j] for j in outs] for i in ins], dtype=np.float64)
+    return Surface(c_in=tuple(ins), c_out=tuple(outs), us=us)
+
+
+def calibrate(model: CostModel, timings: Sequence[NetworkTiming]) -> CostModel:
+    """Correct a cost model by whole networks, and state its error by leaving each of them out in turn."""
+    fitted = _fit(model, timings)
+    errors = [
+        _fit(model, [*timings[:i], *timings[i + 1 :]]).predict(timing.widths).us / timing.total_us - 1
+        for i, timing in enumerate(timings)
+        if len(timings) > 1
+    ]
+    spread = float(np.sqrt(np.mean(np.square(errors)))) if errors else UNCALIBRATED_ERROR / 3
+    return replace(fitted, relative_error=max(LEAST_ERROR, 1.645 * spread), networks=len(timings))
+
+
+def _fit(model: CostModel, timings: Sequence[NetworkTiming]) -> CostModel:
+    """Per unit: measured over tabled node time, in logarithms, drawn to its family's mean; then what is left over.
+
+    Where no node times are known one factor is fitted to the totals.
+    """
+    by_unit = {unit.name: _log_ratios(model, unit, timings) for unit in model.units}
+    pooled: dict[str, list[float]] = {}
+    for unit in model.units:
+        pooled.setdefault(unit.dense.family, []).extend(by_unit[unit.name])
+    everything = [value for values in pooled.values() for value in values]
+    if not everything:
+        factor = float(np.median([t.total_us / replace(model, overhead_us=0.0).predict(t.widths).us for t in timings]))
+        return replace(model, correction={unit.name: factor for unit in model.units})
+    overall = float(np.median(everything))
+    correction = {}
+    for unit in model.units:
+        family = pooled[unit.dense.family]
+        centre = float(np.median(family)) if family else overall
+        own = by_unit[unit.name]
+        correction[unit.name] = float(np.exp((SHRINKAGE * centre + sum(own)) / (SHRINKAGE + len(own))))
+    corrected = replace(model, correction=correction, overhead_us=0.0)
+    left = [timing.total_us - corrected.predict(timing.widths).us for timing in timings]
+    return replace(corrected, overhead_us=max(0.0, float(np.median(left))))
+
+
+def _log_ratios(model: CostModel, unit: Unit, timings: Sequence[NetworkTiming]) -> list[float]:
+    surface = model.surfaces[shape_key(unit.dense)]
+    ratios = []
+    for timing in timings:
+        measured = timing.node_us.get(unit.name, 0.0)
+        kept = {**model.graph.dense_widths, **timing.widths}
+        tabled = float(surface.at([(unit.c_in.at(kept), unit.c_out.at(kept))])[0])
+        if measured > 0.0 and tabled > 0.0:
+            ratios.append(float(np.log(measured / tabled)))
+    return ratios
+
+
+def describe(model: CostModel) -> dict[str, Any]:
+    """What a manifest says about the model that made a prediction."""
+    return {
+        "origin": model.origin,
+        "networks": model.networks,
+        "overhead_us": round(model.overhead_us, 2),
+        "relative_error_90": round(model.relative_error, 4),
+        "units": len(model.units),
+    }

@@ -1,0 +1,394 @@
+"""Calibration and evaluation data, from whatever the user has: folders of pictures, CSV, npz, a loader.
+
+Legend: N samples, C channels, H height, W width. A *picture* is a file that is decoded when needed and may be cropped
+at random; an *array* is a sample that comes ready from an npz file or a loader.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edgeprune.errors import InputError
+from edgeprune.models import call_factory, import_or_explain
+from edgeprune.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CACHE_BYTES = 256 * 2**20  # decoded pictures
+LOADER_BYTES = 2**31  # what is kept of a loader's samples
+LISTED_SKIPPED = 5
+
+log = logging.getLogger(__name__)
+Batch: TypeAlias = tuple[torch.Tensor, "torch.Tensor | None"]
+Sample: TypeAlias = npt.NDArray[np.float32]  # [C, H, W], or the model's own shape without the batch
+Reader: TypeAlias = "Callable[[int, int, int], Sample | None]"  # item, view, seed; None: can't be read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Samples with or without labels, read when needed.
+
+    `names[i]` names sample i (a file's path below the folder, or a number), `labels[i]` its class. `skipped` lists
+    `name: reason` of what couldn't be read; it grows when a picture turns out broken while it is decoded.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[int, ...] | None
+    read: Reader
+    items: tuple[int, ...]
+    can_augment: bool = False
+    is_synthetic: bool = False
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def order(self) -> list[int]:
+        """The samples in the order of their names' hashes: any first part of it mixes the classes."""
+        return sorted(range(len(self.names)), key=lambda i: _digest(self.names[i]))
+
+    def batches(
+        self, batch_size: int = 32, *, views: int = 1, seed: int = 0, limit: int | None = None
+    ) -> Iterator[Batch]:
+        """Batches (x float32 [N, C, H, W], y int64 [N] or None), the same ones at every call.
+
+        View 0 of a picture is the evaluation's crop, views 1, 2, ... are random crops from `seed`; arrays have one
+        view. The samples come in `order`, all of view 0 first; `limit` is the most of them.
+        """
+        order = self.order
+        wanted = [(i, view) for view in range(views if self.can_augment else 1) for i in order][:limit]
+        x: list[Sample] = []
+        y: list[int] = []
+        given = 0
+        for position, (i, view) in enumerate(wanted):
+            sample = self.read(self.items[i], view, seed)
+            if sample is not None:
+                x.append(sample)
+                y.append(self.labels[i] if self.labels is not None else 0)
+            if x and (len(x) == batch_size or position == len(wanted) - 1):
+                yield torch.from_numpy(np.stack(x)), torch.tensor(y) if self.labels is not None else None
+                given += len(x)
+                x, y = [], []
+        if not given:
+            raise InputError(f"no sample of the data can be read: {_listed(self.skipped)}")
+
+    def split_by_hash(self) -> tuple[Data, Data]:
+        """(calibration, report): each sample's half is told by the SHA-256 of its file's name alone.
+
+        It doesn't depend on the order, nor on which other files there are. Only where a half would be empty, the
+        samples are halved in the order of their names' hashes.
+        """
+        if len(self) < 2:
+            raise InputError(f"{len(self)} sample can't be split into calibration and report: give at least 2")
+        is_report = [_digest(Path(name).name)[0] & 1 == 1 for name in self.names]
+        if all(is_report) or not any(is_report):
+            order = self.order
+            is_report = [i in order[len(order) // 2 :] for i in range(len(self))]
+        return self.select([not r for r in is_report]), self.select(is_report)
+
+    def select(self, wanted: Sequence[bool]) -> Data:
+        """The samples i with `wanted[i]`."""
+        chosen = [i for i, keep in enumerate(wanted) if keep]
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in chosen),
+            labels=None if self.labels is None else tuple(self.labels[i] for i in chosen),
+            items=tuple(self.items[i] for i in chosen),
+        )
+
+    def describe(self) -> str:
+        """`10 samples with labels, 1 skipped`, for people."""
+        kind = "random" if self.is_synthetic else "labelled" if self.labels is not None else "unlabelled"
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"{len(self)} {kind} sample{'' if len(self) == 1 else 's'}{skipped}"
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
+def _listed(skipped: Sequence[str]) -> str:
+    more = f" and {len(skipped) - LISTED_SKIPPED} more" if len(skipped) > LISTED_SKIPPED else ""
+    return "; ".join(skipped[:LISTED_SKIPPED]) + more
+
+
+def load_data(spec: str, preprocessing: Preprocessing | None, shape: Sequence[int]) -> Data:
+    """The data that `--data` names, for a model whose input has `shape` (N, ...).
+
+    A folder of pictures; a folder of class folders (their order is the label, or their names where all are numbers);
+    a CSV of `path,label` or of paths, relative to the file; an npz with `x` and, if there are labels, `y`;
+    `pkg.mod:loader`, which is called and gives batches x or (x, y). Pictures go through `preprocessing`, uint8 arrays
+    through its scale, mean and std, float arrays are taken as they are.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        return _pictures(path, *_of_folder(path), _for_pictures(preprocessing, shape))
+    if path.suffix == ".csv":
+        return _pictures(path, *_of_csv(path), _for_pictures(preprocessing, shape))
+    if path.suffix == ".npz":
+        return _of_npz(path, preprocessing, shape)
+    module, colon, _ = spec.partition(":")
+    if colon and not path.exists() and all(part.isidentifier() for part in module.split(".")):
+        return as_data(call_factory(spec, "data"), preprocessing, shape)
+    if not path.exists():
+        raise InputError("no such file or folder", file=path)
+    raise InputError("expected a folder of pictures, a .csv, an .npz or pkg.mod:loader", file=path)
+
+
+def synthetic(shape: Sequence[int], *, seed: int = 0, count: int = 32) -> Data:
+    """Random-normal samples for a model whose input has `shape` (N, ...), marked `is_synthetic`."""
+    size = tuple(shape[1:])
+
+    def read(item: int, view: int, view_seed: int) -> Sample:
+        return np.random.default_rng([seed, item]).standard_normal(size, np.float32)
+
+    names = tuple(f"random {i}" for i in range(count))
+    return Data(names=names, labels=None, read=read, items=tuple(range(count)), is_synthetic=True)
+
+
+def as_data(source: object, preprocessing: Preprocessing | None = None, shape: Sequence[int] = ()) -> Data:
+    """A `Data` as it is; any iterable of batches x or (x, y), such as a torch DataLoader, read into memory."""
+    if isinstance(source, Data):
+        return source
+    if not isinstance(source, Iterable):
+        raise InputError(f"the loader gives a {type(source).__name__}, expected batches x or (x, y)")
+    xs: list[npt.NDArray[Any]] = []
+    ys: list[npt.NDArray[Any] | None] = []
+    held = 0
+    for batch in source:
+        x, y = batch if isinstance(batch, list | tuple) and len(batch) == 2 else (batch, None)
+        if isinstance(x, list | tuple | dict | str):
+            raise InputError(f"the loader gives {type(x).__name__} as x, expected one array or tensor [N, ...]")
+        xs.append(_array(x))
+        ys.append(None if y is None else _array(y))
+        held += xs[-1].nbytes
+        if held > LOADER_BYTES:
+            log.warning("the loader has more than %d MiB: its first %d batches are used", held >> 20, len(xs))
+            break
+    if not xs:
+        raise InputError("the loader is empty")
+    labels = [y for y in ys if y is not None]
+    if len(labels) not in (0, len(ys)):
+        raise InputError("the loader gives labels with some batches only")
+    try:
+        x, y = np.concatenate(xs), np.concatenate(labels) if labels else None
+    except ValueError as error:
+        raise InputError(f"the loader's batches don't fit together: {error}") from None
+    return _arrays(x, y, preprocessing, shape)
+
+
+def _array(values: object) -> npt.NDArray[Any]:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _of_npz(path: Path, preprocessing: Preprocessing | None, shape: Sequence[int]) -> Data:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "x" not in file.files:
+                raise InputError(
+                    f"expected arrays x and, with labels, y; found {', '.join(file.files) or 'none'}", file=path
+                )
+            x, y = file["x"], file["y"] if "y" in file.files else None
+        return _arrays(x, y, preprocessing, shape)
+    except InputError as error:
+        raise InputError(error.args[0], file=path) from None
+    except Exception as error:  # numpy and zipfile raise many kinds on a broken file
+        raise InputError(f"not an npz file of arrays: {error}", file=path) from None
+
+
+def _arrays(
+    x: npt.NDArray[Any], y: npt.NDArray[Any] | None, preprocessing: Preprocessing | None, shape: Sequence[int]
+) -> Data:
+    size = tuple(shape[1:]) or x.shape[1:]
+    last_to_first = x.ndim == 4 and len(size) == 3 and x.shape[1:] != size and (x.shape[3], *x.shape[1:3]) == size
+    if x.ndim == 3 and size == (1, *x.shape[1:]):
+        x = x[:, None]
+    elif last_to_first:
+        x = x.transpose(0, 3, 1, 2)
+    if x.dtype.kind not in "fiub" or x.ndim < 2 or not len(x) or x.shape[1:] != size:
+        raise InputError(f"x is {x.dtype} {x.shape}, expected numbers of shape (N, {', '.join(map(str, size))})")
+    if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu" or y.min() < 0):
+        raise InputError(f"y is {y.dtype} {y.shape}, expected {len(x)} class numbers from 0")
+
+    def read(item: int, view: int, seed: int) -> Sample:
+        if x.dtype != np.uint8 or preprocessing is None or size[0] != preprocessing.num_channels:
+            return np.ascontiguousarray(x[item], np.float32)
+        sample: Sample = preprocessing.normalise(np.moveaxis(x[item], 0, -1)[None])[0]
+        return sample
+
+    labels = None if y is None else tuple(int(label) for label in y)
+    return Data(names=tuple(map(str, range(len(x)))), labels=labels, read=read, items=tuple(range(len(x))))
+
+
+def _for_pictures(preprocessing: Preprocessing | None, shape: Sequence[int]) -> Preprocessing:
+    found = " x ".join(map(str, shape[1:]))
+    if preprocessing is None:
+        raise InputError(f"the model's input ({found}) is no picture: give --data as npz or pkg.mod:loader")
+    if preprocessing.shape != tuple(shape[1:]):
+        given = " x ".join(map(str, preprocessing.shape))
+        raise InputError(f"the preprocessing gives {given}, the model's input is {found}")
+    return preprocessing
+
+
+def _of_folder(folder: Path) -> tuple[list[str], list[int] | None]:
+    """Paths below the folder, and labels where there are class folders."""
+    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    classes = [p for p in entries if p.is_dir()]
+    files = [p.name for p in entries if p.is_file()]
+    if not classes:
+        return files, None
+    if any(Path(name).suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp") for name in files):
+        raise InputError(
+            "holds both pictures and folders: either all pictures lie in class folders or none", file=folder
+        )
+    numbered = all(c.name.isascii() and c.name.isdigit() for c in classes)
+    names, labels = [], []
+    for index, entry in enumerate(classes):
+        found = sorted(p for p in entry.rglob("*") if p.is_file() and not p.name.startswith("."))
+        names += [p.relative_to(folder).as_posix() for p in found]
+        labels += [int(entry.name) if numbered else index] * len(found)
+    return names, labels
+
+
+def _of_csv(path: Path) -> tuple[list[str], list[int] | None]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [
+                (number, row) for number, row in enumerate(csv.reader(file), 1) if any(cell.strip() for cell in row)
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"not a CSV file: {error}", file=path) from None
+    if rows and [cell.strip().lower() for cell in rows[0][1]] in (["path", "label"], ["path"]):
+        del rows[0]
+    columns = len(rows[0][1]) if rows else 0
+    names, labels = [], []
+    for number, row in rows:
+        if len(row) != columns or columns not in (1, 2):
+            raise InputError(
+                f"{len(row)} columns, expected path,label in every line, or a path", file=path, place=number
+            )
+        names.append(row[0].strip())
+        if columns == 2:
+            label = row[1].strip()
+            if not (label.isascii() and label.isdigit()):
+                raise InputError(f"label {label!r} is no class number from 0", file=path, place=number)
+            labels.append(int(label))
+    return names, labels if columns == 2 else None
+
+
+def _pictures(source: Path, names: list[str], labels: list[int] | None, preprocessing: Preprocessing) -> Data:
+    folder = source if source.is_dir() else source.parent
+    import_or_explain("PIL", "vision")
+    skipped: list[str] = []
+    good = []
+    for i, name in enumerate(names):
+        try:
+            _open(folder / name).close()
+            good.append(i)
+        except OSError as error:
+            _skip(skipped, name, error)
+    if not good:
+        raise InputError(f"no picture in it{': ' if skipped else ''}{_listed(skipped)}", file=source)
+    decode = _Decoder(folder, tuple(names), skipped)
+
+    def read(item: int, view: int, seed: int) -> Sample | None:
+        picture = decode(item, preprocessing.num_channels)
+        if picture is None:
+            return None
+        if view == 0:
+            values = preprocessing.geometry(picture)
+        else:
+            key = int.from_bytes(_digest(names[item])[:8], "big")
+            values = preprocessing.random_geometry(picture, np.random.default_rng([seed, view, key]))
+        sample: Sample = preprocessing.normalise(values[None])[0]
+        return sample
+
+    return Data(
+        names=tuple(names[i] for i in good),
+        labels=None if labels is None else tuple(labels[i] for i in good),
+        read=read,
+        items=tuple(good),
+        can_augment=True,
+        skipped=skipped,
+    )
+
+
+class _Decoder:
+    """Decodes pictures; the latest `CACHE_BYTES` of them stay decoded."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...], skipped: list[str]) -> None:
+        self.folder, self.names, self.skipped = folder, names, skipped
+        self.cache: OrderedDict[int, Image] = OrderedDict()
+        self.broken: set[int] = set()
+        self.num_bytes = 0
+
+    def __call__(self, item: int, num_channels: int) -> Image | None:
+        if item in self.broken:
+            return None
+        if item in self.cache:
+            self.cache.move_to_end(item)
+            return self.cache[item]
+        try:
+            picture = decode_picture(self.folder / self.names[item], num_channels)
+        except Exception as error:  # decoders raise many kinds on a broken file
+            self.broken.add(item)
+            _skip(self.skipped, self.names[item], error)
+            return None
+        self.cache[item] = picture
+        self.num_bytes += picture.width * picture.height * num_channels
+        while self.num_bytes > CACHE_BYTES and len(self.cache) > 1:
+            _, oldest = self.cache.popitem(last=False)
+            self.num_bytes -= oldest.width * oldest.height * num_channels
+        return picture
+
+
+def _open(path: Path) -> Image:
+    from PIL import Image
+
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from None
+
+
+def decode_picture(path: Path, num_channels: int) -> Image:
+    """The picture upright (EXIF) in RGB (3 channels) or grey (1); what is transparent becomes white."""
+    from PIL import Image, ImageOps
+
+    with _open(path) as file:
+        picture = ImageOps.exif_transpose(file)
+        if "A" in picture.getbands() or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        elif picture.mode.startswith("I") or picture.mode == "F":
+            picture = _to_8_bits(picture)
+        return picture.convert("RGB" if num_channels == 3 else "L")
+
+
+def _to_8_bits(picture: Image) -> Image:
+    """16-bit grey, which `convert` would clip at 255, by its upper 8 bits; floats are taken as 0..255."""
+    from PIL import Image
+
+    values = np.asarray(picture)
+    if picture.mode != "F" and values.max() > 255:
+        values = values >> 8
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def _skip(skipped: list[str], name: str, error: Exception) -> None:
+    reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable picture"
+    skipped.append(f"{name}: {reason}")
+    log.warning("skipped %s: %s", name, reason)

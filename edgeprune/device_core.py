@@ -1,0 +1,331 @@
+"""Core of the device program: JSON lines in on stdin, out on stdout; it loads, runs and times models through a runner.
+
+Runs on the device by itself (Python 3.8 or later, standard library only, nothing of edgeprune); `device_program.py` puts
+it and the runners into one file. A request is `{"id", "op", ...}`; it is answered by one line with the same id, holding
+`"error"` when it failed, after any number of `{"event": ...}` lines. A runner is a module with
+
+    NAME, version()                          what it is
+    load(path, options) -> handle            compile a model, allocate its tensors
+    inputs(handle), outputs(handle)          [{"name", "dtype", "shape"}], dtypes as numpy names them
+    fill(handle, seed)                       ordinary random values into every input
+    set_input(handle, index, data)           raw little-endian bytes
+    get_output(handle, index) -> bytes       of the last run
+    run(handle)                              one inference, which `run` and `measure` time from outside, or
+    timed_run(handle) -> microseconds        one inference that knows its own (modelled) time
+    node_times(handle) -> {"nodes", "total_us"} or None
+    lap(handle, first)                        optional: after the cold runs, then after each turn; node times count between
+    unload(handle)                           optional
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import math
+import os
+import platform
+import random
+import sys
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+PROTOCOL = 1
+COLD_RUNS = 8  # at most: the first runs of a model prepare weights and fill caches
+
+Request = dict[str, Any]
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Program:
+    """The loaded models of one runner and the operations on them, one method `op_<name>` each."""
+
+    def __init__(self, runner: Any, program_hash: str, emit: Emit) -> None:
+        self.runner = runner
+        self.hash = program_hash
+        self.emit = emit
+        self.handles: dict[str, Any] = {}
+        self.filled: set[str] = set()  # keys whose inputs hold random values
+        self.mean_us: dict[str, float] = {}  # of all runs of the last measurement, untimed ones too
+        self.parent = os.getppid()
+
+    def op_hello(self, request: Request) -> dict[str, Any]:
+        return {
+            "protocol": PROTOCOL,
+            "program": self.hash,
+            "runner": self.runner.NAME,
+            "version": self.runner.version(),
+            "modelled": hasattr(self.runner, "timed_run"),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "pid": os.getpid(),
+            "cpu": cpu_facts(),
+        }
+
+    def op_load(self, request: Request) -> dict[str, Any]:
+        affinity = request["options"].get("affinity")
+        if affinity and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, affinity)
+        self.op_unload(request)
+        handle = self.runner.load(request["path"], request["options"])
+        self.handles[request["key"]] = handle
+        return {"inputs": self.runner.inputs(handle), "outputs": self.runner.outputs(handle)}
+
+    def op_unload(self, request: Request) -> dict[str, Any]:
+        self.filled.discard(request["key"])
+        handle = self.handles.pop(request["key"], None)
+        if handle is not None and hasattr(self.runner, "unload"):
+            self.runner.unload(handle)
+        return {}
+
+    def op_run(self, request: Request) -> dict[str, Any]:
+        handle = self._handle(request["key"])
+        self.filled.discard(request["key"])
+        wanted = self.runner.inputs(handle)
+        if len(request["inputs"]) != len(wanted):
+            raise ValueError("the model has %d inputs, %d were given" % (len(wanted), len(request["inputs"])))
+        for index, (given, spec) in enumerate(zip(request["inputs"], wanted)):
+            if given["dtype"] != spec["dtype"] or list(given["shape"]) != list(spec["shape"]):
+                raise ValueError("input %d is %s, expected %s" % (index, _shape(given), _shape(spec)))
+            with open(given["path"], "rb") as file:
+                self.runner.set_input(handle, index, file.read())
+        (getattr(self.runner, "run", None) or self.runner.timed_run)(handle)
+        outputs = []
+        for index, spec in enumerate(self.runner.outputs(handle)):
+            path = os.path.join(request["folder"], "out%d.bin" % index)
+            with open(path, "wb") as file:
+                file.write(self.runner.get_output(handle, index))
+            outputs.append(dict(spec, path=path))
+        return {"outputs": outputs}
+
+    def op_node_times(self, request: Request) -> dict[str, Any]:
+        """Where a runner's node times are averages over all runs so far, the mean of just these runs goes with them."""
+        answer: dict[str, Any] = self.runner.node_times(self._handle(request["key"])) or {"nodes": None}
+        if answer.get("total_us") is None:
+            answer["total_us"] = self.mean_us.get(request["key"])
+        return answer
+
+    def op_measure(self, request: Request) -> dict[str, Any]:
+        keys = request["candidates"] + request["references"]
+        modelled = hasattr(self.runner, "timed_run")
+        timed = modelled_run(self.runner) if modelled else clocked_run(self.runner)
+        runs = {key: functools.partial(timed, self._handle(key)) for key in keys}
+        for key in set(keys) - self.filled:
+            self.runner.fill(self.handles[key], 0)
+            self.filled.add(key)
+        rounds = Rounds(runs, request, self)
+        answer = rounds.measure()
+        self.mean_us.update(rounds.mean_us())
+        answer["modelled"] = modelled
+        return answer
+
+    def lap(self, key: str, first: bool = False) -> None:
+        if hasattr(self.runner, "lap"):
+            self.runner.lap(self.handles[key], first)
+
+    def op_bye(self, request: Request) -> dict[str, Any]:
+        return {}
+
+    def _handle(self, key: str) -> Any:
+        if key not in self.handles:
+            raise KeyError("no model %r is loaded" % key)
+        return self.handles[key]
+
+
+class Rounds:
+    """Hot bursts of all candidates and references, interleaved in random order, round by round."""
+
+    def __init__(self, runs: dict[str, Callable[[], float]], request: Request, program: Program) -> None:
+        self.runs = runs
+        self.program = program
+        self.candidates: list[str] = request["candidates"]
+        self.references: list[str] = request["references"]
+        self.anchors: dict[str, str] = request["anchors"]
+        self.timing: dict[str, Any] = request["timing"]
+        self.random = random.Random(request["seed"])
+        self.times: dict[str, list[list[float]]] = {key: [] for key in runs}
+        self.rounds: dict[str, list[int]] = {key: [] for key in runs}
+        self.burst_runs: dict[str, int] = {}
+        self.untimed: dict[str, list[float]] = {key: [] for key in runs}
+
+    def measure(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        gc.disable()
+        try:
+            for key in self.runs:
+                self.program.emit({"event": "warmup", "key": key})
+                self.warm_up(key)
+            stopped_by = self.play(started)
+        finally:
+            gc.enable()
+        return {
+            "times_us": self.times,
+            "rounds": self.rounds,
+            "seconds": round(time.perf_counter() - started, 4),
+            "stopped_by": stopped_by,
+        }
+
+    def warm_up(self, key: str) -> None:
+        """Run for `warmup_ms`, and size the bursts: runs that fill `burst_ms`, at least `min_runs`."""
+        run, spent_us, times = self.runs[key], 0.0, [self.runs[key]()]
+        while spent_us < self.timing["warmup_ms"] * 1e3 or len(times) < self.timing["untimed_runs"]:
+            if len(times) == COLD_RUNS:
+                self.program.lap(key, first=True)
+            begun = time.perf_counter()
+            times.append(run())
+            # a modelled run may take no time at all by the clock: its own time counts as well
+            spent_us += max((time.perf_counter() - begun) * 1e6, times[-1])
+        if len(times) <= COLD_RUNS:
+            self.program.lap(key, first=True)
+        self.untimed[key] = times[COLD_RUNS:]
+        typical = max(median(times[-100:]), 0.1)
+        wanted = math.ceil(self.timing["burst_ms"] * 1e3 / typical)
+        self.burst_runs[key] = min(max(self.timing["min_runs"], wanted), 1000)
+
+    def play(self, started: float) -> str:
+        timing = self.timing
+        for number in range(timing["max_rounds"]):
+            order = [key for key in self.candidates if not (timing["settle_alone"] and self.certain(key))]
+            if not order or (number >= timing["min_rounds"] and all(self.certain(key) for key in order)):
+                return "confidence"
+            if number and time.perf_counter() - started > timing["max_seconds"]:
+                return "seconds"
+            order += self.references
+            self.random.shuffle(order)
+            for key in order:
+                self.turn(key, number)
+            self.program.emit({"event": "round", "round": number})
+        return "rounds"
+
+    def turn(self, key: str, number: int) -> None:
+        if os.getppid() != self.program.parent:
+            os._exit(1)  # whoever asked is gone
+        run = self.runs[key]
+        self.untimed[key] += [run() for _ in range(self.timing["untimed_runs"])]
+        self.times[key].append([round(run(), 2) for _ in range(self.burst_runs[key])])
+        self.rounds[key].append(number)
+        self.program.lap(key)
+
+    def mean_us(self) -> dict[str, float]:
+        every = {key: sum(self.times[key], self.untimed[key]) for key in self.runs}
+        return {key: sum(values) / len(values) for key, values in every.items()}
+
+    def certain(self, key: str) -> bool:
+        """Whether the 95 % interval of the median over rounds is within the tolerance, judged by its spread."""
+        values = [median(burst) for burst in self.times[key]]
+        if len(values) < self.timing["min_rounds"]:
+            return False
+        anchor = self.anchors.get(key)
+        if anchor is not None:
+            scale = dict(zip(self.rounds[anchor], (median(burst) for burst in self.times[anchor])))
+            values = [value / scale[number] for value, number in zip(values, self.rounds[key])]
+        middle = median(values)
+        deviation = 1.4826 * median([abs(value - middle) for value in values])
+        # the standard error of a median of n normal values is 1.2533 sigma / sqrt(n)
+        return 1.96 * 1.2533 * deviation / math.sqrt(len(values)) <= self.timing["tolerance"] * middle
+
+
+def clocked_run(runner: Any) -> Callable[[Any], float]:
+    run, clock = runner.run, time.perf_counter_ns
+
+    def timed(handle: Any) -> float:
+        begun = clock()
+        run(handle)
+        return (clock() - begun) / 1e3
+
+    return timed
+
+
+def modelled_run(runner: Any) -> Callable[[Any], float]:
+    timed_run = runner.timed_run
+
+    def timed(handle: Any) -> float:
+        return float(timed_run(handle))
+
+    return timed
+
+
+def median(values: list[float]) -> float:
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def cpu_facts() -> dict[str, Any]:
+    """What tells one kind of CPU from another; what can't be read is left out."""
+    facts: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count()}
+    lines = (_read("/proc/cpuinfo") or "").split("\n\n")[0].splitlines()
+    info = dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
+    names = {"vendor_id": "vendor", "cpu family": "family", "model": "model", "stepping": "stepping"}
+    names.update({"model name": "name", "CPU implementer": "vendor", "CPU part": "model", "CPU variant": "stepping"})
+    facts.update({ours: info[theirs] for theirs, ours in names.items() if theirs in info})
+    facts["flags"] = sorted((info.get("flags") or info.get("Features") or "").split())
+    facts["caches"] = _caches()
+    governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    if governor:
+        facts["governor"] = governor.strip()
+    return facts
+
+
+def _caches() -> dict[str, str]:
+    """`{"L1d": "48K", "L2": "1024K", ...}` of the first core."""
+    caches = {}
+    for index in range(8):
+        folder = "/sys/devices/system/cpu/cpu0/cache/index%d/" % index
+        level, kind, size = (_read(folder + name) for name in ("level", "type", "size"))
+        if level and kind and size:
+            suffix = {"Data": "d", "Instruction": "i"}.get(kind.strip(), "")
+            caches["L" + level.strip() + suffix] = size.strip()
+    return caches
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def _shape(spec: dict[str, Any]) -> str:
+    return "%s%s" % (spec["dtype"], list(spec["shape"]))
+
+
+def serve(program: Program, lines: Any, emit: Emit) -> int:
+    """Answer requests until `bye` or the end of input. A request that fails is answered; the program goes on."""
+    for line in lines:
+        request: Request = {}
+        try:
+            request = json.loads(line)
+            operation = getattr(program, "op_%s" % request["op"], None)
+            if operation is None:
+                raise ValueError("unknown operation %r" % request["op"])
+            answer = operation(request)
+        except Exception as error:  # of the runtime or of the request: whoever asked decides what it means
+            text = str(error).strip() or "no message"
+            answer = {"error": text[:4000], "error_type": type(error).__name__}
+        answer["id"] = request.get("id")
+        emit(answer)
+        if request.get("op") == "bye":
+            break
+    return 0
+
+
+def main(runners: dict[str, str], program_hash: str) -> int:
+    """`runners` maps names to source text; the first argument of the command line picks one."""
+    wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what the runtime prints goes to stderr and can't mix with answers
+
+    def emit(message: dict[str, Any]) -> None:
+        wire.write(json.dumps(message) + "\n")
+        wire.flush()
+
+    name = sys.argv[1]
+    runner = types.ModuleType("runner_" + name)
+    try:
+        exec(compile(runners[name], "<runner %s>" % name, "exec"), runner.__dict__)
+    except ImportError as error:
+        emit({"id": None, "error": str(error), "error_type": "ImportError"})
+        return 1
+    return serve(Program(runner, program_hash, emit), sys.stdin, emit)

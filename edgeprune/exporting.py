@@ -1,0 +1,96 @@
+"""Export: from a pruned module to the files that a device's runtime loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeprune.backends import find_backend
+from edgeprune.device import Device
+from edgeprune.engine import Engine
+from edgeprune.errors import InputError, RuntimeMissing
+from edgeprune.folders import atomic_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeprune.kernel import Kernel
+    from edgeprune.pruned import Pruned
+
+ENGINE_SUFFIXES = frozenset({".xml", ".bin", ".onnx", ".json"})
+
+
+def export(
+    pruned: Pruned,
+    device: Device,
+    out: Path | str,
+    *,
+    precision: str | None = None,
+    kernels: Sequence[Kernel] = (),
+    weights: str = "fp32",
+) -> Engine:
+    """Write the engine of `pruned` for a device's runtime into the folder `out`, whole or not at all.
+
+    `precision` is the device's first unless told. `kernels` are those of the pruned network, which only a modelled
+    device needs; they are found by tracing when not given. `weights="fp16"` halves the file where the format can.
+    """
+    precision = precision or device.precisions[0]
+    if precision not in device.precisions:
+        raise InputError(
+            f"device '{device.name}' has no precision '{precision}' (known: {', '.join(device.precisions)})"
+        )
+    backend = find_backend(device.backend)
+    if fix := backend.available():
+        raise RuntimeMissing(fix)
+    if backend.modelled and not kernels:
+        kernels = kernels_of(pruned.module, pruned.example_inputs, device, precision)
+    with replaceable_folder(Path(out), ENGINE_SUFFIXES) as folder:
+        engine = backend.export(pruned, folder, precision, kernels=kernels, weights=weights)
+    return replace(engine.at(Path(out).resolve()), device=device, pruned=pruned)
+
+
+def export_dense(
+    model: torch.nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    device: Device,
+    out: Path | str,
+    *,
+    precision: str | None = None,
+) -> Engine:
+    """The engine of the model as it is: what ratios are taken to."""
+    return export(as_pruned(model, example_inputs), device, out, precision=precision)
+
+
+def as_pruned(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> Pruned:
+    """The dense model in the form that `export` takes: an empty plan."""
+    from edgeprune.plan_json import Plan
+    from edgeprune.pruned import Pruned
+    from edgeprune.weights import weights_hash
+
+    return Pruned(module=model, plan=Plan(structure_hash=""), example_inputs=example_inputs, origin=weights_hash(model))
+
+
+def kernels_of(
+    module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], device: Device, precision: str
+) -> tuple[Kernel, ...]:
+    """The kernels that a device's runtime makes of a module, one an instance, found by tracing it."""
+    from edgeprune.graph import analyse, tracing
+
+    graph = analyse(tracing.export_program(module, example_inputs))
+    units = find_backend(device.backend).partition(graph, precision)
+    return tuple(unit.dense for unit in units)
+
+
+@contextmanager
+def replaceable_folder(out: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    """`atomic_folder`, but one that holds anything else than files of these suffixes is not replaced."""
+    if out.is_file():
+        raise InputError(f"{out} is a file, expected a folder to write")
+    strange = sorted(item.name for item in out.iterdir() if item.suffix not in suffixes) if out.is_dir() else []
+    if strange:
+        raise InputError(f"{out} holds other files ({strange[0]}); name a new folder, or empty this one")
+    with atomic_folder(out) as folder:
+        yield folder

@@ -1,0 +1,203 @@
+"""What a device program answers: loaded models, timings and the statistics that the host forms of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgeprune.errors import MeasurementError
+
+
+class SessionLost(MeasurementError):
+    """The device program died, hung or answered nonsense; its session is over, another one may be opened."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output; `dtype` is numpy's name, e.g. `float32`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model that the device program has compiled."""
+
+    key: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def from_json(cls, key: str, answer: Mapping[str, Any]) -> Loaded:
+        try:
+            return cls(key=key, inputs=_specs(answer["inputs"]), outputs=_specs(answer["outputs"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise MeasurementError(f"{key}: the device program's answer to 'load' is malformed: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long to measure. A turn is `untimed_runs`, then at least `min_runs` timed ones and at least `burst_ms`.
+
+    It stops after `min_rounds` once the 95 % interval of every candidate's median over rounds is within ±`tolerance`
+    (relative) of it, or at `max_rounds` or `max_seconds`. `settle_alone` lets candidates that are certain drop out.
+    """
+
+    warmup_ms: float = 200.0
+    burst_ms: float = 10.0
+    untimed_runs: int = 2
+    min_runs: int = 4
+    min_rounds: int = 10
+    max_rounds: int = 60
+    max_seconds: float = 60.0
+    tolerance: float = 0.01
+    settle_alone: bool = False
+    regime: str = "hot"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+HOT = Timing()
+"""For whole models."""
+
+KERNELS = Timing(
+    warmup_ms=10.0, burst_ms=5.0, min_rounds=5, max_rounds=8, max_seconds=30.0, tolerance=0.015, settle_alone=True
+)
+"""For kernels in batches: many, each of them for a tenth of a second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeTimes:
+    """Time of each executed node, and of the whole run (`total_us`), typical over the same runs.
+
+    `compute_us` sums the nodes that compute; layout changes and copies of inputs and outputs are left out.
+    """
+
+    nodes: tuple[Mapping[str, Any], ...]  # {"name", "type", "time_us", "compute": bool}
+    total_us: float
+
+    @property
+    def compute_us(self) -> float:
+        return float(sum(node["time_us"] for node in self.nodes if node["compute"]))
+
+    def within(self, median_us: float) -> float:
+        """Compute time in a run whose median, from end to end, is `median_us`.
+
+        Both a disturbed average of node times and a disturbed median only come out too long, and the nodes' share of
+        the median leaves out what the runtime adds around them, so the lesser of the two counts.
+        """
+        every = sum(node["time_us"] for node in self.nodes)
+        return min(self.compute_us, median_us * self.compute_us / every) if every else 0.0
+
+    @classmethod
+    def from_json(cls, answer: Mapping[str, Any]) -> NodeTimes | None:
+        if answer.get("nodes") is None:
+            return None
+        return cls(nodes=tuple(answer["nodes"]), total_us=float(answer["total_us"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Every timed run: `times_us[key][burst][run]`; `rounds[key][burst]` is the number of that burst's round.
+
+    With `settle_alone` a candidate has fewer bursts than the references. `anchors` names the reference to which the
+    ratio of a candidate is taken.
+    """
+
+    times_us: Mapping[str, Sequence[Sequence[float]]]
+    rounds: Mapping[str, Sequence[int]]
+    references: tuple[str, ...] = ()
+    anchors: Mapping[str, str] = field(default_factory=dict)
+    modelled: bool = False
+    seconds: float = 0.0
+    stopped_by: str = "confidence"  # or "rounds", "seconds"
+
+    @classmethod
+    def from_json(cls, answer: Mapping[str, Any], references: Sequence[str], anchors: Mapping[str, str]) -> Measurement:
+        """`MeasurementError` unless every time is a finite, positive number."""
+        try:
+            times = {
+                str(key): [list(map(float, burst)) for burst in bursts] for key, bursts in answer["times_us"].items()
+            }
+            rounds = {str(key): list(map(int, numbers)) for key, numbers in answer["rounds"].items()}
+            if {key: len(bursts) for key, bursts in times.items()} != {key: len(n) for key, n in rounds.items()}:
+                raise ValueError("bursts and rounds differ in number")
+            if not all(bursts and all(bursts) for bursts in times.values()):
+                raise ValueError("a burst without runs")
+            if not all(0 < time < float("inf") for bursts in times.values() for burst in bursts for time in burst):
+                raise ValueError("a time that is not positive")
+            return cls(
+                times_us=times,
+                rounds=rounds,
+                references=tuple(references),
+                anchors=dict(anchors),
+                modelled=bool(answer["modelled"]),
+                seconds=float(answer["seconds"]),
+                stopped_by=str(answer["stopped_by"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MeasurementError(f"the device program's answer to 'measure' is malformed: {error}") from None
+
+    def burst_medians_us(self, key: str) -> dict[int, float]:
+        """Round → median of the burst of `key` in it."""
+        return {n: float(np.median(burst)) for n, burst in zip(self.rounds[key], self.times_us[key], strict=True)}
+
+    def runs_us(self, key: str, without: frozenset[int] = frozenset()) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """All single runs of `key`, float64 [n], but for those of the rounds `without`."""
+        kept = [b for n, b in zip(self.rounds[key], self.times_us[key], strict=True) if n not in without]
+        return np.concatenate([np.asarray(burst, np.float64) for burst in kept]) if kept else np.empty(0)
+
+    def percentile_us(self, key: str, percentile: float = 50.0) -> float:
+        """A percentile over all single runs."""
+        return float(np.percentile(self.runs_us(key), percentile))
+
+    def ratio(self, key: str, base: str | None = None, without: frozenset[int] = frozenset()) -> Ratio:
+        """Median of the per-round ratios of `key` to `base` (its anchor unless told), with a 95 % interval."""
+        base = base or self.anchors.get(key) or self.references[0]
+        bases = self.burst_medians_us(base)
+        values = [v / bases[n] for n, v in self.burst_medians_us(key).items() if n in bases and n not in without]
+        return Ratio.of(values)
+
+    def disturbed(self, tolerance: float = 0.15) -> frozenset[int]:
+        """Rounds in which a reference, and only a reference is asked, is further than `tolerance` from its median."""
+        bad: set[int] = set()
+        for key in self.references:
+            medians = self.burst_medians_us(key)
+            middle = float(np.median(list(medians.values())))
+            bad |= {n for n, value in medians.items() if abs(value / middle - 1) > tolerance}
+        return frozenset(bad)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """A median over rounds and its 95 % confidence interval; `spread` is the rounds' robust relative deviation."""
+
+    value: float
+    low: float
+    high: float
+    spread: float
+    rounds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Ratio:
+        """The interval is normal, from the median absolute deviation: order statistics say nothing below six rounds."""
+        if not values:
+            raise MeasurementError("every round was disturbed: nothing to take a ratio of")
+        middle = float(np.median(values))
+        deviation = 1.4826 * float(np.median(np.abs(np.asarray(values) - middle)))
+        half = 1.96 * 1.2533 * deviation / len(values) ** 0.5
+        spread = deviation / middle
+        return cls(value=middle, low=middle - half, high=middle + half, spread=spread, rounds=len(values))
+
+
+def _specs(entries: Any) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name=str(e["name"]), dtype=np.dtype(e["dtype"]).name, shape=tuple(int(size) for size in e["shape"]))
+        for e in entries
+    )

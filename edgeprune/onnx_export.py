@@ -1,0 +1,290 @@
+"""From a torch module to clean ONNX: static shapes, batch norms folded, nodes named as the parameters they read.
+
+The names matter: runtimes keep node names in their profiles, so the time of a node can be laid at the door of one
+module of the model. The folding matters too: it halves the work of torch's exporter, which runs once an attempt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgeprune.errors import EdgepruneError, RuntimeMissing, install_line
+
+if TYPE_CHECKING:
+    import onnx
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+CONTRACTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+PACKAGES = ("onnx", "onnxscript", "onnxslim")
+_KEEPS_ZERO = frozenset({"Identity", "Expand", "Reshape", "Transpose", "Cast"})
+_MAX_BYTES = 2**31 - 1  # of one protobuf message
+
+
+def available() -> str | None:
+    """None when ONNX can be written here, else one line with the fix."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    return f"{', '.join(missing)} missing: {install_line('onnx')}" if missing else None
+
+
+def onnx_from_module(module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> onnx.ModelProto:
+    """The module in evaluation mode as ONNX, simplified and checked; the module itself stays as it is.
+
+    `example_inputs` give names' order, shapes (all static) and dtypes. Inputs are named as the parameters of
+    `forward`, outputs `output`, or `output_0`, `output_1`, ... A Conv, Gemm or MatMul node that reads a parameter
+    `a.b.weight` is named `a.b` (`a.b#1` when it is read a second time).
+    """
+    if fix := available():
+        raise RuntimeMissing(f"writing ONNX needs a package that is {fix}")
+    import onnx
+    import onnxslim
+
+    with _quiet(), _evaluating(module), torch.no_grad():
+        try:
+            program = torch.export.export(module, example_inputs)
+        except Exception as error:
+            raise EdgepruneError(f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}") from error
+        parameters = dict(program.graph_signature.inputs_to_parameters)
+        fold_batch_norms(program)
+        try:
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                output_names=_output_names(program),
+                optimize=True,
+                verify=False,
+                verbose=False,
+            )
+        except Exception as error:
+            raise EdgepruneError(f"torch.onnx cannot export {type(module).__name__}: {_root_cause(error)}") from error
+        assert exported is not None
+        model: onnx.ModelProto = exported.model_proto
+        drop_zero_adds(model)
+        names = name_contractions(model, parameters)
+        model = onnxslim.slim(model, skip_optimizations=["weight_tying"], skip_fusion_patterns=["FusionGemm"])
+        _restore_names(model, names)
+        _strip(model)
+    if model.ByteSize() > _MAX_BYTES:
+        raise EdgepruneError(f"the model takes {model.ByteSize() / 2**30:.1f} GiB, an ONNX file holds at most 2 GiB")
+    onnx.checker.check_model(model)
+    return model
+
+
+def fold_batch_norms(program: ExportedProgram) -> int:
+    """Fold every batch norm that follows a convolution into it, in place; gives how many.
+
+    w' = w·s, b' = (b - μ)·s + β with s = γ / √(σ² + ε) per output channel (Jacob et al. 2018, section 3.2). Only where
+    nobody else reads the convolution's output, its weight or the norm's β; b' takes the place of β. The tensors of
+    the module that was exported are not written to.
+    """
+    aten = torch.ops.aten
+    convolutions = {
+        *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default),
+        *(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding),
+    }
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    count = 0
+    for norm in program.graph.nodes:
+        if norm.target is not aten.batch_norm.default or norm.args[5]:
+            continue
+        convolution = norm.args[0]
+        if convolution.target not in convolutions or len(convolution.users) != 1:
+            continue
+        _, weight, *rest = convolution.args
+        bias = rest[0] if rest else None
+        read = [node for node in (weight, bias, *norm.args[1:5]) if node is not bias or bias is not None]
+        known = all(node is not None and node.name in names for node in read)
+        if not known or len(weight.users) != 1 or len(norm.args[2].users) != 1:
+            continue
+        _fold(program, names, norm, convolution)
+        norm.replace_all_uses_with(convolution)
+        program.graph.erase_node(norm)
+        count += 1
+    program.graph_module.recompile()
+    return count
+
+
+def _fold(program: ExportedProgram, names: Mapping[str, str], norm: Node, convolution: Node) -> None:
+    tensors = {**program.constants, **program.state_dict}
+
+    def value(node: Any) -> torch.Tensor:
+        tensor: torch.Tensor = tensors[names[node.name]]
+        return tensor.detach()
+
+    _, gamma, beta, mean, variance = norm.args[:5]
+    source, weight, *rest = convolution.args
+    assert isinstance(weight, torch.fx.Node) and isinstance(beta, torch.fx.Node)
+    epsilon = float(norm.args[7])  # type: ignore[arg-type]
+    scale = value(gamma).double() / torch.sqrt(value(variance).double() + epsilon)
+    shift = -value(mean).double() * scale + value(beta).double()
+    if rest and rest[0] is not None:
+        shift += value(rest[0]).double() * scale
+    kernel = value(weight)
+    folded = kernel * scale.to(kernel.dtype).reshape(-1, *[1] * (kernel.dim() - 1))
+    program.state_dict[names[weight.name]] = torch.nn.Parameter(folded, requires_grad=False)
+    program.state_dict[names[beta.name]] = torch.nn.Parameter(shift.to(kernel.dtype), requires_grad=False)
+    convolution.args = (source, weight, beta, *rest[1:])
+
+
+def drop_zero_adds(model: onnx.ModelProto) -> int:
+    """Cut `x + 0` where the zeros have the shape of the sum (a dropped block), in place; gives how many went."""
+    graph = model.graph
+    shapes = {value.name: _shape(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+    shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    zeros = _zero_values(graph)
+    outputs = {value.name for value in graph.output}
+    instead: dict[str, str] = {}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = instead.get(name, name)
+        if node.op_type == "Add" and node.output[0] not in outputs:
+            shape = shapes.get(node.output[0])
+            for zero, other in (tuple(node.input), tuple(reversed(node.input))):
+                if zero in zeros and shape is not None and shapes.get(other) == shape:
+                    instead[node.output[0]] = other
+                    break
+    kept = [node for node in graph.node if node.output[0] not in instead]
+    del graph.node[:]
+    graph.node.extend(kept)
+    return len(instead)
+
+
+def _zero_values(graph: onnx.GraphProto) -> set[str]:
+    """Names of values that are known to be all zeros."""
+    from onnx import numpy_helper
+
+    added = {name for node in graph.node if node.op_type == "Add" for name in node.input}
+    roots = {name for node in graph.node if node.op_type in _KEEPS_ZERO for name in node.input[:1]}
+    zeros = set()
+    for tensor in graph.initializer:
+        if tensor.name in added | roots and len(tensor.dims) > 1 and not numpy_helper.to_array(tensor).any():
+            zeros.add(tensor.name)
+    for node in graph.node:
+        if node.op_type == "ConstantOfShape":
+            fill = [numpy_helper.to_array(item.t) for item in node.attribute if item.name == "value"]
+            if not fill or not fill[0].any():
+                zeros.add(node.output[0])
+        elif node.op_type in _KEEPS_ZERO and node.input[0] in zeros:
+            zeros.add(node.output[0])
+    return zeros
+
+
+def name_contractions(model: onnx.ModelProto, parameters: Mapping[str, str]) -> dict[str, str]:
+    """Name each contraction as the parameter it reads, in place; gives {output value: name} of those renamed.
+
+    `parameters` maps the placeholders of the exported program to the names of the module's parameters.
+    """
+    sizes = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    matrices = {name for name, size in sizes.items() if size >= 2}
+    seen: Counter[str] = Counter()
+    names: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type not in CONTRACTIONS or not matrices.intersection(node.input):
+            continue
+        parameter = _parameter_of(node, set(parameters.values()), parameters)
+        if parameter is None:
+            continue
+        name = parameter.removesuffix(".weight")
+        node.name = f"{name}#{seen[name]}" if seen[name] else name
+        seen[name] += 1
+        names[node.output[0]] = node.name
+    return names
+
+
+def _parameter_of(node: onnx.NodeProto, known: set[str], placeholders: Mapping[str, str]) -> str | None:
+    """The parameter it reads; else what torch's exporter noted: the traced call, the module that made it."""
+    if len(node.input) > 1 and node.input[1] in known:
+        return str(node.input[1])
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    for argument in re.findall(r"%(\w+)", notes.get("pkg.torch.onnx.fx_node", "").partition("args =")[2]):
+        if not placeholders.get(argument, "bias").endswith("bias"):
+            return placeholders[argument]
+    scopes = re.findall(r"'([^']*)'", notes.get("pkg.torch.onnx.name_scopes", ""))
+    return f"{scopes[-2]}.weight" if len(scopes) > 1 and f"{scopes[-2]}.weight" in known else None
+
+
+def _restore_names(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """The simplifier may put a new node in the place of one it fused, under a name made from the old output's."""
+    taken = {node.name for node in model.graph.node}
+    for node in model.graph.node:
+        name = names.get(node.output[0]) or names.get(node.name)
+        if node.op_type in CONTRACTIONS and name is not None and name not in taken:
+            node.name = name
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove notes of the exporter (stack traces with paths of this machine) and doubled shape entries."""
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    values = {name for node in graph.node for name in node.output}
+    unique = {value.name: value for value in graph.value_info if value.name in values}
+    kept = [value for _, value in sorted(unique.items())]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(dim.dim_value for dim in tensor.shape.dim)
+
+
+def _output_names(program: ExportedProgram) -> list[str]:
+    signature = program.graph_signature
+    inputs = set(signature.user_inputs)
+    count = len(signature.user_outputs)
+    base = "output" if "output" not in inputs else "result"
+    return [base] if count == 1 else [f"{base}_{index}" for index in range(count)]
+
+
+@contextlib.contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch's exporter and the simplifier print, warn and log; whoever reads our output wants none of it."""
+    disabled = logging.root.manager.disable
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
+def _first_line(error: BaseException) -> str:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _first_line(error)

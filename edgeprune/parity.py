@@ -1,0 +1,113 @@
+"""Whether an engine computes what the torch module computes, within a tolerance stated for its precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprune.engine import Engine
+from edgeprune.errors import QualityError
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeprune.pruned import Pruned
+    from edgeprune.transport import Session
+
+Array = npt.NDArray[Any]
+
+TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2}
+"""Largest allowed max|a - b| / max|b|, a the engine's output, b torch's in fp32; by the coarser of the precision of the
+arithmetic and that of the stored weights."""
+TINY = 1e-12  # outputs smaller than this in torch are compared as they are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Inputs of one inference in order, and the outputs that torch gives for them."""
+
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The worst output over `samples`: `error` is max|a - b| / max|b|."""
+
+    error: float
+    tolerance: float
+    output: str
+    samples: int
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+def samples(pruned: Pruned, *, pictures: Sequence[torch.Tensor] = (), seed: int = 0) -> tuple[Sample, ...]:
+    """What torch answers to the example inputs, to seeded normal values of their shapes, and to given pictures.
+
+    Integer inputs keep their example values, whose range is not known. A picture is one batch for the first input.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    examples = pruned.example_inputs
+    drawn = tuple(
+        torch.randn(tensor.shape, generator=generator).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        for tensor in examples
+    )
+    batches = [examples, drawn, *((picture.to(examples[0].dtype), *examples[1:]) for picture in pictures)]
+    return tuple(_sample(pruned.module, batch) for batch in batches)
+
+
+def _sample(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Sample:
+    import torch
+
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            result = module(*inputs)
+    finally:
+        for part in training:
+            part.training = True
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    return Sample(inputs=tuple(t.numpy() for t in inputs), outputs=tuple(leaf.numpy() for leaf in leaves))
+
+
+def check_parity(session: Session, key: str, engine: Engine, expected: Sequence[Sample]) -> Parity:
+    """Run a loaded engine on the samples; `QualityError` when an output is further off than the tolerance."""
+    tolerance = max(TOLERANCES[engine.precision], TOLERANCES.get(engine.notes.get("weights", ""), 0.0))
+    errors: dict[str, float] = {}
+    for sample in expected:
+        found = session.run(key, list(sample.inputs))
+        for name, error in output_errors(engine, found, sample).items():
+            errors[name] = max(error, errors.get(name, 0.0))
+    worst = max(errors, key=lambda name: errors[name])
+    parity = Parity(error=errors[worst], tolerance=tolerance, output=worst, samples=len(expected))
+    if not parity.error <= tolerance:
+        raise QualityError(
+            f"the engine's output '{worst}' is off from torch's by {parity.error:.2g} of its largest value, at most "
+            f"{tolerance:g} is allowed at {engine.precision}; nothing is handed over"
+        )
+    return parity
+
+
+def output_errors(engine: Engine, found: Sequence[Array], sample: Sample) -> Mapping[str, float]:
+    """max|a - b| / max|b| of each output by name; infinite where one is not finite."""
+    if len(found) != len(sample.outputs):
+        raise QualityError(f"the engine has {len(found)} outputs, the torch module {len(sample.outputs)}")
+    errors = {}
+    for spec, a, b in zip(engine.outputs, found, sample.outputs, strict=True):
+        if a.shape != b.shape:
+            raise QualityError(f"the engine's output '{spec.name}' has shape {a.shape}, torch's {b.shape}")
+        difference = float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0))
+        largest = float(np.max(np.abs(b.astype(np.float64)), initial=0.0))
+        error = difference / max(largest, TINY)
+        errors[spec.name] = error if np.isfinite(error) else float("inf")
+    return errors

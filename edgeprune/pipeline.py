@@ -1,0 +1,297 @@
+"""The whole flow in one place, and its one loop: what was measured over budget goes back to the solver."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeprune import parity
+from edgeprune.budget import Budget
+from edgeprune.bundle import Bundle, Contents, write_bundle
+from edgeprune.cost import describe
+from edgeprune.engine import Engine
+from edgeprune.errors import BudgetError, UnstableError
+from edgeprune.exporting import export
+from edgeprune.measurement import Timing
+from edgeprune.planning import Choice, choose, dense_choice, floor_layers, least_choice
+from edgeprune.preparing import Prepared, Reporter, Silent, Task, batch_of, plan_of, prepare, timed
+from edgeprune.pruned import Pruned
+from edgeprune.quality import evaluate, outputs
+from edgeprune.recovery import RepairReport, repair
+from edgeprune.surgery import apply
+from edgeprune.verifying import Verification, measure_pair, on_todays_clock, verify
+
+ATTEMPTS = 5
+"""Rounds of solve, export and measure before the best network inside the budget is taken."""
+CONFIRMATIONS = 3
+"""Fresh confirmation runs, each of a new choice, before the budget counts as missed."""
+AIM = 0.985
+"""Share of the budget that a choice aims at: room for the noise of the confirmation."""
+SLACK = 0.04
+"""A network this far inside the budget leaves quality on the table: one more round with a larger target."""
+QUICK = Timing(warmup_ms=100.0, min_rounds=10, max_rounds=40, max_seconds=20.0, tolerance=0.006)
+"""How an attempt is measured, before the confirmation."""
+UNREPAIRED = RepairReport(chosen="none", differences={}, num_fit=0, num_held_out=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One round of the loop: the share of the dense latency aimed at, what was cut, and what the device said."""
+
+    target: float
+    choice: Choice
+    pruned: Pruned
+    measured: Verification
+
+    @property
+    def ratio(self) -> float:
+        """Latency over the dense one's in the same run."""
+        assert self.measured.pruned.ratio is not None
+        return self.measured.pruned.ratio.value
+
+    @property
+    def upper(self) -> float:
+        """The one-sided 95 % bound of `ratio`."""
+        assert self.measured.pruned.ratio is not None
+        return self.measured.pruned.ratio.upper
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What `fit` gives: the bundle and the confirmation run that it passed, MACs before and after, the repair."""
+
+    bundle: Bundle
+    verification: Verification
+    choice: Choice
+    repair: RepairReport
+    dense_macs: int
+    pruned_macs: int
+
+
+def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, reporter: Reporter | None = None) -> Fitted:
+    """A bundle in `out` whose engine was measured inside the budget, or `BudgetError` with the least in reach.
+
+    An engine slower than the dense one is never handed over; a dense model already inside gives an empty plan.
+    """
+    reporter = reporter or Silent()
+    prepared = prepare(task, reporter)
+    seconds = dict(prepared.seconds)
+    with tempfile.TemporaryDirectory(prefix="edgeprune-fit-") as scratch:
+        with timed(seconds, "search"):
+            loop = Loop(task, prepared, budget, Path(scratch), reporter, percentile)
+            dense = verify(loop.dense, dense=None, budget=_absolute(budget), percentile=percentile)
+            loop.dense_ms = dense.pruned.at.value
+        if dense.met:
+            reporter.say("the dense model is inside the budget already: empty plan")
+            result = replace(dense, dense=dense.pruned)
+            return _hand_over(loop, loop.whole, UNREPAIRED, loop.dense, result, out, seconds)
+        attempt = None
+        for number in range(CONFIRMATIONS):
+            with timed(seconds, "search"):
+                attempt = loop.search(AIM * loop.limit_ratio if attempt is None else attempt.target * AIM)
+            if attempt is None:
+                break
+            with timed(seconds, "repair"):
+                pruned, repaired = loop.repaired(attempt)
+            with timed(seconds, "confirm"):
+                engine = loop.export(pruned, attempt.choice, f"confirmed{number}")
+                result = verify(engine, dense=loop.dense, budget=budget, percentile=percentile)
+                loop.record("confirmation", attempt, result)
+            if result.met:
+                return _hand_over(loop, attempt.choice, repaired, engine, result, out, seconds)
+        raise loop.out_of_reach()
+
+
+class Loop:
+    """The state of one fit: what was prepared, the dense engine, and a record of every attempt."""
+
+    def __init__(
+        self, task: Task, prepared: Prepared, budget: Budget, scratch: Path, reporter: Reporter, percentile: float
+    ) -> None:
+        self.task, self.prepared, self.budget = task, prepared, budget
+        self.scratch, self.reporter, self.percentile = scratch, reporter, percentile
+        self.attempts: list[Attempt] = []
+        self.records: list[Mapping[str, Any]] = []
+        self.dense_us = prepared.cost.predict({}).us
+        self.whole = dense_choice(prepared.cost, prepared.saliency)
+        self.dense_ms = 0.0
+        self.dense = self.export(self.cut(self.whole), self.whole, "dense")
+
+    @property
+    def limit_ratio(self) -> float:
+        """The budget as a share of the dense latency."""
+        return self.budget.limit_ms(self.dense_ms, batch=batch_of(self.task)) / self.dense_ms
+
+    def cut(self, choice: Choice) -> Pruned:
+        """Surgery by a choice, not repaired."""
+        plan = plan_of(self.task, self.prepared, choice, self.budget)
+        return apply(plan, self.task.model, self.task.example_inputs, graph=self.prepared.graph)
+
+    def export(self, pruned: Pruned, choice: Choice, folder: str) -> Engine:
+        """The engine; a modelled device gets its kernels from the cost model's units."""
+        cost = self.prepared.cost
+        gone = cost.vanishing(choice.dropped)
+        kernels = [unit.kernel(choice.widths) for unit in cost.units if unit.name not in gone]
+        return export(pruned, self.task.device, self.scratch / folder, kernels=kernels)
+
+    def search(self, target: float) -> Attempt | None:
+        """Move the target by what was measured until a network lies just inside the budget; None if none does."""
+        best: Attempt | None = None
+        for _ in range(ATTEMPTS):
+            attempt = self.attempt(target) or self.attempt(None)
+            if attempt is None:
+                break
+            limit = self.limit_ratio
+            inside = attempt.upper <= limit
+            if inside and (best is None or attempt.choice.solution.value > best.choice.solution.value):
+                best = attempt
+            if inside and attempt.ratio >= limit * (1 - SLACK):
+                break
+            target = attempt.target * limit * AIM / (attempt.ratio if inside else attempt.upper)
+            if target >= 1.0:
+                break
+        return best
+
+    def attempt(self, target: float | None) -> Attempt | None:
+        """Choose, cut, export and measure; the fastest network without a target. None where there is nothing new."""
+        cost, saliency = self.prepared.cost, self.prepared.saliency
+        try:
+            choice = least_choice(cost, saliency) if target is None else choose(cost, saliency, target * self.dense_us)
+        except BudgetError:
+            return None
+        known = [a for a in self.attempts if a.choice.widths == choice.widths and a.choice.dropped == choice.dropped]
+        if known and target is None:
+            return None
+        pruned = self.cut(choice)
+        attempt = Attempt(
+            target=choice.predicted_us / self.dense_us if target is None else target,
+            choice=choice,
+            pruned=pruned,
+            measured=self.measure(self.export(pruned, choice, "attempt")),
+        )
+        self.attempts.append(attempt)
+        self.record("attempt", attempt, attempt.measured)
+        return attempt
+
+    def measure(self, engine: Engine) -> Verification:
+        """Quickly, beside dense; a disturbed run is tried once more."""
+        device, dense, percentile = self.task.device, self.dense, self.percentile
+        try:
+            return measure_pair(engine, dense, device=device, timing=QUICK, percentile=percentile)
+        except UnstableError:
+            return measure_pair(engine, dense, device=device, timing=QUICK, percentile=percentile)
+
+    def repaired(self, attempt: Attempt) -> tuple[Pruned, RepairReport]:
+        """The attempt's network after label-free repair, where there is data for it."""
+        if self.prepared.calibration is None:
+            return attempt.pruned, UNREPAIRED
+        pruned, report = repair(
+            attempt.pruned,
+            self.prepared.calibration,
+            dense=self.task.model,
+            graph=self.prepared.graph,
+            seed=self.task.seed,
+        )
+        self.reporter.say(f"repair: {report.chosen}")
+        return pruned, report
+
+    def record(self, stage: str, attempt: Attempt, measured: Verification) -> None:
+        """Every attempt stands in the manifest."""
+        assert measured.pruned.ratio is not None and measured.dense is not None
+        record = {
+            "stage": stage,
+            "target_ratio": round(attempt.target, 4),
+            "predicted_ratio": round(attempt.choice.predicted_us / self.dense_us, 4),
+            "ratio": round(measured.pruned.ratio.value, 4),
+            "ratio_upper": round(measured.pruned.ratio.upper, 4),
+            "p50_ms": round(measured.pruned.p50_ms, 4),
+            "dense_p50_ms": round(measured.dense.p50_ms, 4),
+            "dropped": list(attempt.choice.dropped),
+            "origin": measured.origin,
+        }
+        self.records.append(record)
+        self.reporter.say(
+            f"{stage} {len(self.records)}: predicted {record['predicted_ratio']:.3f}x, {measured.origin} "
+            f"{record['ratio']:.3f}x, at most {record['ratio_upper']:.3f}x (95 %)"
+        )
+
+    def out_of_reach(self) -> BudgetError:
+        """The least latency that the device showed, and the layers that set the floor."""
+        least = min(self.attempts, key=lambda attempt: attempt.ratio)
+        latency = least.measured.pruned.at.value
+        return BudgetError(
+            f"budget {self.budget} can't be met on {self.task.device.name}: the least latency reached is "
+            f"{latency:.4g} ms, {least.ratio:.3f}x of the dense model ({least.measured.origin}); the floor is set by "
+            + ", ".join(floor_layers(self.prepared.cost, least.choice))
+        )
+
+
+def _absolute(budget: Budget) -> Budget | None:
+    """A dense model alone can only meet a budget that isn't a share of itself."""
+    return None if budget.kind == "ratio" and budget.value < 1 else budget
+
+
+def _hand_over(
+    loop: Loop,
+    choice: Choice,
+    repaired: RepairReport,
+    engine: Engine,
+    result: Verification,
+    out: Path,
+    seconds: dict[str, float],
+) -> Fitted:
+    task, cost = loop.task, loop.prepared.cost
+    assert engine.pruned is not None
+    with timed(seconds, "report"):
+        quality = _quality(loop, engine.pruned)
+    then, now = loop.prepared.table.references_us, result.references_us
+    result = replace(
+        result,
+        model=task.name,
+        predicted_ms=on_todays_clock(choice.predicted_us, then, now) / 1e3,
+        predicted_error_ms=on_todays_clock(choice.error_us, then, now) / 1e3,
+        attempts=tuple(loop.records),
+        quality=quality,
+        bundle=str(out.resolve()),
+        seconds=seconds,
+    )
+    gone = cost.vanishing(choice.dropped)
+    macs = sum(unit.kernel(choice.widths).macs for unit in cost.units if unit.name not in gone)
+    dense_macs = sum(unit.dense.macs for unit in cost.units)
+    contents = Contents(
+        engine=engine,
+        dense=loop.dense,
+        verification=result,
+        model=task.name,
+        preprocessing=task.preprocessing.model_dump(mode="json") if task.preprocessing else None,
+        command=task.command,
+        samples=parity.samples(engine.pruned) if not task.device.modelled else (),
+        notes={
+            "macs": {"dense": dense_macs, "pruned": macs},
+            "cost_model": describe(cost),
+            "solver": {"gap": choice.solution.gap, "exact_cost": choice.exact_cost, "dropped": list(choice.dropped)},
+            "repair": {"chosen": repaired.chosen, "differences": repaired.differences},
+        },
+    )
+    bundle = write_bundle(out, contents)
+    return Fitted(
+        bundle=bundle, verification=result, choice=choice, repair=repaired, dense_macs=dense_macs, pruned_macs=macs
+    )
+
+
+def _quality(loop: Loop, pruned: Pruned) -> dict[str, Any]:
+    """On the half of the data that nothing was fitted to."""
+    data = loop.prepared.report
+    if data is None:
+        return {}
+    dense = outputs(loop.task.model, data)
+    return {
+        "report": list(data.names),
+        "calibration": list(loop.prepared.calibration.names) if loop.prepared.calibration else [],
+        "skipped": list(data.skipped),
+        "dense": evaluate(loop.task.model, data, dense=dense).to_json(),
+        "pruned": evaluate(pruned.module, data, dense=dense).to_json(),
+    }

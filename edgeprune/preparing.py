@@ -1,0 +1,208 @@
+"""What every choice needs, from a model and a device: graph, latency table, calibrated cost model, saliency."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from edgeprune.budget import Budget
+from edgeprune.calibration import NETWORKS, Source, calibrated
+from edgeprune.cost import CostModel, cost_model
+from edgeprune.data import Data
+from edgeprune.device import Device
+from edgeprune.graph import ModelGraph, trace
+from edgeprune.kernel import Kernel
+from edgeprune.plan_json import Plan
+from edgeprune.planning import Choice, choose, plan_from
+from edgeprune.preprocessing import Preprocessing
+from edgeprune.profiling import estimate, profile
+from edgeprune.saliency import Saliency, score
+from edgeprune.table import LatencyTable
+from edgeprune.units import kernels_at, partition, staircase_kernels, staircase_steps, width_options
+
+
+class Reporter(Protocol):
+    """What the flow tells while it runs: a line per event, and progress of long stages."""
+
+    def say(self, text: str) -> None:
+        """One line about what was found."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` steps of a stage."""
+
+
+class Silent:
+    """Tells nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A model, where it is to run, and what it may be judged by.
+
+    `example_inputs` fix every shape. `data` is split in two by a hash of its names: one half for saliency and repair,
+    the other for the report. `command` are the lines that do it all again.
+    """
+
+    model: torch.nn.Module
+    name: str
+    example_inputs: tuple[torch.Tensor, ...]
+    device: Device
+    data: Data | None = None
+    preprocessing: Preprocessing | None = None
+    saliency: str = "taylor"
+    seed: int = 0
+    allow_other_table: bool = False
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Everything that a choice needs: graph, table, cost model, saliency, the two halves of the data."""
+
+    graph: ModelGraph
+    table: LatencyTable
+    cost: CostModel
+    saliency: Saliency
+    calibration: Data | None
+    report: Data | None
+    seconds: Mapping[str, float]
+
+
+def kernels_to_profile(graph: ModelGraph, device: Device, steps: Mapping[str, int]) -> tuple[Kernel, ...]:
+    """The kernels of a graph at sampled widths, and those that show the device's staircase."""
+    units = partition(graph, device)
+    own = kernels_at(units, width_options(graph, units, steps))
+    return tuple(sorted({*own, *staircase_kernels(device.precisions[0])}))
+
+
+def measured_table(
+    graph: ModelGraph, device: Device, reporter: Reporter, *, allow_other: bool = False
+) -> tuple[LatencyTable, dict[str, int]]:
+    """The device's table with every kernel that the graph needs, and the step of each kernel family on it."""
+    precision = device.precisions[0]
+
+    def progress(done: int, total: int) -> None:
+        reporter.progress(f"profiling {device.name}", done, total)
+
+    table = profile(staircase_kernels(precision), device, on_progress=progress, allow_other=allow_other)
+    steps = staircase_steps(node_latencies(table), precision)
+    wanted = kernels_to_profile(graph, device, steps)
+    missing = sum(1 for kernel in wanted if kernel not in table and kernel not in table.failures)
+    table = profile(wanted, device, on_progress=progress, allow_other=allow_other)
+    state = f"{missing} of {len(wanted)} kernels measured" if missing else "table up to date, 0 to measure"
+    reporter.say(f"profiling {device.name}: {state}")
+    for warning in table.warnings:
+        reporter.say(f"warning: {warning}")
+    for kernel, reason in table.failures.items():
+        if kernel in wanted:
+            reporter.say(f"warning: kernel '{kernel.key}' could not be measured: {reason}")
+    return table, steps
+
+
+def node_latencies(table: LatencyTable) -> dict[Kernel, float]:
+    """Compute time of every measured kernel in us, on the table's clock."""
+    return {entry.kernel: table.latency_us(entry.kernel, node=True) for entry in table}
+
+
+def dry_run(task: Task) -> dict[str, Any]:
+    """What a profile of the task's model would measure, and about how long it would take."""
+    graph = trace(task.model, task.example_inputs)
+    found = estimate(kernels_to_profile(graph, task.device, {}), task.device)
+    return {"kernels": found.total, "missing": len(found.missing), "seconds": round(found.seconds, 1)}
+
+
+def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
+    """Trace, profile, calibrate and score. What is measured goes to the device's table at once."""
+    reporter = reporter or Silent()
+    seconds: dict[str, float] = {}
+    with timed(seconds, "trace"):
+        graph = trace(task.model, task.example_inputs)
+    unproven = [refusal for refusal in graph.refused if refusal.operator != "output"]
+    units = partition(graph, task.device)
+    reporter.say(
+        f"tracing {task.name}: {len(units)} units, {len(graph.groups)} groups, {len(graph.blocks)} blocks droppable, "
+        f"{len(unproven)} refused"
+    )
+    for refusal in unproven:
+        reporter.say(f"refused: {refusal.where or 'model'}: {refusal.operator}: {refusal.reason}")
+    with timed(seconds, "profile"):
+        table, steps = measured_table(graph, task.device, reporter, allow_other=task.allow_other_table)
+    calibration, report = task.data.split_by_hash() if task.data is not None else (None, None)
+    with timed(seconds, "score"):
+        saliency = score(task.saliency, graph, task.model, calibration, seed=task.seed)
+    with timed(seconds, "calibrate"):
+        cost = cost_model(graph, units, width_options(graph, units, steps), node_latencies(table), origin=table.origin)
+        source = Source(model=task.model, graph=graph, example_inputs=task.example_inputs)
+        cost = calibrated(
+            cost,
+            source,
+            task.device,
+            table.references_us,
+            seed=task.seed,
+            on_network=lambda done, total: reporter.progress("calibrating on whole networks", done, total),
+        )
+    dense = cost.predict({})
+    reporter.say(
+        f"cost model: {len(cost.surfaces)} surfaces, {1 + NETWORKS} whole networks, "
+        f"error ±{cost.relative_error:.1%} (90 %), dense {cost.origin} as {dense.us / 1e3:.3g} ms"
+    )
+    return Prepared(
+        graph=graph,
+        table=table,
+        cost=cost,
+        saliency=saliency,
+        calibration=calibration,
+        report=report,
+        seconds=seconds,
+    )
+
+
+def prune(task: Task, prepared: Prepared, budget: Budget) -> tuple[Plan, Choice]:
+    """The plan for a budget by prediction alone: ratios are of the predicted dense latency, nothing is verified."""
+    dense_us = prepared.cost.predict({}).us
+    target_us = budget.limit_ms(dense_us / 1e3, batch=batch_of(task)) * 1e3
+    choice = choose(prepared.cost, prepared.saliency, target_us)
+    return plan_of(task, prepared, choice, budget), choice
+
+
+def plan_of(task: Task, prepared: Prepared, choice: Choice, budget: Budget) -> Plan:
+    """The plan of a choice, with where it came from in its notes."""
+    dense_us = prepared.cost.predict({}).us
+    notes = {
+        "model": task.name,
+        "device": task.device.name,
+        "budget": str(budget),
+        "saliency": task.saliency,
+        "seed": task.seed,
+        "origin": f"predicted from {prepared.cost.origin} kernels",
+        "predicted_ratio": round(choice.predicted_us / dense_us, 4),
+        "solver_gap": float(f"{choice.solution.gap:.2g}"),
+        "exact_cost": choice.exact_cost,
+    }
+    return plan_from(choice, prepared.graph, prepared.saliency, notes)
+
+
+def batch_of(task: Task) -> int:
+    """Samples in one inference."""
+    return int(task.example_inputs[0].shape[0])
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the wall time of the `with` block to a stage."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started

@@ -1,0 +1,299 @@
+"""Profile: measure on a device what is missing in its latency table, batch by batch, each on disk when it is done."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import edgeprune
+from edgeprune.backends import Backend, find_backend
+from edgeprune.errors import Interrupted, MeasurementError
+from edgeprune.fingerprint import Fingerprint, fingerprint_of
+from edgeprune.kernel import Kernel
+from edgeprune.measurement import KERNELS, Measurement, NodeTimes, SessionLost, Timing
+from edgeprune.table import LatencyTable, read_table, shipped_path, staleness, with_warnings
+from edgeprune.table import table_path as default_path
+from edgeprune.table_lines import FailureLine, FingerprintLine, RowLine, SessionLine
+from edgeprune.table_log import TableLog, open_log
+from edgeprune.transport import Session, open_session
+
+if TYPE_CHECKING:
+    from edgeprune.device import Device
+
+COMPUTE = "compute"
+MEMORY = "memory"
+BATCH = 8
+MAX_DISTURBED = 0.5  # share of rounds above which a batch is measured once more
+SECONDS_EACH = 0.12  # building, loading and the shortest bursts of one kernel
+RUNS_EACH = 50
+MACS_PER_SECOND = 30e9  # a guess, for `estimate` only
+
+Progress = Callable[[int, int], None]
+"""Called with the number of kernels done and the number to do."""
+
+
+def reference_kernels(precision: str) -> dict[str, Kernel]:
+    """What every session times beside its candidates: one kernel bound by arithmetic, one by memory.
+
+    All ratios are taken to the first. The second moves 3 MB, more than a core has to itself: far larger ones, in the
+    last shared cache or beyond it, varied by 6 to 9 % between sessions where this one did by 2 %.
+    """
+    conv = Kernel(
+        operator="conv",
+        c_in=64,
+        c_out=64,
+        spatial=(28, 28),
+        window=(3, 3),
+        stride=(1, 1),
+        padding=(1, 1),
+        dilation=(1, 1),
+        epilogue=("bias", "relu"),
+        precision=precision,
+    )
+    add = Kernel(operator="add", c_in=256, c_out=256, spatial=(32, 32), precision=precision)
+    return {COMPUTE: conv, MEMORY: add}
+
+
+def load_references(session: Session, device: Device, precision: str, folder: Path) -> tuple[str, ...]:
+    """Build and load the two reference kernels; gives their keys, the compute-bound one first."""
+    backend = find_backend(device.backend)
+    references = reference_kernels(precision)
+    for name, kernel in references.items():
+        session.load(name, backend.build(kernel, folder))
+    return tuple(references)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a profile would measure, and about how long it would take."""
+
+    total: int
+    missing: tuple[Kernel, ...]
+    seconds: float
+
+
+def estimate(kernels: Iterable[Kernel], device: Device, *, precision: str | None = None, table_path: Path | None = None) -> Estimate:
+    precision = precision or device.precisions[0]
+    wanted = list(dict.fromkeys(kernels))
+    with open_session(device, precision=precision) as session:
+        fingerprint = fingerprint_of(device, precision, session.hello())
+    table = _read(device, precision, table_path, fingerprint, allow_other=table_path is None)
+    missing = _missing(table, wanted, fingerprint, retry_failed=False)
+    each = (0.002 if device.modelled else SECONDS_EACH + RUNS_EACH * kernel.macs / MACS_PER_SECOND for kernel in missing)
+    return Estimate(total=len(wanted), missing=tuple(missing), seconds=sum(each))
+
+
+def profile(
+    kernels: Iterable[Kernel],
+    device: Device,
+    *,
+    precision: str | None = None,
+    table_path: Path | None = None,
+    on_progress: Progress | None = None,
+    allow_other: bool = False,
+    retry_failed: bool = False,
+    timing: Timing = KERNELS,
+) -> LatencyTable:
+    """Measure the kernels that the table lacks; gives the table with its warnings.
+
+    A kernel that can't be built, loaded or run is remembered as a failure and skipped (tried again with
+    `retry_failed`). Without `table_path` the rows that come with edgeprune and those in the user's cache count.
+    A `table_path` in which all rows are of another fingerprint is a `TableError`; `allow_other` takes it as it is and
+    measures nothing. `Interrupted` after a Ctrl-C: what was measured is in the table, the next run goes on.
+    """
+    precision = precision or device.precisions[0]
+    wanted = list(dict.fromkeys(kernels))
+    for kernel in wanted:
+        if kernel.precision != precision:
+            raise ValueError(f"kernel '{kernel.key}' is not of the precision {precision}")
+    path = table_path or default_path(device, precision)
+    with _Profiler(device, precision, timing) as profiler:
+        fingerprint = profiler.fingerprint
+        other = allow_other or table_path is None  # in the cache a runtime's next version just gets rows of its own
+        table = _read(device, precision, table_path, fingerprint, allow_other=other)
+        if allow_other and table.fingerprint != fingerprint.short_hash and len(table):
+            return table
+        missing = _missing(table, wanted, fingerprint, retry_failed)
+        if not missing:
+            return table
+        with open_log(path) as log:
+            profiler.measure(missing, log, on_progress or (lambda done, total: None))
+    table = _read(device, precision, table_path, fingerprint, allow_other=False)
+    return with_warnings(table, staleness(table))
+
+
+def _read(
+    device: Device, precision: str, path: Path | None, fingerprint: Fingerprint, *, allow_other: bool
+) -> LatencyTable:
+    paths = [path] if path else [shipped_path(device, precision), default_path(device, precision)]
+    return read_table(paths, fingerprint.short_hash, allow_other=allow_other)
+
+
+def _missing(table: LatencyTable, wanted: Sequence[Kernel], fingerprint: Fingerprint, retry_failed: bool) -> list[Kernel]:
+    if table.fingerprint != fingerprint.short_hash:
+        return list(wanted)
+    return [k for k in wanted if k not in table and (retry_failed or k not in table.failures)]
+
+
+class _Profiler:
+    """One device, its session (opened again when it is lost) and the references loaded in it."""
+
+    def __init__(self, device: Device, precision: str, timing: Timing) -> None:
+        self.device = device
+        self.precision = precision
+        self.timing = timing
+        self.backend: Backend = find_backend(device.backend)
+        self.id = secrets.token_hex(4)
+        self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.references: tuple[str, ...] = ()
+        self.reference_us: dict[str, list[float]] = {COMPUTE: [], MEMORY: []}
+        self.batches = 0
+
+    def __enter__(self) -> _Profiler:
+        self.outer = ExitStack()
+        self.folder = Path(self.outer.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-kernels-")))
+        try:
+            self._open()
+        except BaseException:
+            self.outer.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.inner.close()
+        finally:
+            self.outer.close()
+
+    def _open(self) -> None:
+        self.inner = ExitStack()
+        self.session = self.inner.enter_context(open_session(self.device, precision=self.precision))
+        self.fingerprint = fingerprint_of(self.device, self.precision, self.session.hello(), self.timing.regime)
+        self.references = ()
+
+    def _reopen(self) -> None:
+        self.inner.close()
+        self._open()
+
+    def measure(self, kernels: Sequence[Kernel], log: TableLog, on_progress: Progress) -> None:
+        """All kernels, in batches that mix sizes as they come; a lost session costs the kernel that was running."""
+        log.append([FingerprintLine(hash=self.fingerprint.short_hash, facts=dict(self.fingerprint.facts))])
+        queue = [list(kernels[i : i + BATCH]) for i in range(0, len(kernels), BATCH)]
+        done = 0
+        on_progress(done, len(kernels))
+        try:
+            while queue:
+                batch = queue.pop(0)
+                try:
+                    self._batch(batch, log)
+                except SessionLost as error:
+                    again = self._blame(batch, error, log)
+                    queue[:0] = again
+                    self._reopen()
+                    done -= sum(map(len, again))
+                done += len(batch)
+                on_progress(done, len(kernels))
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted; {done} of {len(kernels)} kernels are saved in {log.path}") from None
+
+    def _blame(self, batch: list[Kernel], error: SessionLost, log: TableLog) -> list[list[Kernel]]:
+        """Write down whom the session was lost with; gives the batches to try again."""
+        guilty = [kernel for kernel in batch if kernel.key == self.session.busy_with or len(batch) == 1]
+        if not guilty:
+            if self.session.busy_with not in ("load", "measure", "node_times", "unload"):
+                raise error  # a reference, or the program itself: no kernel is to blame
+            return [[kernel] for kernel in batch]
+        log.append([self._failure(guilty[0], str(error))])
+        rest = [kernel for kernel in batch if kernel != guilty[0]]
+        return [rest] if rest else []
+
+    def _batch(self, batch: Sequence[Kernel], log: TableLog) -> None:
+        if not self.references:
+            self.references = load_references(self.session, self.device, self.precision, self.folder)
+        loaded: list[Kernel] = []
+        for kernel in batch:
+            try:
+                path = self.backend.build(kernel, self.folder)
+                self.session.load(kernel.key, path, profile=True)
+                loaded.append(kernel)
+            except SessionLost:
+                raise
+            except (MeasurementError, ValueError) as error:
+                log.append([self._failure(kernel, str(error))])
+        if not loaded:
+            return
+        measured, nodes = self._time(loaded)
+        for name in self.references:
+            self.reference_us[name] += list(measured.burst_medians_us(name).values())
+        rows = [self._row(kernel, measured, nodes.get(kernel.key)) for kernel in loaded]
+        log.append([self._session_line(), *rows])
+        for kernel in loaded:
+            self.session.unload(kernel.key)
+        for path in self.folder.iterdir():
+            path.unlink()
+
+    def _time(self, kernels: Sequence[Kernel]) -> tuple[Measurement, dict[str, NodeTimes]]:
+        """Once more where the references say that most rounds were disturbed."""
+        keys = [kernel.key for kernel in kernels]
+        for _ in range(2):
+            self.batches += 1
+            measured = self.session.measure(keys, self.references, timing=self.timing, seed=self.batches)
+            rounds = len(measured.rounds[self.references[0]])
+            if len(measured.disturbed()) <= MAX_DISTURBED * rounds:
+                break
+        nodes = {kernel.key: self.session.node_times(kernel.key) for kernel in kernels}
+        return measured, {key: times for key, times in nodes.items() if times is not None}
+
+    def _row(self, kernel: Kernel, measured: Measurement, nodes: NodeTimes | None) -> RowLine:
+        disturbed = measured.disturbed()
+        mine = set(measured.rounds[kernel.key])
+        without = disturbed if len(mine - disturbed) >= 3 else frozenset()
+        ratio = measured.ratio(kernel.key, without=without)
+        runs = measured.runs_us(kernel.key, without)
+        median, p90, p99 = (float(value) for value in np.percentile(runs, (50, 90, 99)))
+        return RowLine(
+            kernel=kernel.to_json(),
+            fingerprint=self.fingerprint.short_hash,
+            session=self.id,
+            n=len(runs),
+            median_us=_digits(median),
+            p90_us=_digits(p90),
+            p99_us=_digits(p99),
+            spread=_digits(ratio.spread),
+            node_us=_digits(nodes.within(median)) if nodes and nodes.compute_us > 0 else None,
+            reference=measured.anchors[kernel.key],
+            reference_ratio=_digits(ratio.value),
+            ratio_ci=(min(_digits(ratio.low), _digits(ratio.value)), max(_digits(ratio.high), _digits(ratio.value))),
+            rounds=ratio.rounds,
+            disturbed=len(mine & disturbed),
+            origin="modelled" if measured.modelled else "measured",
+        )
+
+    def _failure(self, kernel: Kernel, reason: str) -> FailureLine:
+        return FailureLine(
+            kernel=kernel.to_json(), fingerprint=self.fingerprint.short_hash, session=self.id, reason=reason[:1000]
+        )
+
+    def _session_line(self) -> SessionLine:
+        return SessionLine(
+            id=self.id,
+            fingerprint=self.fingerprint.short_hash,
+            started=self.started,
+            device=self.device.name,
+            references={name: _digits(float(np.median(values))) for name, values in self.reference_us.items()},
+            rounds=len(self.reference_us[COMPUTE]),
+            edgeprune=edgeprune.__version__,
+        )
+
+
+def _digits(value: float) -> float:
+    """Six significant digits: more than any clock here tells."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,182 @@
+"""Layer by layer, new weights that bring a pruned layer's output back to the dense one's: no labels, no gradients.
+
+Legend: X [rows, D] inputs of a layer in the pruned model, D = c_in · kernel; T [rows, C] outputs of the same layer in
+the dense model, at the kept channels; W [C, D] the cut weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from edgeprune.models import output_tensor
+from edgeprune.recovery.batch_norm import pair_moments
+from edgeprune.recovery.reference import Contraction, Reference, repairable
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # times the mean diagonal of the Gram matrix
+GRAM_OPERATIONS = 2e11  # rows · D², at most, a layer
+CHUNK = 2048  # rows that are worked on at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRepair:
+    """One layer: its error ||output - T||² / ||T - mean||² on held-out samples before and after, and the ridge."""
+
+    layer: str
+    before: float
+    after: float
+    ridge: float | None
+
+
+def reconstruct(
+    pruned: torch.nn.Module, dense: torch.nn.Module, reference: Reference, *, solve: bool = True, moments: bool = True
+) -> tuple[torch.nn.Module, tuple[LayerRepair, ...]]:
+    """A repaired copy of the pruned model, and what was done to which layer.
+
+    One pass over all samples: when a layer is about to run, its input already comes from repaired layers; `solve`
+    fits its weights, `moments` pairs a batch norm's statistics with the dense one's, then the pass goes on with them.
+    """
+    module = copy.deepcopy(pruned).eval()
+    layers, norms = repairable(dense, module)
+    repairs: list[LayerRepair] = []
+    hooks = []
+    for name, layer in layers.items():
+        if solve and name in reference.targets:
+            norm = norms.get(reference.norm_after.get(name, ""))
+            hooks.append(layer.register_forward_pre_hook(_layer_hook(name, norm, reference, repairs)))
+    for name, norm in norms.items():
+        if moments and name in reference.moments:
+            hooks.append(norm.register_forward_pre_hook(_norm_hook(name, reference)))
+    try:
+        with torch.no_grad():
+            output_tensor(module(reference.samples))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return module, tuple(repairs)
+
+
+def _norm_hook(name: str, reference: Reference) -> Callable[[torch.nn.Module, Any], None]:
+    def hook(norm: torch.nn.Module, inputs: Any) -> None:
+        pair_moments(norm, inputs[0][: reference.num_fit], reference.moments[name])
+
+    return hook
+
+
+def _layer_hook(
+    name: str, norm: torch.nn.Module | None, reference: Reference, repairs: list[LayerRepair]
+) -> Callable[[Any, Any], None]:
+    def hook(layer: Any, inputs: Any) -> None:
+        weight = layer.weight.detach().flatten(1)
+        target = reference.targets[name]
+        if target.shape[2] != len(weight) or any(repair.layer == name for repair in repairs):
+            return
+        rows = _input_rows(layer, inputs[0], reference.positions[name], weight.shape[1])
+        offset = None if layer.bias is None and norm is None else torch.zeros(len(weight), dtype=torch.float64)
+        if layer.bias is not None:
+            target = target - layer.bias
+        fit = _fit(rows, target, weight, reference.num_fit, with_offset=offset is not None)
+        repairs.append(LayerRepair(layer=name, before=fit.before, after=fit.after, ridge=fit.ridge))
+        if fit.ridge is None:
+            return
+        layer.weight.copy_(fit.weight.reshape(layer.weight.shape))
+        if layer.bias is not None:
+            layer.bias.add_(fit.offset)
+        elif norm is not None:
+            norm.running_mean.sub_(fit.offset)  # type: ignore[operator]
+
+    return hook
+
+
+def _input_rows(layer: Contraction, x: torch.Tensor, positions: torch.Tensor, size: int) -> torch.Tensor:
+    """X at the drawn positions: float32 [N, P, D]."""
+    each = max(1, min(positions.shape[1], int(GRAM_OPERATIONS / size**2 / len(positions))))
+    positions = positions[:, :each]
+    if isinstance(layer, torch.nn.Linear):
+        rows = x.reshape(len(positions), -1, x.shape[-1])
+        return rows[torch.arange(len(rows))[:, None], positions]
+    drawn = []
+    for sample, where in zip(x, positions, strict=True):
+        columns = torch.nn.functional.unfold(
+            sample[None], layer.kernel_size, layer.dilation, _padding(layer), layer.stride
+        )
+        drawn.append(columns[0].T[where])
+    return torch.stack(drawn)
+
+
+def _padding(layer: torch.nn.Conv2d) -> tuple[int, int]:
+    if isinstance(layer.padding, str):
+        if layer.padding == "valid":
+            return (0, 0)
+        return tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))  # type: ignore[return-value]
+    return layer.padding  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """The best weights found; `ridge` None: those there were."""
+
+    weight: torch.Tensor
+    offset: torch.Tensor
+    before: float
+    after: float
+    ridge: float | None
+
+
+def _fit(x: torch.Tensor, t: torch.Tensor, weight: torch.Tensor, num_fit: int, *, with_offset: bool) -> Fit:
+    """Ridge regression towards the weights there are; the ridge that serves the held-out samples best, or none.
+
+    Minimises ||X W'ᵀ + b - T||² + ridge · trace(XᵀX) / D · ||W' - W||² in float64, X and T [N, P, ·]; b = 0 unless
+    `with_offset`.
+    """
+    t = t[:, : x.shape[1]]
+    x_fit, t_fit = x[:num_fit].flatten(0, 1), t[:num_fit].flatten(0, 1)
+    held = slice(num_fit, None) if num_fit < len(x) else slice(None)
+    x_held, t_held = x[held].flatten(0, 1), t[held].flatten(0, 1)
+    x_mean = x_fit.mean(0, dtype=torch.float64) if with_offset else torch.zeros(x.shape[2], dtype=torch.float64)
+    w = weight.double()
+    residual_mean = (
+        t_fit.mean(0, dtype=torch.float64) - x_mean @ w.T if with_offset else torch.zeros(len(w), dtype=torch.float64)
+    )
+    gram, moment = _normal_equations(x_fit, t_fit, w, x_mean, residual_mean)
+    variance = float((t_held - t_held.mean(0)).double().square().sum()) or 1.0
+
+    def error(candidate: torch.Tensor, offset: torch.Tensor) -> float:
+        predicted = x_held @ candidate.float().T + offset.float()
+        return float((predicted - t_held).double().square().sum()) / variance
+
+    nothing = torch.zeros_like(residual_mean)
+    before = error(w, nothing)
+    best = Fit(weight=w, offset=nothing, before=before, after=before, ridge=None)
+    if before < 1e-9:
+        return best
+    for ridge in RIDGES:
+        damped = gram + torch.eye(len(gram), dtype=torch.float64) * (ridge * gram.diagonal().mean().clamp_min(1e-30))
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed):
+            continue
+        candidate = w + torch.cholesky_solve(moment, factor).T
+        offset = residual_mean - x_mean @ (candidate - w).T if with_offset else nothing
+        after = error(candidate, offset)
+        if after < best.after:
+            best = Fit(weight=candidate, offset=offset, before=before, after=after, ridge=ridge)
+    return best
+
+
+def _normal_equations(
+    x: torch.Tensor, t: torch.Tensor, w: torch.Tensor, x_mean: torch.Tensor, residual_mean: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """XᵀX [D, D] and Xᵀ(T - X Wᵀ) [D, C] of the centred X and residual, in float64, a chunk of rows at a time."""
+    gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    moment = torch.zeros(x.shape[1], t.shape[1], dtype=torch.float64)
+    for start in range(0, len(x), CHUNK):
+        rows = x[start : start + CHUNK].double()
+        residual = t[start : start + CHUNK].double() - rows @ w.T - residual_mean
+        rows = rows - x_mean
+        gram.addmm_(rows.T, rows)
+        moment.addmm_(rows.T, residual)
+    return gram, moment

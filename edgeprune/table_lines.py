@@ -1,0 +1,146 @@
+"""The lines of a latency table, each one JSON object; `latency_tables/README.md` is the page about them."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from edgeprune.kernel import Kernel
+
+SCHEMA = 1
+MAX_LINE = 1 << 20
+
+Microseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def to_line(self) -> str:
+        document = self.model_dump(mode="json", exclude_none=True)
+        return json.dumps(document, separators=(",", ":")) + "\n"
+
+
+class FingerprintLine(_Line):
+    """Defines a hash."""
+
+    type: Literal["fingerprint"] = "fingerprint"
+    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    hash: Hash
+    facts: dict[str, Any]
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+
+class SessionLine(_Line):
+    """One run of a device program. It may come again with more rounds: the last one of an id counts."""
+
+    type: Literal["session"] = "session"
+    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    id: str
+    fingerprint: Hash
+    started: str  # UTC, ISO 8601
+    device: str
+    references: dict[str, Microseconds]
+    rounds: Count
+    edgeprune: str
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+
+class RowLine(_Line):
+    """One measurement of one kernel. `reference_ratio` is the quantity that counts, times are those of that session."""
+
+    type: Literal["row"] = "row"
+    kernel: dict[str, Any]
+    fingerprint: Hash
+    session: str
+    n: Annotated[int, Field(ge=1)]  # timed runs
+    median_us: Microseconds
+    p90_us: Microseconds
+    p99_us: Microseconds
+    spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of the rounds, robust, relative
+    node_us: Microseconds | None = None  # of the compute node alone
+    reference: str
+    reference_ratio: Microseconds
+    ratio_ci: tuple[float, float]
+    rounds: Annotated[int, Field(ge=1)]
+    disturbed: Count
+    context: Literal["isolated"] = "isolated"
+    origin: Literal["measured", "modelled"]
+
+    @field_validator("kernel")
+    @classmethod
+    def _is_kernel(cls, value: dict[str, Any]) -> dict[str, Any]:
+        Kernel.from_json(value)
+        return value
+
+    @field_validator("ratio_ci", mode="before")
+    @classmethod
+    def _as_pair(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> RowLine:
+        low, high = self.ratio_ci
+        if not (math.isfinite(low) and low <= self.reference_ratio <= high < math.inf):
+            raise ValueError(f"ratio_ci {list(self.ratio_ci)} does not hold reference_ratio {self.reference_ratio}")
+        if not self.median_us <= self.p90_us <= self.p99_us:
+            raise ValueError("median_us, p90_us and p99_us must ascend")
+        return self
+
+    @property
+    def node_ratio(self) -> float | None:
+        """Ratio of the compute node alone to the reference."""
+        return None if self.node_us is None else self.reference_ratio * self.node_us / self.median_us
+
+
+class FailureLine(_Line):
+    """A kernel that the runtime could not build, load or run."""
+
+    type: Literal["failure"] = "failure"
+    kernel: dict[str, Any]
+    fingerprint: Hash
+    session: str
+    reason: str
+
+    @field_validator("kernel")
+    @classmethod
+    def _is_kernel(cls, value: dict[str, Any]) -> dict[str, Any]:
+        Kernel.from_json(value)
+        return value
+
+
+Line = FingerprintLine | SessionLine | RowLine | FailureLine
+_TYPES: dict[str, type[Line]] = {
+    "fingerprint": FingerprintLine,
+    "session": SessionLine,
+    "row": RowLine,
+    "failure": FailureLine,
+}
+
+
+def parse_line(line: bytes) -> Line:
+    """`ValueError` that says what is wrong, in a few words."""
+    if len(line) > MAX_LINE:
+        raise ValueError(f"longer than {MAX_LINE} bytes")
+    try:
+        document = json.loads(line)
+    except ValueError:
+        raise ValueError("not a JSON object: torn or corrupt") from None
+    if not isinstance(document, dict):
+        raise ValueError("not a JSON object")
+    kind = _TYPES.get(str(document.get("type")))
+    if kind is None:
+        raise ValueError(f"unknown type {document.get('type')!r}")
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(str(step) for step in fault["loc"])
+        raise ValueError(f"{where}: {fault['msg']}" if where else str(fault["msg"])) from None

@@ -1,0 +1,176 @@
+"""The device program: light, self-contained, and deaf to what a runtime prints."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeprune import device_core
+from edgeprune.backends import backend_names, find_backend
+from edgeprune.device_core import Program, median, serve
+from edgeprune.device_program import CORE, assemble
+
+pytestmark = pytest.mark.unit
+
+RUNTIMES = {"openvino": {"openvino", "numpy"}, "onnxruntime": {"onnxruntime", "numpy"}}
+
+
+def imported(source: str) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names.add(str(node.module).split(".")[0])
+    return names
+
+
+def test_core_imports_the_standard_library_only() -> None:
+    assert imported(CORE.read_text()) <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", backend_names())
+def test_runner_imports_its_runtime_only(name: str) -> None:
+    runner = find_backend(name).runner_path().read_text()
+    assert imported(runner) <= sys.stdlib_module_names | RUNTIMES.get(name, set())
+
+
+def test_program_is_python_3_8() -> None:
+    program = assemble({name: find_backend(name).runner_path() for name in backend_names()})
+    ast.parse(program.text, feature_version=(3, 8))
+    for name in backend_names():
+        ast.parse(find_backend(name).runner_path().read_text(), feature_version=(3, 8))
+
+
+def test_hash_follows_the_text() -> None:
+    null = find_backend("null").runner_path()
+    openvino = find_backend("openvino").runner_path()
+    assert assemble({"null": null}) == assemble({"null": null})
+    assert assemble({"null": null}).hash != assemble({"null": openvino}).hash
+
+
+def converse(program: str, requests: list[object], runner: str, python: str = sys.executable) -> list[dict[str, object]]:
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    done = subprocess.run(
+        [python, "-I", "-u", "-c", program, runner], input=lines, capture_output=True, text=True, timeout=30, check=False
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+CHATTY = """
+import os
+NAME = "chatty"
+print("import chatter")
+def version():
+    os.write(1, b"raw chatter")
+    print("more")
+    return "1"
+"""
+
+
+def test_chatter_of_the_runtime_stays_out_of_the_answers(tmp_path: Path) -> None:
+    runner = tmp_path / "runner.py"
+    runner.write_text(CHATTY)
+    program = assemble({"chatty": runner})
+    (hello, unknown, bye) = converse(
+        program.text, [{"id": 1, "op": "hello"}, {"id": 2, "op": "dance"}, {"id": 3, "op": "bye"}], "chatty"
+    )
+    assert hello["program"] == program.hash
+    assert hello["id"] == 1
+    assert "unknown operation 'dance'" in str(unknown["error"])
+    assert bye == {"id": 3}
+
+
+def test_runtime_that_is_not_there_is_an_answer(tmp_path: Path) -> None:
+    runner = tmp_path / "runner.py"
+    runner.write_text("import no_such_runtime\n")
+    (answer,) = converse(assemble({"x": runner}).text, [{"id": 1, "op": "hello"}], "x")
+    assert "no_such_runtime" in str(answer["error"])
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.9", "3.12", "3.13"])
+def test_program_runs_under_other_pythons(version: str, tmp_path: Path) -> None:
+    homes = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))
+    if not homes:
+        pytest.skip(f"no Python {version} under ~/.pyenv/versions")
+    model = tmp_path / "model.json"
+    kernel = {"name": "k", "type": "conv", "time_us": 40.0}
+    spec = [{"name": "x", "dtype": "float32", "shape": [1, 4]}]
+    document = {"schema": 1, "factor": 1.0, "offset_us": 2.0, "kernels": [kernel], "inputs": spec, "outputs": spec}
+    model.write_text(json.dumps(document))
+    timing = {"warmup_ms": 1, "burst_ms": 1, "untimed_runs": 2, "min_runs": 4, "min_rounds": 2, "max_rounds": 3}
+    timing |= {"max_seconds": 5, "tolerance": 0.01, "settle_alone": False}
+    answers = converse(
+        assemble({"null": find_backend("null").runner_path()}).text,
+        [
+            {"id": 1, "op": "load", "key": "a", "path": str(model), "options": {}},
+            {"id": 2, "op": "measure", "candidates": ["a"], "references": [], "anchors": {}, "timing": timing, "seed": 0},
+        ],
+        "null",
+        str(homes[-1]),
+    )
+    times = answers[-1]["times_us"]
+    assert isinstance(times, dict)
+    assert {time for burst in times["a"] for time in burst} == {42.0}
+
+
+class Scripted:
+    """A runner whose runs take the times of a list, over and over."""
+
+    NAME = "scripted"
+
+    def __init__(self, times: list[float]) -> None:
+        self.times = times
+        self.count = 0
+
+    def timed_run(self, handle: object) -> float:
+        self.count += 1
+        return self.times[self.count % len(self.times)]
+
+    def fill(self, handle: object, seed: int) -> None: ...
+
+
+def measured(times: list[float], **changes: object) -> dict[str, list[list[float]]]:
+    program = Program(Scripted(times), "hash", lambda message: None)
+    program.handles = {"a": 1, "ref": 2}
+    timing = {"warmup_ms": 0, "burst_ms": 0, "untimed_runs": 2, "min_runs": 4, "min_rounds": 3, "max_rounds": 9}
+    timing |= {"max_seconds": 5, "tolerance": 0.01, "settle_alone": False} | changes
+    request = {"candidates": ["a"], "references": ["ref"], "anchors": {"a": "ref"}, "timing": timing, "seed": 1}
+    result: dict[str, list[list[float]]] = program.op_measure(request)["times_us"]
+    return result
+
+
+def test_steady_times_stop_at_the_fewest_rounds_and_bursts_have_the_fewest_runs() -> None:
+    assert measured([5.0]) == {"a": [[5.0] * 4] * 3, "ref": [[5.0] * 4] * 3}
+
+
+def test_burst_lasts_at_least_its_time() -> None:
+    assert {len(burst) for burst in measured([5.0], burst_ms=0.1)["a"]} == {20}
+
+
+def test_unsteady_times_go_on_to_the_most_rounds() -> None:
+    assert len(measured([1.0 + (37 * n) % 101 for n in range(101)])["a"]) == 9
+
+
+def test_median() -> None:
+    assert median([3.0, 1.0, 2.0]) == 2.0
+    assert median([4.0, 1.0, 2.0, 3.0]) == 2.5
+
+
+def test_a_line_that_is_no_json_is_answered() -> None:
+    answers: list[dict[str, object]] = []
+    serve(Program(Scripted([1.0]), "hash", answers.append), ["nonsense\n", '{"id": 7, "op": "bye"}\n'], answers.append)
+    assert "error" in answers[0]
+    assert answers[1] == {"id": 7}
+
+
+def test_cpu_facts_name_this_machine() -> None:
+    facts = device_core.cpu_facts()
+    assert facts["cores"] >= 1
+    assert facts["machine"]
