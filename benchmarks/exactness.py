@@ -59,10 +59,10 @@ def main() -> int:
     lines = [
         f"# Exactness, {date.today()}",
         "",
-        f"`python benchmarks/exactness.py`: {arguments.plans} random plans a network, inputs of {arguments.size} pixels, "
+        f"`python benchmarks/exactness.py`: {arguments.plans} random plans a network, {arguments.size} pixels, "
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, float64.",
         "",
-        "| network | groups | blocks | blocks dropped | output std | largest error | least control error | holds | seconds |",
+        "| network | groups | blocks | drops | output std | largest error | least control error | holds | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)

@@ -3,7 +3,8 @@
     python benchmarks/fit_networks.py [--device host-openvino] [NAME ...]
 
 Every fit is a process of its own (`edgeprune fit --json`), its bundle is thrown away. The weights are random: the
-latency of a network does not depend on them, and no accuracy is claimed. Writes benchmarks/results/fit_<device>_<date>.md.
+latency of a network does not depend on them, and no accuracy is claimed. Writes
+benchmarks/results/fit_<device>_<date>.md.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def fit(network: str, budget: str, device: str, out: str) -> tuple[int, dict[str
 def row(network: str, budget: str, code: int, document: dict[str, Any], seconds: float) -> str:
     """One line of the table; a failure shows its message."""
     if "error" in document or not document:
-        return f"| {network} | {budget} | {code} | no | {document.get('error', {}).get('message', '')} | | | | | | | {seconds:.0f} |"
+        message = document.get("error", {}).get("message", "")
+        return f"| {network} | {budget} | {code} | no | {message} | | | | | | | {seconds:.0f} |"
     dense, pruned = document["dense"], document["pruned"]
     error = document["predicted_ms"] / pruned["p50_ms"] - 1
     return (
@@ -61,7 +63,7 @@ def main() -> int:
     lines = [
         f"# Fits on {arguments.device}, {date.today()}",
         "",
-        f"`{' '.join(['python', 'benchmarks/fit_networks.py', *sys.argv[1:]])}` on {platform.processor() or platform.machine()}, "
+        f"`{' '.join(['python', 'benchmarks/fit_networks.py', *sys.argv[1:]])}` on {platform.machine()}, "
         f"{versions}. Batch 1, fp32, one thread, 1x3x224x224, random weights.",
         "",
         HEADER,

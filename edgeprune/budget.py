@@ -41,8 +41,7 @@ def parse_budget(text: str) -> Budget:
     found = _BUDGET.fullmatch(text.strip())
     if found is None:
         raise InputError(f"budget '{text}' {_what_is_wrong(text.strip())}; write it like {EXAMPLES}")
-    number, exponent, unit = float(found[1]), int(found[2] or 0), found[3].lower()
-    value = number * 10.0 ** max(-300, min(exponent, 300))
+    value, unit = float(f"{found[1]}e{found[2] or 0}"), found[3].lower()
     if not 0 < value < math.inf:
         raise InputError(f"budget '{text}' must be above 0 and finite; write it like {EXAMPLES}")
     if unit == "fps":

@@ -17,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import RegularGridInterpolator
 
+from edgeprune.backends import find_backend
 from edgeprune.errors import TableError
 from edgeprune.fusion import Unit
 from edgeprune.graph import ModelGraph
 from edgeprune.kernel import Kernel
-from edgeprune.units import samples, shape_key
+from edgeprune.table import LatencyTable
+from edgeprune.units import kernels_at, samples, shape_key, staircase_steps, width_options
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -111,7 +113,23 @@ class CostModel:
         return frozenset(unit.name for unit in self.units if unit.nodes & nodes)
 
 
-def cost_model(
+def cost_model(graph: ModelGraph, table: LatencyTable) -> CostModel:
+    """The cost model of a graph on the device of a table, nothing calibrated yet.
+
+    Widths lie on the staircase that the table shows; on steps of 8 where it shows none, or lacks those widths.
+    `TableError` names a unit for which nothing was measured.
+    """
+    precision = str(table.facts["precision"])
+    units = tuple(find_backend(str(table.facts["backend"])).partition(graph, precision))
+    latency_us = {entry.kernel: table.latency_us(entry.kernel, node=True) for entry in table}
+    known = latency_us.keys() | table.failures.keys()
+    options = width_options(graph, units, staircase_steps(latency_us, precision))
+    if not known >= set(kernels_at(units, options)):
+        options = width_options(graph, units, {})
+    return cost_model_from(graph, units, options, latency_us, origin=table.origin)
+
+
+def cost_model_from(
     graph: ModelGraph,
     units: Sequence[Unit],
     options: Mapping[str, tuple[int, ...]],
@@ -119,10 +137,10 @@ def cost_model(
     *,
     origin: str,
 ) -> CostModel:
-    """Surfaces from measured kernels, nothing calibrated yet.
+    """Surfaces from compute times of kernels in us, on the table's clock.
 
-    `latency_us` are compute times of kernels on the table's clock. A kernel that could not be measured narrows the
-    surface it belongs to; `TableError` names the unit for which nothing remains.
+    A kernel that could not be measured narrows the surface it belongs to; `TableError` names the unit for which
+    nothing remains.
     """
     surfaces: dict[Kernel, Surface] = {}
     for key, kernels in samples(units, options).items():

@@ -1,8 +1,8 @@
 """Core of the device program: JSON lines in on stdin, out on stdout; it loads, runs and times models through a runner.
 
-Runs on the device by itself (Python 3.8 or later, standard library only, nothing of edgeprune); `device_program.py` puts
-it and the runners into one file. A request is `{"id", "op", ...}`; it is answered by one line with the same id, holding
-`"error"` when it failed, after any number of `{"event": ...}` lines. A runner is a module with
+Runs on the device by itself (Python 3.8 or later, standard library only, nothing of edgeprune): `device_program.py`
+puts it and the runners into one file. A request is `{"id", "op", ...}`; it is answered by one line with the same id,
+holding `"error"` when it failed, after any number of `{"event": ...}` lines. A runner is a module with
 
     NAME, version()                          what it is
     load(path, options) -> handle            compile a model, allocate its tensors
@@ -13,9 +13,11 @@ it and the runners into one file. A request is `{"id", "op", ...}`; it is answer
     run(handle)                              one inference, which `run` and `measure` time from outside, or
     timed_run(handle) -> microseconds        one inference that knows its own (modelled) time
     node_times(handle) -> {"nodes", "total_us"} or None
-    lap(handle, first)                        optional: after the cold runs, then after each turn; node times count between
+    lap(handle, first)                       optional: after the cold runs, then after each turn; node times count
+                                             from the first lap to the last
     unload(handle)                           optional
 """
+# ruff: noqa: B905, PTH118, PTH123, UP031
 
 from __future__ import annotations
 
@@ -29,14 +31,16 @@ import random
 import sys
 import time
 import types
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # Python 3.8 can't subscript these at run time
+    from collections.abc import Callable
+
+    Request = dict[str, Any]
+    Emit = Callable[[dict[str, Any]], None]
 
 PROTOCOL = 1
 COLD_RUNS = 8  # at most: the first runs of a model prepare weights and fill caches
-
-Request = dict[str, Any]
-Emit = Callable[[dict[str, Any]], None]
 
 
 class Program:
@@ -111,7 +115,7 @@ class Program:
         keys = request["candidates"] + request["references"]
         modelled = hasattr(self.runner, "timed_run")
         timed = modelled_run(self.runner) if modelled else clocked_run(self.runner)
-        runs = {key: functools.partial(timed, self._handle(key)) for key in keys}
+        runs: dict[str, Callable[[], float]] = {key: functools.partial(timed, self._handle(key)) for key in keys}
         for key in set(keys) - self.filled:
             self.runner.fill(self.handles[key], 0)
             self.filled.add(key)
@@ -224,7 +228,8 @@ class Rounds:
         middle = median(values)
         deviation = 1.4826 * median([abs(value - middle) for value in values])
         # the standard error of a median of n normal values is 1.2533 sigma / sqrt(n)
-        return 1.96 * 1.2533 * deviation / math.sqrt(len(values)) <= self.timing["tolerance"] * middle
+        half = 1.96 * 1.2533 * deviation / math.sqrt(len(values))
+        return half <= float(self.timing["tolerance"]) * middle
 
 
 def clocked_run(runner: Any) -> Callable[[Any], float]:
@@ -256,7 +261,8 @@ def cpu_facts() -> dict[str, Any]:
     """What tells one kind of CPU from another; what can't be read is left out."""
     facts: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count()}
     lines = (_read("/proc/cpuinfo") or "").split("\n\n")[0].splitlines()
-    info = dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
+    pairs = [line.split(":", 1) for line in lines if ":" in line]
+    info = {name.strip(): value.strip() for name, value in pairs}
     names = {"vendor_id": "vendor", "cpu family": "family", "model": "model", "stepping": "stepping"}
     names.update({"model name": "name", "CPU implementer": "vendor", "CPU part": "model", "CPU variant": "stepping"})
     facts.update({ours: info[theirs] for theirs, ours in names.items() if theirs in info})

@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass, field
 from math import prod, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class _Graph:
         self.weights.append(numpy_helper.from_array(np.asarray(array, np.float32), name))
         return name
 
-    def node(self, operator: str, *inputs: str, **attributes: object) -> None:
+    def node(self, operator: str, *inputs: str, **attributes: Any) -> None:
         """Append a node; its output becomes `value`."""
         from onnx import helper
 
@@ -128,14 +128,15 @@ def _conv(graph: _Graph, kernel: Kernel) -> None:
 def _linear(graph: _Graph, kernel: Kernel) -> None:
     """Gemm on rows, MatMul (and Add) where positions come before the channels."""
     x = graph.input("x", _shape_in(kernel))
-    scale = 1 / sqrt(kernel.c_in)
+    shape = (kernel.c_in, kernel.c_out) if kernel.spatial else (kernel.c_out, kernel.c_in)
+    weight = graph.weight(shape, 1 / sqrt(kernel.c_in))
     bias = [graph.weight((kernel.c_out,))] if _leads_with_bias(kernel) else []
     if kernel.spatial:
-        graph.node("MatMul", x, graph.weight((kernel.c_in, kernel.c_out), scale))
+        graph.node("MatMul", x, weight)
         if bias:
             graph.node("Add", graph.value, *bias)
     else:
-        graph.node("Gemm", x, graph.weight((kernel.c_out, kernel.c_in), scale), *bias, transB=1)
+        graph.node("Gemm", x, weight, *bias, transB=1)
 
 
 def _leads_with_bias(kernel: Kernel) -> bool:
@@ -144,7 +145,7 @@ def _leads_with_bias(kernel: Kernel) -> bool:
 
 def _pool(graph: _Graph, kernel: Kernel) -> None:
     operator = {"max_pool": "MaxPool", "avg_pool": "AveragePool"}[kernel.operator]
-    attributes: dict[str, object] = {"kernel_shape": kernel.window, "strides": kernel.stride}
+    attributes: dict[str, Any] = {"kernel_shape": kernel.window, "strides": kernel.stride}
     attributes["pads"] = kernel.padding * 2
     if kernel.operator == "avg_pool":
         attributes["count_include_pad"] = 1
@@ -205,7 +206,7 @@ _OPERATORS = {
 def _epilogue(graph: _Graph, kernel: Kernel, step: str) -> None:
     x = graph.value
     if step == "bias":
-        if not (_leads_with_bias(kernel)):
+        if not _leads_with_bias(kernel):
             graph.node("Add", x, graph.weight(_per_channel(kernel)))
     elif step == "add":
         graph.node("Add", x, graph.input("residual", _shape_out(kernel)))

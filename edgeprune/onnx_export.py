@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CONTRACTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 PACKAGES = ("onnx", "onnxscript", "onnxslim")
 _KEEPS_ZERO = frozenset({"Identity", "Expand", "Reshape", "Transpose", "Cast"})
+_ACTIVATIONS = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu", "Gelu"})
 _MAX_BYTES = 2**31 - 1  # of one protobuf message
 
 
@@ -73,6 +74,7 @@ def onnx_from_module(module: torch.nn.Module, example_inputs: tuple[torch.Tensor
         names = name_contractions(model, parameters)
         model = onnxslim.slim(model, skip_optimizations=["weight_tying"], skip_fusion_patterns=["FusionGemm"])
         _restore_names(model, names)
+        _name_values(model)
         _strip(model)
     if model.ByteSize() > _MAX_BYTES:
         raise EdgepruneError(f"the model takes {model.ByteSize() / 2**30:.1f} GiB, an ONNX file holds at most 2 GiB")
@@ -138,7 +140,7 @@ def _fold(program: ExportedProgram, names: Mapping[str, str], norm: Node, convol
 
 
 def drop_zero_adds(model: onnx.ModelProto) -> int:
-    """Cut `x + 0` where the zeros have the shape of the sum (a dropped block), in place; gives how many went."""
+    """Cut `x + 0` (a dropped block) where x has the shape of the sum already, in place; gives how many went."""
     graph = model.graph
     shapes = {value.name: _shape(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
@@ -221,6 +223,32 @@ def _restore_names(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
         name = names.get(node.output[0]) or names.get(node.name)
         if node.op_type in CONTRACTIONS and name is not None and name not in taken:
             node.name = name
+
+
+def _name_values(model: onnx.ModelProto) -> None:
+    """Call the output of a contraction `a.b` and of the activation after it `a.b/out` and `a.b/act`: ONNX Runtime names
+    the nodes that it makes by fusing and by changing the layout after the values that they give."""
+    graph = model.graph
+    readers = Counter(name for node in graph.node for name in node.input)
+    fixed = {value.name for value in graph.output}
+    renamed: dict[str, str] = {}
+    owners: dict[str, str] = {}  # value of a contraction that one node reads: the contraction's name
+    for node in graph.node:
+        source, value = (node.input[0] if node.input else ""), node.output[0]
+        if node.op_type in CONTRACTIONS:
+            owner, kind = node.name, "out"
+            owners |= {value: owner} if readers[value] == 1 else {}
+        elif node.op_type in _ACTIVATIONS and source in owners:
+            owner, kind = owners[source], "act"
+        else:
+            continue
+        if value not in fixed:
+            renamed[value] = f"{owner}/{kind}"
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for known in graph.value_info:
+        known.name = renamed.get(known.name, known.name)
 
 
 def _strip(model: onnx.ModelProto) -> None:

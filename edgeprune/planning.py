@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeprune.budget import Budget, parse_budget
 from edgeprune.cost import CostModel
+from edgeprune.data import as_data
 from edgeprune.errors import BudgetError
 from edgeprune.fusion import Unit
 from edgeprune.graph import Block, ModelGraph
 from edgeprune.graph.structure import Indices
 from edgeprune.plan_json import Plan
-from edgeprune.saliency import Saliency
+from edgeprune.saliency import Saliency, score
 from edgeprune.solve import Factor, Problem, Solution, solve
 from edgeprune.surgery import positions_of
 
@@ -30,6 +32,40 @@ ROUNDS = 8
 """How often costs of concatenations are tabulated anew around the last answer before the best one is taken."""
 DAMPING = 0.7
 """Share of the miss by which the solver's limit is moved for the next of these rounds."""
+
+
+def plan(
+    graph: ModelGraph,
+    cost: CostModel,
+    *,
+    budget: str | Budget,
+    saliency: str | Saliency = "taylor",
+    data: object = None,
+    seed: int = 0,
+) -> Plan:
+    """The plan of highest value whose predicted latency is inside the budget; a ratio is of the dense prediction.
+
+    `saliency` is a criterion's name or its result, `data` what the criterion looks at (batches x or (x, y)).
+    `BudgetError` where even the least network is predicted slower. Nothing is measured here.
+    """
+    budget = parse_budget(budget) if isinstance(budget, str) else budget
+    if isinstance(saliency, str):
+        saliency = score(saliency, graph, graph.model, None if data is None else as_data(data), seed=seed)
+    batch = next(node.shape[0] for node in graph.nodes if node.operator == "placeholder")
+    target_us = budget.limit_ms(cost.predict({}).us / 1e3, batch=batch) * 1e3
+    choice = choose(cost, saliency, target_us)
+    notes = {"budget": str(budget), "saliency": saliency.criterion, "seed": seed, **describe_choice(cost, choice)}
+    return plan_from(choice, graph, saliency, notes)
+
+
+def describe_choice(cost: CostModel, choice: Choice) -> dict[str, Any]:
+    """What a plan says about the prediction it was chosen by."""
+    return {
+        "origin": f"predicted from {cost.origin} kernels",
+        "predicted_ratio": round(choice.predicted_us / cost.predict({}).us, 4),
+        "solver_gap": float(f"{choice.solution.gap:.2g}"),
+        "exact_cost": choice.exact_cost,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +111,7 @@ def choose(cost: CostModel, saliency: Saliency, target_us: float) -> Choice:
     layers that set the floor.
     """
     variables = _variables(cost)
-    wide = [unit for unit in cost.units if _arity(unit, cost, variables) > 2]
+    wide = any(_is_wide(unit, cost, variables) for unit in cost.units)
     point = {name: options[-1] for name, options in cost.options.items()}
     best: Choice | None = None
     limit, dropped = target_us, tuple[str, ...]()
@@ -181,8 +217,10 @@ def _scope(unit: Unit, cost: CostModel, variables: Variables) -> tuple[str, ...]
     return names
 
 
-def _arity(unit: Unit, cost: CostModel, variables: Variables) -> int:
-    return len(_scope(unit, cost, variables))
+def _is_wide(unit: Unit, cost: CostModel, variables: Variables) -> bool:
+    """Whether the unit depends on too many variables for one table: two widths and a block are the most."""
+    most = 2 if _unit_block(unit, cost) is None else 3
+    return len(_scope(unit, cost, variables)) > most
 
 
 def _cost_tables(
@@ -192,10 +230,9 @@ def _cost_tables(
     names = _scope(unit, cost, variables)
     if not names:
         return [], float(cost.unit_us(unit, [(unit.c_in.fixed, unit.c_out.fixed)])[0])
-    block = _unit_block(unit, cost)
-    if len(names) <= 2 or (len(names) == 3 and block is not None):
-        return [(names, _full_table(unit, cost, variables, names))], 0.0
-    return _first_order(unit, cost, variables, point)
+    if _is_wide(unit, cost, variables):
+        return _first_order(unit, cost, variables, point)
+    return [(names, _full_table(unit, cost, variables, names))], 0.0
 
 
 def _full_table(unit: Unit, cost: CostModel, variables: Variables, names: tuple[str, ...]) -> FloatArray:
@@ -216,14 +253,26 @@ def _full_table(unit: Unit, cost: CostModel, variables: Variables, names: tuple[
 def _first_order(
     unit: Unit, cost: CostModel, variables: Variables, point: Mapping[str, int]
 ) -> tuple[list[tuple[tuple[str, ...], FloatArray]], float]:
-    """Around `point`: the latency there, and what moving one group alone adds."""
+    """Around `point`: the latency there, and what moving one group alone adds; nothing once its block is gone."""
     here = float(cost.unit_us(unit, [(unit.c_in.at(point), unit.c_out.at(point))])[0])
     tables: list[tuple[tuple[str, ...], FloatArray]] = []
+    block = _unit_block(unit, cost)
+    carrier = "" if block is None else variables.carrier[block.id]
     for name in unit.groups:
-        moved = [{**point, name: max(1, width)} for width in variables.widths(name)]
-        us = cost.unit_us(unit, [(unit.c_in.at(kept), unit.c_out.at(kept)) for kept in moved])
-        tables.append(((name,), us - here))
-    return tables, here
+        moved = [{**point, name: width or point[name]} for width in variables.widths(name)]
+        added = cost.unit_us(unit, [(unit.c_in.at(kept), unit.c_out.at(kept)) for kept in moved]) - here
+        if block is None or variables.block_of.get(name) == block.id:
+            tables.append(((name,), added))
+        else:
+            tables.append(((name, carrier), np.outer(added, _stays(carrier, variables))))
+    if block is None:
+        return tables, here
+    return [*tables, ((carrier,), here * _stays(carrier, variables))], 0.0
+
+
+def _stays(carrier: str, variables: Variables) -> FloatArray:
+    """0 for the option of a carrier that drops its block, 1 for the others."""
+    return np.array([float(width > 0) for width in variables.widths(carrier)])
 
 
 def _read(cost: CostModel, variables: Variables, solution: Solution, *, exact: bool) -> Choice:
@@ -254,7 +303,7 @@ def least_choice(cost: CostModel, saliency: Saliency) -> Choice:
     variables = _variables(cost)
     point = {name: options[0] for name, options in cost.options.items()}
     solution = solve(latency_problem(cost, saliency, 1e-6, point))
-    wide = any(_arity(unit, cost, variables) > 2 for unit in cost.units)
+    wide = any(_is_wide(unit, cost, variables) for unit in cost.units)
     return _read(cost, variables, solution, exact=not wide)
 
 

@@ -18,7 +18,7 @@ from edgeprune.device import Device
 from edgeprune.graph import ModelGraph, trace
 from edgeprune.kernel import Kernel
 from edgeprune.plan_json import Plan
-from edgeprune.planning import Choice, choose, plan_from
+from edgeprune.planning import Choice, choose, describe_choice, plan_from
 from edgeprune.preprocessing import Preprocessing
 from edgeprune.profiling import estimate, profile
 from edgeprune.saliency import Saliency, score
@@ -86,10 +86,8 @@ def kernels_to_profile(graph: ModelGraph, device: Device, steps: Mapping[str, in
     return tuple(sorted({*own, *staircase_kernels(device.precisions[0])}))
 
 
-def measured_table(
-    graph: ModelGraph, device: Device, reporter: Reporter, *, allow_other: bool = False
-) -> tuple[LatencyTable, dict[str, int]]:
-    """The device's table with every kernel that the graph needs, and the step of each kernel family on it."""
+def measured_table(graph: ModelGraph, device: Device, reporter: Reporter, *, allow_other: bool = False) -> LatencyTable:
+    """The device's table with every kernel that the graph needs, on the staircase that the device shows."""
     precision = device.precisions[0]
 
     def progress(done: int, total: int) -> None:
@@ -107,7 +105,7 @@ def measured_table(
     for kernel, reason in table.failures.items():
         if kernel in wanted:
             reporter.say(f"warning: kernel '{kernel.key}' could not be measured: {reason}")
-    return table, steps
+    return table
 
 
 def node_latencies(table: LatencyTable) -> dict[Kernel, float]:
@@ -137,12 +135,12 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
     for refusal in unproven:
         reporter.say(f"refused: {refusal.where or 'model'}: {refusal.operator}: {refusal.reason}")
     with timed(seconds, "profile"):
-        table, steps = measured_table(graph, task.device, reporter, allow_other=task.allow_other_table)
+        table = measured_table(graph, task.device, reporter, allow_other=task.allow_other_table)
     calibration, report = task.data.split_by_hash() if task.data is not None else (None, None)
     with timed(seconds, "score"):
         saliency = score(task.saliency, graph, task.model, calibration, seed=task.seed)
     with timed(seconds, "calibrate"):
-        cost = cost_model(graph, units, width_options(graph, units, steps), node_latencies(table), origin=table.origin)
+        cost = cost_model(graph, table)
         source = Source(model=task.model, graph=graph, example_inputs=task.example_inputs)
         cost = calibrated(
             cost,
@@ -178,17 +176,13 @@ def prune(task: Task, prepared: Prepared, budget: Budget) -> tuple[Plan, Choice]
 
 def plan_of(task: Task, prepared: Prepared, choice: Choice, budget: Budget) -> Plan:
     """The plan of a choice, with where it came from in its notes."""
-    dense_us = prepared.cost.predict({}).us
     notes = {
         "model": task.name,
         "device": task.device.name,
         "budget": str(budget),
         "saliency": task.saliency,
         "seed": task.seed,
-        "origin": f"predicted from {prepared.cost.origin} kernels",
-        "predicted_ratio": round(choice.predicted_us / dense_us, 4),
-        "solver_gap": float(f"{choice.solution.gap:.2g}"),
-        "exact_cost": choice.exact_cost,
+        **describe_choice(prepared.cost, choice),
     }
     return plan_from(choice, prepared.graph, prepared.saliency, notes)
 

@@ -80,15 +80,20 @@ class Estimate:
     seconds: float
 
 
-def estimate(kernels: Iterable[Kernel], device: Device, *, precision: str | None = None, table_path: Path | None = None) -> Estimate:
+def estimate(
+    kernels: Iterable[Kernel], device: Device, *, precision: str | None = None, table_path: Path | None = None
+) -> Estimate:
+    """What `profile` would measure with the same arguments; measures nothing."""
     precision = precision or device.precisions[0]
     wanted = list(dict.fromkeys(kernels))
     with open_session(device, precision=precision) as session:
         fingerprint = fingerprint_of(device, precision, session.hello())
     table = _read(device, precision, table_path, fingerprint, allow_other=table_path is None)
     missing = _missing(table, wanted, fingerprint, retry_failed=False)
-    each = (0.002 if device.modelled else SECONDS_EACH + RUNS_EACH * kernel.macs / MACS_PER_SECOND for kernel in missing)
-    return Estimate(total=len(wanted), missing=tuple(missing), seconds=sum(each))
+    seconds = sum(SECONDS_EACH + RUNS_EACH * kernel.macs / MACS_PER_SECOND for kernel in missing)
+    return Estimate(
+        total=len(wanted), missing=tuple(missing), seconds=0.01 * len(missing) if device.modelled else seconds
+    )
 
 
 def profile(
@@ -137,7 +142,9 @@ def _read(
     return read_table(paths, fingerprint.short_hash, allow_other=allow_other)
 
 
-def _missing(table: LatencyTable, wanted: Sequence[Kernel], fingerprint: Fingerprint, retry_failed: bool) -> list[Kernel]:
+def _missing(
+    table: LatencyTable, wanted: Sequence[Kernel], fingerprint: Fingerprint, retry_failed: bool
+) -> list[Kernel]:
     if table.fingerprint != fingerprint.short_hash:
         return list(wanted)
     return [k for k in wanted if k not in table and (retry_failed or k not in table.failures)]
@@ -268,7 +275,7 @@ class _Profiler:
             p90_us=_digits(p90),
             p99_us=_digits(p99),
             spread=_digits(ratio.spread),
-            node_us=_digits(nodes.within(median)) if nodes and nodes.compute_us > 0 else None,
+            node_us=_digits(nodes.within(median)) if nodes else None,
             reference=measured.anchors[kernel.key],
             reference_ratio=_digits(ratio.value),
             ratio_ci=(min(_digits(ratio.low), _digits(ratio.value)), max(_digits(ratio.high), _digits(ratio.value))),

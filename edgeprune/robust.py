@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 FloatArray = npt.NDArray[np.float64]
 LEAST_ROUNDS = 3
@@ -88,8 +88,10 @@ def middle_of(values: FloatArray, ranks: FloatArray, q: float) -> float:
 
 
 def _effective_runs(rounds: Sequence[Sequence[float]], x: float, q: float) -> float:
-    """m = q (1 - q) / V, corrected for estimating V from n rounds (Korn & Graubard); n (1 - rho) / (1 + rho) where every
-    round is a single number, whose V is known but for rho; 0 below three rounds."""
+    """m = q (1 - q) / V, corrected for estimating V from n rounds (Korn & Graubard); 0 below three rounds.
+
+    Where every round is a single number, V is known but for rho: m = n (1 - rho) / (1 + rho).
+    """
     n, total = len(rounds), sum(len(runs) for runs in rounds)
     if n < LEAST_ROUNDS:
         return 0.0
@@ -103,7 +105,7 @@ def _effective_runs(rounds: Sequence[Sequence[float]], x: float, q: float) -> fl
     if total == n:
         return independent
     freedom = max(1.0, independent - 1)
-    correction = (stats.norm.ppf(0.95) / stats.t.ppf(0.95, freedom)) ** 2
+    correction = float(special.ndtri(0.95) / special.stdtrit(freedom, 0.95)) ** 2
     return float(min(q * (1 - q) / spread * independent * correction, total))
 
 
@@ -114,6 +116,6 @@ def _level(q: float, m: float, confidence: float) -> float:
     low, high = q, 1.0
     for _ in range(50):
         share = (low + high) / 2
-        limit = stats.beta.ppf(1 - confidence, share * m, m - share * m + 1)
+        limit = special.betaincinv(share * m, m - share * m + 1, 1 - confidence)  # the beta quantile
         low, high = (low, share) if limit >= q else (share, high)
     return high

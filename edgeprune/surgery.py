@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import SurgeryError, did_you_mean
 from edgeprune.graph import Block, ModelGraph, trace
@@ -42,14 +43,6 @@ class ZeroBranch(torch.nn.Module):
         return f"shape={self.shape}"
 
 
-class Passed(torch.nn.Module):
-    """Stands for a module of a dropped block whose result nobody reads: hands its input on."""
-
-    def forward(self, x: torch.Tensor, *_: object) -> torch.Tensor:
-        """x unchanged."""
-        return x
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cut:
     """Which indices of every tensor stay, and the channels that every group keeps."""
@@ -78,7 +71,7 @@ def apply(
         _drop(module, block, graph, cut)
     _cut_tensors(module, cut)
     pruned = Pruned(module=module, plan=plan, example_inputs=example_inputs, origin=weights_hash(model))
-    _try_forward(model, pruned)
+    _try_forward(model, pruned, graph)
     return pruned
 
 
@@ -115,7 +108,9 @@ def _kept_channels(plan: Plan, graph: ModelGraph, group_id: str) -> Indices:
         return np.arange(group.num_channels, dtype=np.int64)
     channels = group.first.channels
     positions = np.array(plan.kept[group_id], dtype=np.int64)
-    if positions.max(initial=0) >= len(channels):
+    if not len(positions):
+        raise SurgeryError(f"group '{group_id}' keeps nothing, at least {group.least_channels} must stay")
+    if positions.max() >= len(channels):
         raise SurgeryError(
             f"group '{group_id}' keeps position {positions.max()}, but the dimension has only {len(channels)}"
         )
@@ -133,12 +128,15 @@ def positions_of(graph: ModelGraph, group_id: str, channels: Indices) -> tuple[i
 
 
 def _drop(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) -> None:
-    ends = [node for node in graph.nodes if node.name in block.nodes and node.shape == block.shape]
-    widths = next(node.widths for node in reversed(ends) if node.where.startswith(block.zero_module))
-    kept = {group: len(channels) for group, channels in cut.kept.items()}
-    module.set_submodule(block.zero_module, ZeroBranch(tuple(width.at(kept) for width in widths[1:])))
-    for name in block.skipped_modules:
-        module.set_submodule(name, Passed())
+    """Each module of the block gives zeros of the shape that its output has between the pruned layers.
+
+    New ones: were it to hand its input on, an in-place operator behind it would write into the trunk.
+    """
+    stays = np.array([*(channel in cut.kept[group] for group, channel in graph.channel_names), True])
+    for name in (block.zero_module, *block.skipped_modules):
+        inside = [n for n in graph.nodes if n.name in block.nodes and f"{n.where}.".startswith(f"{name}.")]
+        sizes = [int(stays[channels].sum()) for channels in graph.channels[inside[-1].name]]
+        module.set_submodule(name, ZeroBranch(tuple(sizes[1:])))
 
 
 def _cut_tensors(module: torch.nn.Module, cut: Cut) -> None:
@@ -183,14 +181,21 @@ def _resize_attributes(owner: torch.nn.Module, name: str, before: torch.Size, af
             setattr(owner, attribute, after[dim])
 
 
-def _try_forward(model: torch.nn.Module, pruned: Pruned) -> None:
+def _try_forward(model: torch.nn.Module, pruned: Pruned, graph: ModelGraph) -> None:
     """The pruned forward must run: Python code that hard-wires a size shows itself here, with file and line."""
     try:
         with torch.no_grad():
-            pruned.module(*pruned.example_inputs)
+            outputs = tree_leaves(pruned.module(*pruned.example_inputs))
     except Exception as error:
         own = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
         place = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
         raise SurgeryError(
             f"{type(model).__name__} does not run after pruning{place}: its code fixes a size: {error}"
         ) from error
+    found = [tuple(value.shape) for value in outputs if isinstance(value, torch.Tensor)]
+    user_outputs = set(graph.program.graph_signature.user_outputs)
+    expected = [node.shape for node in graph.nodes if node.name in user_outputs]
+    if sorted(found) != sorted(expected):
+        raise SurgeryError(
+            f"{type(model).__name__} gives {found} after pruning, {expected} before: its code fixes a size"
+        )

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from edgeprune.kernel import Kernel
 
-SCHEMA = 1
 MAX_LINE = 1 << 20
 
 Microseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NodeMicroseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # 0: the runtime runs no node for it
 Count = Annotated[int, Field(ge=0)]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
 
@@ -30,7 +30,7 @@ class FingerprintLine(_Line):
     """Defines a hash."""
 
     type: Literal["fingerprint"] = "fingerprint"
-    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema")
     hash: Hash
     facts: dict[str, Any]
 
@@ -41,7 +41,7 @@ class SessionLine(_Line):
     """One run of a device program. It may come again with more rounds: the last one of an id counts."""
 
     type: Literal["session"] = "session"
-    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema")
     id: str
     fingerprint: Hash
     started: str  # UTC, ISO 8601
@@ -65,7 +65,7 @@ class RowLine(_Line):
     p90_us: Microseconds
     p99_us: Microseconds
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of the rounds, robust, relative
-    node_us: Microseconds | None = None  # of the compute node alone
+    node_us: NodeMicroseconds | None = None  # of the compute nodes alone
     reference: str
     reference_ratio: Microseconds
     ratio_ci: tuple[float, float]

@@ -24,7 +24,17 @@ from edgeprune.measurement import HOT, Loaded, Measurement, NodeTimes, SessionLo
 if TYPE_CHECKING:
     from edgeprune.device import Device
 
-__all__ = ["Channel", "Loaded", "Measurement", "NodeTimes", "Session", "SessionLost", "TensorSpec", "Timing", "open_session"]
+__all__ = [
+    "Channel",
+    "Loaded",
+    "Measurement",
+    "NodeTimes",
+    "Session",
+    "SessionLost",
+    "TensorSpec",
+    "Timing",
+    "open_session",
+]
 
 SILENCE_SECONDS = 120.0
 """How long the device program may say nothing while a request runs before it counts as hung and is killed."""
@@ -72,7 +82,8 @@ class Session:
 
         answer = self.channel.request({"id": number, "op": op, **fields}, self.silence_s, event)
         if answer.get("id") != number:
-            raise MeasurementError(f"the device program answered request {answer.get('id')!r}, expected {number}: {str(answer.get('error', ''))[:500]}")
+            said = str(answer.get("error", ""))[:500]
+            raise MeasurementError(f"the device program answered request {answer.get('id')!r}, not {number}: {said}")
         if "error" in answer:
             raise MeasurementError(f"{self.busy_with}: {answer['error']}")
         return answer
@@ -107,7 +118,8 @@ class Session:
         path = scratch / f"out{index}.bin"
         self.channel.get(str(spec["path"]), path)
         try:
-            return np.fromfile(path, dtype=np.dtype(spec["dtype"])).reshape(spec["shape"])
+            array: np.ndarray[Any, Any] = np.fromfile(path, dtype=np.dtype(spec["dtype"])).reshape(spec["shape"])
+            return array
         except (TypeError, ValueError) as error:
             raise MeasurementError(f"{key}: output {index} is malformed: {error}") from None
 

@@ -18,6 +18,8 @@ EXAMPLE = (
     "--device host-openvino --budget 0.7x --data pictures/ --out build/"
 )
 
+QUALITY = {"top1": "top-1", "agreement": "agreement", "kl": "KL to dense", "relative_error": "rel. error"}
+
 
 @click.command("fit", cls=rich_click.RichCommand, epilog=EXAMPLE)
 @model_options
@@ -53,7 +55,9 @@ def summary(fitted: Fitted) -> list[str]:
     assert dense is not None
     ratio = f"{pruned.ratio.value:.3f}x" if pruned.ratio else "1x"
     device = fitted.bundle.manifest.device
-    facts = f"{result.origin}, {device.threads} thread{'s' * (device.threads > 1)}, {device.precisions[0]}, n={pruned.n}"
+    facts = (
+        f"{result.origin}, {device.threads} thread{'s' * (device.threads > 1)}, {device.precisions[0]}, n={pruned.n}"
+    )
     percentile = f"p{result.percentile:g}"
     lines = [
         f"  {'':<12}{'dense':<12}pruned",
@@ -83,11 +87,12 @@ def _quality_lines(quality: Any) -> list[str]:
         return ["  quality     no data given: nothing is claimed"]
     lines = []
     dense, pruned = quality["dense"], quality["pruned"]
-    for name, title in (("top1", "top-1"), ("agreement", "agreement"), ("kl", "KL to dense"), ("relative_error", "rel. error")):
+    for name, title in QUALITY.items():
         if pruned.get(name) is not None:
             lines.append(f"  {title:<12}{_number(name, dense[name]):<12}{_number(name, pruned[name])}")
     few = ": a smoke test, no accuracy claim" if pruned["n"] < 1000 else ""
-    lines.append(f"  {'':<12}on {pruned['n']} samples of the report half; fitted on the other {len(quality['calibration'])}{few}")
+    fitted_on = len(quality["calibration"])
+    lines.append(f"  {'':<12}on {pruned['n']} samples of the report half; fitted on the other {fitted_on}{few}")
     lines.append(f"  report half: {_names(quality['report'])}")
     lines.append(f"  fitted on:   {_names(quality['calibration'])}")
     if quality["skipped"]:

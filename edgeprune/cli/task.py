@@ -22,7 +22,9 @@ def model_options(function: Command) -> Command:
             click.argument("model"),
             click.option("--weights", metavar="FILE|DEFAULT", help="A state_dict, or DEFAULT for the download."),
             click.option("--shape", metavar="1x3x224x224", help="One float32 input of this shape."),
-            click.option("--input", "inputs", multiple=True, metavar="[NAME=]DTYPE:SHAPE[:RANGE|FILE]", help="Repeatable."),
+            click.option(
+                "--input", "inputs", multiple=True, metavar="[NAME=]DTYPE:SHAPE[:RANGE|FILE]", help="Repeatable."
+            ),
             click.option("--seed", type=int, default=0, show_default=True, help="For random weights and samples."),
         )
     ):
@@ -75,7 +77,8 @@ def make_task(
     if (missing := find_backend(device.backend).available()) is not None:
         raise RuntimeMissing(missing)
     if saliency not in CRITERIA:
-        raise InputError(f"no saliency '{saliency}'{did_you_mean(saliency, CRITERIA)} (known: {', '.join(sorted(CRITERIA))})")
+        known = ", ".join(sorted(CRITERIA))
+        raise InputError(f"no saliency '{saliency}'{did_you_mean(saliency, CRITERIA)} (known: {known})")
     module = resolve(model, weights=weights, seed=seed)
     examples = example_inputs(shape, inputs, model=module, seed=seed)
     size = tuple(examples[0].shape)

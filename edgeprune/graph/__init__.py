@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from edgeprune.graph.blocks import find_blocks
 from edgeprune.graph.coupling import Coupling, couple, prunable_shares
 from edgeprune.graph.structure import Block, Group, Indices, Member, ModelGraph, Node, Refusal, Width
 
-__all__ = ["Block", "Group", "Member", "ModelGraph", "Node", "Refusal", "Width", "analyse", "trace"]
+__all__ = ["Block", "Group", "Member", "ModelGraph", "Node", "Refusal", "Width", "analyse", "check_prunable", "trace"]
 
 
 def trace(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> ModelGraph:
@@ -22,13 +23,18 @@ def trace(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> M
     `example_inputs` fix every shape. Raises `RefusedError` where the model can't be traced, or where nothing in it
     can be pruned; the reasons are listed.
     """
-    graph = analyse(tracing.export_program(model, example_inputs))
+    graph = replace(analyse(tracing.export_program(model, example_inputs)), model=model)
+    check_prunable(graph)
+    return graph
+
+
+def check_prunable(graph: ModelGraph) -> None:
+    """`RefusedError` with all reasons where there is neither a group nor a block."""
     if not graph.groups and not graph.blocks:
         raise RefusedError(
             "nothing in this model can be pruned:",
             reasons=[f"{r.where or 'model'}: {r.operator}: {r.reason}" for r in graph.refused],
         )
-    return graph
 
 
 def analyse(program: ExportedProgram) -> ModelGraph:

@@ -116,6 +116,7 @@ class ModelGraph:
     """An ATen graph with static shapes and what pruning may do to it.
 
     `program` is the `torch.export.ExportedProgram` (its graph's node names are those of `nodes` and `channels`).
+    `model` is the eager module that was traced, which the stages leave as it is.
     `channels[node][dim]` is an int64 array over the indices of that dimension: a number of `channel_names`, or -1.
     """
 
@@ -130,6 +131,7 @@ class ModelGraph:
     parameter_dtypes: Mapping[str, str]
     prunable_macs_share: float
     prunable_params_share: float
+    model: Any = None
 
     def group(self, group_id: str) -> Group:
         """The group of that id; `KeyError` if there is none."""

@@ -1,0 +1,184 @@
+"""Measure bundles again: one against its budget (`verify BUNDLE`), or several side by side (`bench BUNDLE...`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeprune import parity
+from edgeprune.budget import Budget, parse_budget
+from edgeprune.bundle import PLAN, Bundle, read_bundle
+from edgeprune.device import Device
+from edgeprune.engine import Engine
+from edgeprune.errors import InputError
+from edgeprune.fingerprint import Fingerprint, fingerprint_of
+from edgeprune.measurement import Timing
+from edgeprune.plan_json import Plan
+from edgeprune.transport import open_session
+from edgeprune.verifying import (
+    CONFIRM,
+    DENSE,
+    PRUNED,
+    Verification,
+    decide,
+    latency,
+    measure_engines,
+    measure_pair,
+    on_todays_clock,
+    undisturbed_or_raise,
+)
+
+
+def verify_bundle(
+    path: Path | str,
+    *,
+    budget: str | Budget | None = None,
+    percentile: float | None = None,
+    device: Device | None = None,
+    timing: Timing = CONFIRM,
+) -> Verification:
+    """Check a bundle's files, its engine's outputs, and its latency on this device against a budget.
+
+    Budget and percentile are those of the manifest unless told, the device too. The verdict is as in `verify`.
+    """
+    started = time.perf_counter()
+    bundle = read_bundle(path)
+    device = _device_for(bundle, device)
+    recorded = _recorded(bundle)
+    budget = budget if budget is not None else recorded.get("budget")
+    wanted = parse_budget(budget) if isinstance(budget, str) else budget
+    if wanted is not None and wanted.kind == "ratio" and bundle.dense is None:
+        raise InputError(f"{path} holds no dense engine, so no ratio can be measured; give a budget like 8ms")
+    result = measure_pair(
+        bundle.engine,
+        bundle.dense,
+        device=device,
+        expected=() if device.modelled else bundle.samples(),
+        timing=timing,
+        percentile=percentile if percentile is not None else float(recorded.get("percentile", 50.0)),
+    )
+    plan = Plan.from_json(bundle.folder / PLAN)
+    result = decide(result, wanted, batch=_batch(bundle.engine), same=plan.is_empty)
+    return replace(_named(result, bundle), seconds={"verify": time.perf_counter() - started})
+
+
+def bench(
+    paths: Sequence[Path | str], *, device: Device | None = None, timing: Timing = CONFIRM, percentile: float = 50.0
+) -> tuple[Verification, ...]:
+    """Time the engines of all bundles, pruned and dense, interleaved in one process on one device; no verdict.
+
+    Dense engines with the same bytes are timed once. `InputError` when the bundles are for different devices.
+    """
+    started = time.perf_counter()
+    bundles = [read_bundle(path) for path in paths]
+    if not bundles:
+        raise InputError("bench takes at least one bundle")
+    device = _one_device(bundles, device)
+    dense_keys: dict[str, str] = {}
+    engines: dict[str, Engine] = {}
+    pairs = []
+    for number, bundle in enumerate(bundles):
+        base = None
+        if bundle.dense is not None and bundle.manifest.dense is not None:
+            identity = " ".join(sorted(bundle.manifest.files[name].sha256 for name in bundle.manifest.dense.files))
+            base = dense_keys.setdefault(identity, f"{DENSE}{number}")
+            engines.setdefault(base, bundle.dense)
+        engines[f"{PRUNED}{number}"] = bundle.engine
+        pairs.append((f"{PRUNED}{number}", base))
+    precision = bundles[0].engine.precision
+    with open_session(device, precision=precision) as session:
+        for key, engine in engines.items():
+            session.load(key, engine.path)
+        checked = [
+            parity.check_parity(session, key, bundle.engine, bundle.samples())
+            if bundle.samples() and not device.modelled
+            else None
+            for (key, _), bundle in zip(pairs, bundles, strict=True)
+        ]
+        measurement = measure_engines(session, device, precision, tuple(engines), timing)
+        facts = fingerprint_of(device, precision, session.hello(), timing.regime).facts
+    disturbed = undisturbed_or_raise(measurement)
+    results = []
+    for (key, base), bundle, found in zip(pairs, bundles, checked, strict=True):
+        result = Verification(
+            device=device.name,
+            percentile=percentile,
+            origin="modelled" if measurement.modelled else "measured",
+            dense=latency(measurement, base, percentile=percentile, without=disturbed) if base else None,
+            pruned=latency(measurement, key, base, percentile=percentile, without=disturbed),
+            parity=found,
+            references_us={name: measurement.percentile_us(name) for name in measurement.references},
+            rounds=max(len(numbers) for numbers in measurement.rounds.values()),
+            disturbed_rounds=len(disturbed),
+            fingerprint=facts,
+            seconds={"bench": time.perf_counter() - started},
+        )
+        results.append(_named(result, bundle))
+    return tuple(results)
+
+
+def _named(result: Verification, bundle: Bundle) -> Verification:
+    """With what the manifest knows; a prediction made for this very device is moved to the clock of this run."""
+    recorded = _recorded(bundle)
+    predicted = error = None
+    known = bundle.document.get("fingerprint") or {}
+    if recorded.get("predicted_ms") and Fingerprint(facts=known) == Fingerprint(facts=_plain(result.fingerprint)):
+        then = {str(name): float(value) for name, value in recorded.get("references_us", {}).items()}
+        predicted = on_todays_clock(float(recorded["predicted_ms"]), then, result.references_us)
+        if recorded.get("predicted_error_ms"):
+            error = on_todays_clock(float(recorded["predicted_error_ms"]), then, result.references_us)
+    return replace(
+        result,
+        model=bundle.model,
+        bundle=str(bundle.folder),
+        predicted_ms=predicted,
+        predicted_error_ms=error,
+        quality=bundle.document.get("quality") or {},
+        attempts=tuple(bundle.document.get("attempts") or ()),
+    )
+
+
+def _recorded(bundle: Bundle) -> Mapping[str, Any]:
+    recorded = bundle.document.get("latency")
+    return recorded if isinstance(recorded, Mapping) else {}
+
+
+def _plain(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As JSON gives it back: lists in the place of tuples."""
+    import json
+
+    plain: Mapping[str, Any] = json.loads(json.dumps(facts))
+    return plain
+
+
+def _device_for(bundle: Bundle, device: Device | None) -> Device:
+    if device is None:
+        return bundle.manifest.device
+    if device.backend != bundle.engine.backend:
+        raise InputError(
+            f"{bundle.folder} holds an engine for {bundle.engine.backend}, device '{device.name}' runs {device.backend}"
+        )
+    return device
+
+
+def _one_device(bundles: Sequence[Bundle], device: Device | None) -> Device:
+    chosen = _device_for(bundles[0], device)
+    for bundle in bundles:
+        if device is None and bundle.manifest.device != chosen:
+            raise InputError(
+                f"{bundle.folder} is for device '{bundle.manifest.device.name}', {bundles[0].folder} for "
+                f"'{chosen.name}': bench compares bundles of one device"
+            )
+        _device_for(bundle, chosen)
+        if bundle.engine.precision != bundles[0].engine.precision:
+            raise InputError(
+                f"{bundle.folder} computes in {bundle.engine.precision}, not {bundles[0].engine.precision}"
+            )
+    return chosen
+
+
+def _batch(engine: Engine) -> int:
+    return int(engine.inputs[0].shape[0]) if engine.inputs and engine.inputs[0].shape else 1

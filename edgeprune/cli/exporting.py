@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import rich_click
+
+from edgeprune.cli.output import json_option, print_json
+from edgeprune.cli.task import model_options
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeprune.pruned import Pruned
+
+EXAMPLE = (
+    "Example: edgeprune export torchvision:resnet18 --shape 1x3x224x224 --plan plan.json "
+    "--device host-openvino --out build/resnet18"
+)
+
+
+@click.command("export", cls=rich_click.RichCommand, epilog=EXAMPLE)
+@model_options
+@click.option("--plan", "plan_path", type=click.Path(path_type=Path), help="plan.json, as `prune` writes it.")
+@click.option("--pruned", "folder", type=click.Path(path_type=Path), help="Folder of `recover`: plan and weights.")
+@click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml.")
+@click.option("--store", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of weights.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
+@json_option
+def command(
+    plan_path: Path | None, folder: Path | None, device_name: str, store: str, out: Path, as_json: bool, **model: Any
+) -> None:
+    """Write the engine of a pruned model for a device's runtime, as a bundle that `verify` and `bench` take.
+
+    Nothing is measured yet: the manifest holds no latency.
+    """
+    if (plan_path is None) == (folder is None):
+        raise click.UsageError("give either --plan plan.json or --pruned FOLDER")
+    from edgeprune.bundle import Contents, write_bundle
+    from edgeprune.device import load_device
+    from edgeprune.exporting import export, export_dense
+    from edgeprune.folders import check_writable
+    from edgeprune.models import example_inputs, resolve
+    from edgeprune.parity import samples as parity_samples
+    from edgeprune.preprocessing import default_preprocessing
+
+    device = load_device(device_name)
+    check_writable(out.resolve().parent)
+    module = resolve(model["model"], weights=model["weights"], seed=model["seed"])
+    examples = example_inputs(model["shape"], model["inputs"], model=module, seed=model["seed"])
+    pruned = _pruned(module, examples, plan_path, folder)
+    preprocessing = default_preprocessing(model["model"], tuple(examples[0].shape), weights=model["weights"])
+    with tempfile.TemporaryDirectory(prefix="edgeprune-export-") as scratch:
+        contents = Contents(
+            engine=export(pruned, device, Path(scratch, "pruned"), weights=store),
+            dense=export_dense(module, examples, device, Path(scratch, "dense")),
+            model=model["model"],
+            preprocessing=preprocessing.model_dump(mode="json") if preprocessing else None,
+            command=("edgeprune " + shlex.join(sys.argv[1:]),),
+            samples=() if device.modelled else parity_samples(pruned),
+        )
+        bundle = write_bundle(out, contents)
+    if as_json:
+        print_json({"bundle": str(bundle.folder), **bundle.document})
+        return
+    size = sum(entry.bytes for entry in bundle.manifest.files.values())
+    click.echo(f"bundle: {bundle.folder} ({len(bundle.manifest.files)} files, {size / 1e6:.1f} MB; not measured yet)")
+
+
+def _pruned(
+    module: torch.nn.Module, examples: tuple[torch.Tensor, ...], plan_path: Path | None, folder: Path | None
+) -> Pruned:
+    from edgeprune.plan_json import Plan
+    from edgeprune.surgery import apply
+    from edgeprune.weights import load_weights
+
+    if folder is None:
+        assert plan_path is not None
+        return apply(Plan.from_json(plan_path), module, examples)
+    pruned = apply(Plan.from_json(folder / "plan.json"), module, examples)
+    load_weights(pruned.module, folder / "weights.safetensors")
+    return pruned

@@ -1,0 +1,76 @@
+"""Options of the commands that measure, named like trtexec's, and how a measured pair is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from edgeprune.measurement import Timing
+    from edgeprune.verifying import Latency, Verification
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def timing_options(function: Command) -> Command:
+    """--warmup-ms, --duration-s and --min-iters."""
+    for option in reversed(
+        (
+            click.option("--warmup-ms", type=click.FloatRange(0), help="Of each engine, untimed.  [default: 200]"),
+            click.option("--duration-s", type=click.FloatRange(0.1), help="At most this long.  [default: 30]"),
+            click.option(
+                "--min-iters", type=click.IntRange(1), help="At least this many runs of each.  [default: 120]"
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def make_timing(warmup_ms: float | None, duration_s: float | None, min_iters: int | None) -> Timing:
+    """The confirmation run's timing with what was given in its place."""
+    from dataclasses import replace
+
+    from edgeprune.verifying import CONFIRM
+
+    timing = CONFIRM
+    if warmup_ms is not None:
+        timing = replace(timing, warmup_ms=warmup_ms)
+    if duration_s is not None:
+        timing = replace(timing, max_seconds=duration_s)
+    if min_iters is not None:
+        rounds = ceil(min_iters / timing.min_runs)
+        timing = replace(timing, min_rounds=rounds, max_rounds=max(rounds, timing.max_rounds))
+    return timing
+
+
+def pair_lines(result: Verification) -> list[str]:
+    """The latency table of one dense and pruned engine."""
+    dense, pruned = result.dense, result.pruned
+    rows = [f"  {'':<12}{'dense':<12}pruned"]
+    for title, value in (("p50", "p50_ms"), ("p90", "p90_ms")):
+        left = _ms(getattr(dense, value)) if dense else "-"
+        ratio = _ratio(pruned) if title == "p50" else ""
+        rows.append(f"  {'latency ' + title:<12}{left:<12}{_ms(getattr(pruned, value))}   {ratio}".rstrip())
+    if result.predicted_ms is not None:
+        off = f"{result.predicted_ms / pruned.p50_ms - 1:+.1%}"
+        rows.append(f"  {'predicted':<12}{'':<12}{_ms(result.predicted_ms)}   {off}")
+    if result.parity is not None:
+        rows.append(f"  {'parity':<12}{'':<12}{result.parity.error:.1e} of at most {result.parity.tolerance:g}")
+    rows.append(f"  {result.origin}, n={pruned.n}, {result.disturbed_rounds} of {result.rounds} rounds disturbed")
+    if result.met is not None:
+        rows.append(f"  budget {result.budget}  {'MET' if result.met else 'MISSED'}   {result.why}")
+    return rows
+
+
+def _ratio(pruned: Latency) -> str:
+    if pruned.ratio is None:
+        return ""
+    return f"{pruned.ratio.value:.3f}x [{pruned.ratio.low:.3f}, {pruned.ratio.high:.3f}]"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3g} ms" if value < 0.1 else f"{value:.2f} ms"
