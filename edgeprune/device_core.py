@@ -52,7 +52,7 @@ class Program:
         self.emit = emit
         self.handles: dict[str, Any] = {}
         self.filled: set[str] = set()  # keys whose inputs hold random values
-        self.mean_us: dict[str, float] = {}  # of all runs of the last measurement, untimed ones too
+        self.median_us: dict[str, float] = {}  # of the runs of the last measurement
         self.parent = os.getppid()
 
     def op_hello(self, request: Request) -> dict[str, Any]:
@@ -105,10 +105,13 @@ class Program:
         return {"outputs": outputs}
 
     def op_node_times(self, request: Request) -> dict[str, Any]:
-        """Where a runner's node times are averages over all runs so far, the mean of just these runs goes with them."""
+        """Where the runner has no runs of its own for it, the nodes are those of the last measurement's runs.
+
+        Their time is its median: what disturbs a run mostly falls between the nodes.
+        """
         answer: dict[str, Any] = self.runner.node_times(self._handle(request["key"])) or {"nodes": None}
         if answer.get("total_us") is None:
-            answer["total_us"] = self.mean_us.get(request["key"])
+            answer["total_us"] = self.median_us.get(request["key"])
         return answer
 
     def op_measure(self, request: Request) -> dict[str, Any]:
@@ -121,7 +124,7 @@ class Program:
             self.filled.add(key)
         rounds = Rounds(runs, request, self)
         answer = rounds.measure()
-        self.mean_us.update(rounds.mean_us())
+        self.median_us.update({key: median(sum(rounds.times[key], [])) for key in keys})
         answer["modelled"] = modelled
         return answer
 
@@ -152,7 +155,6 @@ class Rounds:
         self.times: dict[str, list[list[float]]] = {key: [] for key in runs}
         self.rounds: dict[str, list[int]] = {key: [] for key in runs}
         self.burst_runs: dict[str, int] = {}
-        self.untimed: dict[str, list[float]] = {key: [] for key in runs}
 
     def measure(self) -> dict[str, Any]:
         started = time.perf_counter()
@@ -183,7 +185,6 @@ class Rounds:
             spent_us += max((time.perf_counter() - begun) * 1e6, times[-1])
         if len(times) <= COLD_RUNS:
             self.program.lap(key, first=True)
-        self.untimed[key] = times[COLD_RUNS:]
         typical = max(median(times[-100:]), 0.1)
         wanted = math.ceil(self.timing["burst_ms"] * 1e3 / typical)
         self.burst_runs[key] = min(max(self.timing["min_runs"], wanted), 1000)
@@ -207,14 +208,11 @@ class Rounds:
         if os.getppid() != self.program.parent:
             os._exit(1)  # whoever asked is gone
         run = self.runs[key]
-        self.untimed[key] += [run() for _ in range(self.timing["untimed_runs"])]
+        for _ in range(self.timing["untimed_runs"]):
+            run()
         self.times[key].append([round(run(), 2) for _ in range(self.burst_runs[key])])
         self.rounds[key].append(number)
         self.program.lap(key)
-
-    def mean_us(self) -> dict[str, float]:
-        every = {key: sum(self.times[key], self.untimed[key]) for key in self.runs}
-        return {key: sum(values) / len(values) for key, values in every.items()}
 
     def certain(self, key: str) -> bool:
         """Whether the 95 % interval of the median over rounds is within the tolerance, judged by its spread."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -17,10 +17,11 @@ from edgeprune.data import Data
 from edgeprune.device import Device
 from edgeprune.graph import ModelGraph, trace
 from edgeprune.kernel import Kernel
+from edgeprune.measurement import KERNELS, Timing
 from edgeprune.plan_json import Plan
 from edgeprune.planning import Choice, choose, describe_choice, plan_from
 from edgeprune.preprocessing import Preprocessing
-from edgeprune.profiling import estimate, profile
+from edgeprune.profiling import profile
 from edgeprune.saliency import Saliency, score
 from edgeprune.table import LatencyTable
 from edgeprune.units import kernels_at, partition, staircase_kernels, staircase_steps, width_options
@@ -86,38 +87,45 @@ def kernels_to_profile(graph: ModelGraph, device: Device, steps: Mapping[str, in
     return tuple(sorted({*own, *staircase_kernels(device.precisions[0])}))
 
 
-def measured_table(graph: ModelGraph, device: Device, reporter: Reporter, *, allow_other: bool = False) -> LatencyTable:
+def measured_table(
+    graph: ModelGraph,
+    device: Device,
+    reporter: Reporter,
+    *,
+    timing: Timing = KERNELS,
+    allow_other: bool = False,
+    retry_failed: bool = False,
+) -> LatencyTable:
     """The device's table with every kernel that the graph needs, on the staircase that the device shows."""
+
+    def measure(kernels: tuple[Kernel, ...]) -> LatencyTable:
+        return profile(
+            kernels,
+            device,
+            on_progress=lambda done, total: reporter.progress(f"profiling {device.name}", done, total),
+            allow_other=allow_other,
+            retry_failed=retry_failed,
+            timing=timing,
+        )
+
     precision = device.precisions[0]
-
-    def progress(done: int, total: int) -> None:
-        reporter.progress(f"profiling {device.name}", done, total)
-
-    table = profile(staircase_kernels(precision), device, on_progress=progress, allow_other=allow_other)
-    steps = staircase_steps(node_latencies(table), precision)
-    wanted = kernels_to_profile(graph, device, steps)
+    table = measure(staircase_kernels(precision))
+    wanted = kernels_to_profile(graph, device, staircase_steps(node_latencies(table), precision))
     missing = sum(1 for kernel in wanted if kernel not in table and kernel not in table.failures)
-    table = profile(wanted, device, on_progress=progress, allow_other=allow_other)
+    table = measure(wanted)
     state = f"{missing} of {len(wanted)} kernels measured" if missing else "table up to date, 0 to measure"
     reporter.say(f"profiling {device.name}: {state}")
     for warning in table.warnings:
         reporter.say(f"warning: {warning}")
-    for kernel, reason in table.failures.items():
-        if kernel in wanted:
-            reporter.say(f"warning: kernel '{kernel.key}' could not be measured: {reason}")
+    for kernel in wanted:
+        if kernel in table.failures:
+            reporter.say(f"warning: kernel '{kernel.key}' could not be measured: {table.failures[kernel]}")
     return table
 
 
 def node_latencies(table: LatencyTable) -> dict[Kernel, float]:
     """Compute time of every measured kernel in us, on the table's clock."""
     return {entry.kernel: table.latency_us(entry.kernel, node=True) for entry in table}
-
-
-def dry_run(task: Task) -> dict[str, Any]:
-    """What a profile of the task's model would measure, and about how long it would take."""
-    graph = trace(task.model, task.example_inputs)
-    found = estimate(kernels_to_profile(graph, task.device, {}), task.device)
-    return {"kernels": found.total, "missing": len(found.missing), "seconds": round(found.seconds, 1)}
 
 
 def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:

@@ -141,17 +141,17 @@ def _drop(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) ->
 
 def _cut_tensors(module: torch.nn.Module, cut: Cut) -> None:
     """Replace every cut parameter and buffer, one object for all its names, and the sizes its module repeats."""
-    done: dict[int, torch.Tensor] = {}
+    done: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the old one too: its id must stay its own
     for path, owner in module.named_modules():
         for registry in (owner._parameters, owner._buffers):
             for name, tensor in list(registry.items()):
                 if tensor is None:
                     continue
                 qualified = f"{path}.{name}" if path else name
-                smaller = done.get(id(tensor)) if id(tensor) in done else _cut(tensor, qualified, cut)
-                if smaller is None or smaller is tensor:
+                smaller = done[id(tensor)][1] if id(tensor) in done else _cut(tensor, qualified, cut)
+                if smaller is tensor:
                     continue
-                done[id(tensor)] = smaller
+                done[id(tensor)] = tensor, smaller
                 registry[name] = smaller
                 _resize_attributes(owner, name, tensor.shape, smaller.shape)
 
