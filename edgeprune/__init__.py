@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeprune.device import load_device
     from edgeprune.exporting import export
     from edgeprune.graph import trace
+    from edgeprune.loading import load_bundle
     from edgeprune.planning import plan
     from edgeprune.profiling import profile
     from edgeprune.recovery import recover
@@ -28,6 +29,7 @@ __all__ = [
     "cost_model",
     "export",
     "kernels",
+    "load_bundle",
     "load_device",
     "plan",
     "profile",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "load_bundle": "edgeprune.loading",
     "load_device": "edgeprune.device",
     "trace": "edgeprune.graph",
     "kernels": "edgeprune.units",

@@ -110,6 +110,6 @@ def _timing(
         scale = total_us / nodes.total_us
         for node in nodes.nodes:
             if node["compute"]:
-                name = str(node["name"])
+                name = str(node["name"]).partition("/")[0]  # runtimes add what they made of it: `fc/WithoutBiases`
                 node_us[name] = node_us.get(name, 0.0) + float(node["time_us"]) * scale
     return NetworkTiming(widths=dict(widths), total_us=total_us, node_us=node_us)

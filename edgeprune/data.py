@@ -12,6 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 CACHE_BYTES = 256 * 2**20  # decoded pictures
 LOADER_BYTES = 2**31  # what is kept of a loader's samples
 LISTED_SKIPPED = 5
+CALIBRATION_VALUES = 64 * 3 * 224 * 224  # of all calibration samples together: 64 ImageNet crops
+MOST_CALIBRATION_SAMPLES = 256  # smaller samples: more of them, up to this
 
 log = logging.getLogger(__name__)
 Batch: TypeAlias = tuple[torch.Tensor, "torch.Tensor | None"]
@@ -84,6 +87,12 @@ class Data:
                 x, y = [], []
         if not given:
             raise InputError(f"no sample of the data can be read: {_listed(self.skipped)}")
+
+    def calibration_views(self) -> tuple[int, int]:
+        """(samples, views of each picture) that a look at the data takes: 64 ImageNet crops, or more smaller ones."""
+        first, _ = next(self.batches(1))
+        samples = max(1, min(MOST_CALIBRATION_SAMPLES, CALIBRATION_VALUES // first.numel()))
+        return samples, ceil(samples / len(self))
 
     def split_by_hash(self) -> tuple[Data, Data]:
         """(calibration, report): each sample's half is told by the SHA-256 of its file's name alone.

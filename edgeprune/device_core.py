@@ -124,7 +124,7 @@ class Program:
             self.filled.add(key)
         rounds = Rounds(runs, request, self)
         answer = rounds.measure()
-        self.median_us.update({key: median(sum(rounds.times[key], [])) for key in keys})
+        self.median_us.update({key: median([t for burst in rounds.times[key] for t in burst]) for key in keys})
         answer["modelled"] = modelled
         return answer
 
@@ -216,12 +216,13 @@ class Rounds:
 
     def certain(self, key: str) -> bool:
         """Whether the 95 % interval of the median over rounds is within the tolerance, judged by its spread."""
-        values = [median(burst) for burst in self.times[key]]
+        share = self.timing["burst_percentile"] / 100
+        values = [quantile(burst, share) for burst in self.times[key]]
         if len(values) < self.timing["min_rounds"]:
             return False
         anchor = self.anchors.get(key)
         if anchor is not None:
-            scale = dict(zip(self.rounds[anchor], (median(burst) for burst in self.times[anchor])))
+            scale = dict(zip(self.rounds[anchor], (quantile(burst, share) for burst in self.times[anchor])))
             values = [value / scale[number] for value, number in zip(values, self.rounds[key])]
         middle = median(values)
         deviation = 1.4826 * median([abs(value - middle) for value in values])
@@ -251,8 +252,16 @@ def modelled_run(runner: Any) -> Callable[[Any], float]:
 
 
 def median(values: list[float]) -> float:
-    ordered, half = sorted(values), len(values) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+    return quantile(values, 0.5)
+
+
+def quantile(values: list[float], share: float) -> float:
+    """With linear interpolation."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
 def cpu_facts() -> dict[str, Any]:

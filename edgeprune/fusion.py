@@ -33,7 +33,7 @@ POOLS = {"max_pool2d": "max_pool", "avg_pool2d": "avg_pool"}
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One kernel instance. `name` is the qualified module of a contraction, else the node's name.
+    """One kernel instance. `name`, unique, is the qualified module of a contraction's weight, else the node's name.
 
     `nodes` are the graph nodes that it covers; `dense` its kernel in the dense network.
     """
@@ -79,6 +79,7 @@ class _Builder:
             for source in node.inputs:
                 self.users.setdefault(source, []).append(node)
         self.taken: set[str] = set()
+        self.named: dict[str, int] = {}
 
     def unit(self, node: Node) -> Unit | None:
         if node.name in self.taken or node.operator in FREE or not node.shape:
@@ -89,7 +90,8 @@ class _Builder:
 
     def _contraction(self, node: Node) -> Unit:
         source = self.nodes[node.inputs[0]]
-        weight = node.parameters[0]
+        weight = next((name for name in node.parameters if len(self.shapes[name]) > 1), None)
+        weight_shape = self.nodes[node.inputs[1]].shape if weight is None else self.shapes[weight]
         covered, epilogue = [node.name], ["bias"]
         end = node
         while (follower := self._fusible(end, tuple(epilogue))) is not None:
@@ -102,15 +104,21 @@ class _Builder:
         axis = -1 if is_linear else 1
         return self._make(
             node,
-            name=weight.removesuffix(".weight"),
+            name=self._unique(node.name if weight is None else weight.removesuffix(".weight")),
             operator="linear" if is_linear else "conv",
             widths=(source.widths[axis], node.widths[axis]),
             sizes=(source.shape[axis], node.shape[axis]),
             spatial=source.shape[1:-1] if is_linear else source.shape[2:],
             nodes=covered,
             epilogue=epilogue,
-            **({} if is_linear else _window(node, source, self.shapes[weight][2:])),
+            **({} if is_linear else _window(node, source, weight_shape[2:])),
         )
+
+    def _unique(self, name: str) -> str:
+        """The name, or `name@1` for the second layer with that weight."""
+        times = self.named.get(name, 0)
+        self.named[name] = times + 1
+        return f"{name}@{times}" if times else name
 
     def _fusible(self, node: Node, epilogue: tuple[str, ...]) -> Node | None:
         users = self.users.get(node.name, [])

@@ -57,10 +57,14 @@ class Plan:
             raise InputError(f"not a plan: {error}", file=path) from None
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise InputError(f"not a plan of schema {SCHEMA}", file=path)
-        expected: dict[str, type] = {"structure_hash": str, "kept": dict, "dropped": list, "formats": dict}
+        expected: dict[str, type] = {"structure_hash": str, "kept": dict, "dropped": list, "formats": dict, "notes": dict}
+        document = {"notes": {}, **document}
         for key, kind in expected.items():
             if not isinstance(document.get(key), kind):
                 raise InputError(f"expected {kind.__name__}, found {document.get(key)!r}", file=path, place=key)
+        for name in document["dropped"]:
+            if not isinstance(name, str):
+                raise InputError(f"expected names of blocks, found {name!r}", file=path, place="dropped")
         for group, indices in document["kept"].items():
             numbers = isinstance(indices, list) and all(type(i) is int for i in indices)
             ascending = numbers and indices == sorted(set(indices))
@@ -71,7 +75,7 @@ class Plan:
             kept={group: tuple(indices) for group, indices in document["kept"].items()},
             dropped=tuple(document["dropped"]),
             formats=document["formats"],
-            notes=document.get("notes", {}),
+            notes=document["notes"],
         )
 
 

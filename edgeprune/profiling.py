@@ -239,7 +239,7 @@ class _Profiler:
             return
         measured, nodes = self._time(loaded)
         for name in self.references:
-            self.reference_us[name] += list(measured.burst_medians_us(name).values())
+            self.reference_us[name] += list(measured.bursts_us(name).values())
         rows = [self._row(kernel, measured, nodes.get(kernel.key)) for kernel in loaded]
         log.append([self._session_line(), *rows])
         for kernel in loaded:
@@ -265,7 +265,8 @@ class _Profiler:
         without = disturbed if len(mine - disturbed) >= 3 else frozenset()
         ratio = measured.ratio(kernel.key, without=without)
         runs = measured.runs_us(kernel.key, without)
-        median, p90, p99 = (float(value) for value in np.percentile(runs, (50, 90, 99)))
+        median = float(np.median([us for n, us in measured.bursts_us(kernel.key).items() if n not in without]))
+        p90, p99 = (max(median, float(value)) for value in np.percentile(runs, (90, 99)))
         return RowLine(
             kernel=kernel.to_json(),
             fingerprint=self.fingerprint.short_hash,

@@ -44,8 +44,6 @@ class Saliency:
 
 Criterion: TypeAlias = Callable[[ModelGraph, torch.nn.Module, Data, int], Saliency]  # (graph, dense model, data, seed)
 CRITERIA: dict[str, Criterion] = {}
-SAMPLES = 64  # crops that `taylor` looks at
-BLOCK_SAMPLES = 32  # of them, those on which every block is dropped once
 BATCH_SIZE = 8
 
 
@@ -121,14 +119,14 @@ def taylor(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> 
     g_c sums x · ∂/∂x over the inputs x of all contractions that read the channel (which equals w · ∂/∂w over their
     slices); a group that none reads is gated at its producers' outputs.
     """
-    views = ceil(SAMPLES / len(data))
+    samples, views = data.calibration_views()
     sums = {group.id: torch.zeros(group.num_channels, dtype=torch.float64) for group in graph.groups}
     generator = torch.Generator().manual_seed(seed)
     count = 0
     with _frozen(model):
         gates = _GateReader(graph, model)
         size = BATCH_SIZE if gates.tells_samples_apart(next(data.batches(2))[0]) else 1
-        for x, y in data.batches(size, views=views, seed=seed, limit=SAMPLES):
+        for x, y in data.batches(size, views=views, seed=seed, limit=samples):
             derivatives = gates.derivatives(x, partial(_cotangent, labels=y, generator=generator))
             for group in graph.groups:
                 closed = [_by_channel(derivatives[m.parameter, m.dim], m, group) for m in _gated(group)]
@@ -136,7 +134,7 @@ def taylor(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> 
             count += len(x)
     return Saliency(
         channels={name: (total / (2 * count)).numpy() for name, total in sums.items()},
-        blocks=drop_costs(graph.blocks, model, data, seed=seed, views=views, limit=BLOCK_SAMPLES),
+        blocks=drop_costs(graph.blocks, model, data, seed=seed, views=views, limit=ceil(samples / 2)),
         unit="nats",
         num_samples=count,
     )

@@ -157,7 +157,7 @@ class Session:
             timing=timing.to_json(),
             seed=seed,
         )
-        return Measurement.from_json(answer, references, anchors)
+        return Measurement.from_json(answer, references, anchors, timing.burst_percentile)
 
 
 @contextmanager

@@ -107,7 +107,8 @@ class Masked(torch.fx.Interpreter):
 
 def masked_output(graph: ModelGraph, plan: Plan, model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
     """Output of the dense program in float64 under the plan's masks; `model` holds the (float64) weights."""
-    state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    constants = {n: t.double() if t.is_floating_point() else t for n, t in graph.program.constants.items()}
+    state = {**constants, **dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     names = tracing.parameter_names(graph.program)
     values: list[torch.Tensor] = []
     rest = list(inputs)

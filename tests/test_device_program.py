@@ -55,10 +55,17 @@ def test_hash_follows_the_text() -> None:
     assert assemble({"null": null}).hash != assemble({"null": openvino}).hash
 
 
-def converse(program: str, requests: list[object], runner: str, python: str = sys.executable) -> list[dict[str, object]]:
+def converse(
+    program: str, requests: list[object], runner: str, python: str = sys.executable
+) -> list[dict[str, object]]:
     lines = "".join(json.dumps(request) + "\n" for request in requests)
     done = subprocess.run(
-        [python, "-I", "-u", "-c", program, runner], input=lines, capture_output=True, text=True, timeout=30, check=False
+        [python, "-I", "-u", "-c", program, runner],
+        input=lines,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -104,13 +111,28 @@ def test_program_runs_under_other_pythons(version: str, tmp_path: Path) -> None:
     spec = [{"name": "x", "dtype": "float32", "shape": [1, 4]}]
     document = {"schema": 1, "factor": 1.0, "offset_us": 2.0, "kernels": [kernel], "inputs": spec, "outputs": spec}
     model.write_text(json.dumps(document))
-    timing = {"warmup_ms": 1, "burst_ms": 1, "untimed_runs": 2, "min_runs": 4, "min_rounds": 2, "max_rounds": 3}
-    timing |= {"max_seconds": 5, "tolerance": 0.01, "settle_alone": False}
+    timing: dict[str, object] = {
+        "warmup_ms": 1,
+        "burst_ms": 1,
+        "untimed_runs": 2,
+        "min_runs": 4,
+        "min_rounds": 2,
+        "max_rounds": 3,
+    }
+    timing |= {"max_seconds": 5, "tolerance": 0.01, "settle_alone": False, "burst_percentile": 50.0}
     answers = converse(
         assemble({"null": find_backend("null").runner_path()}).text,
         [
             {"id": 1, "op": "load", "key": "a", "path": str(model), "options": {}},
-            {"id": 2, "op": "measure", "candidates": ["a"], "references": [], "anchors": {}, "timing": timing, "seed": 0},
+            {
+                "id": 2,
+                "op": "measure",
+                "candidates": ["a"],
+                "references": [],
+                "anchors": {},
+                "timing": timing,
+                "seed": 0,
+            },
         ],
         "null",
         str(homes[-1]),
@@ -139,8 +161,15 @@ class Scripted:
 def measured(times: list[float], **changes: object) -> dict[str, list[list[float]]]:
     program = Program(Scripted(times), "hash", lambda message: None)
     program.handles = {"a": 1, "ref": 2}
-    timing = {"warmup_ms": 0, "burst_ms": 0, "untimed_runs": 2, "min_runs": 4, "min_rounds": 3, "max_rounds": 9}
-    timing |= {"max_seconds": 5, "tolerance": 0.01, "settle_alone": False} | changes
+    timing: dict[str, object] = {
+        "warmup_ms": 0,
+        "burst_ms": 0,
+        "untimed_runs": 2,
+        "min_runs": 4,
+        "min_rounds": 3,
+        "max_rounds": 9,
+    }
+    timing |= {"max_seconds": 5, "tolerance": 0.01, "settle_alone": False, "burst_percentile": 50.0} | changes
     request = {"candidates": ["a"], "references": ["ref"], "anchors": {"a": "ref"}, "timing": timing, "seed": 1}
     result: dict[str, list[list[float]]] = program.op_measure(request)["times_us"]
     return result

@@ -1,4 +1,4 @@
-"""A runtime that isn't there: a documented staircase in place of a clock. Its numbers are *modelled*, never measured."""
+"""A runtime that isn't there: a documented staircase in place of a clock. Its numbers are *modelled*."""
 
 from __future__ import annotations
 

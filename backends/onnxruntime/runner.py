@@ -1,9 +1,12 @@
 """Device half for ONNX Runtime: standard library, onnxruntime and the numpy that it brings; Python 3.8 or later."""
 
+from __future__ import annotations
+
 import json
 import os
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -19,35 +22,35 @@ ort.set_default_logger_severity(3)
 
 
 class Handle:
-    def __init__(self, path, options):
+    def __init__(self, path: str, options: dict[str, Any]) -> None:
         self.path = path
         self.options = options
         self.session = ort.InferenceSession(path, _settings(options), providers=["CPUExecutionProvider"])
         self.names = [value.name for value in self.session.get_outputs()]
         self.feeds = {spec["name"]: np.zeros(spec["shape"], spec["dtype"]) for spec in inputs(self)}
-        self.last = []
+        self.last: list[Any] = []
         self.run = self.session.run
 
 
-def version():
-    return ort.__version__
+def version() -> str:
+    return str(ort.__version__)
 
 
-def load(path, options):
+def load(path: str, options: dict[str, Any]) -> Handle:
     if options["precision"] != "fp32":
         raise ValueError("precision %s is not supported; fp32 is" % options["precision"])
     return Handle(path, options)
 
 
-def inputs(handle):
+def inputs(handle: Handle) -> list[dict[str, Any]]:
     return [_spec(value) for value in handle.session.get_inputs()]
 
 
-def outputs(handle):
+def outputs(handle: Handle) -> list[dict[str, Any]]:
     return [_spec(value) for value in handle.session.get_outputs()]
 
 
-def fill(handle, seed):
+def fill(handle: Handle, seed: int) -> None:
     generator = np.random.default_rng(seed)
     for array in handle.feeds.values():
         if np.issubdtype(array.dtype, np.floating):
@@ -56,20 +59,20 @@ def fill(handle, seed):
             array[...] = generator.integers(0, 2, array.shape)
 
 
-def set_input(handle, index, data):
+def set_input(handle: Handle, index: int, data: bytes) -> None:
     array = list(handle.feeds.values())[index]
     array[...] = np.frombuffer(data, dtype=array.dtype).reshape(array.shape)
 
 
-def get_output(handle, index):
+def get_output(handle: Handle, index: int) -> bytes:
     return np.ascontiguousarray(handle.last[index]).tobytes()
 
 
-def run(handle):
+def run(handle: Handle) -> None:
     handle.last = handle.run(handle.names, handle.feeds)
 
 
-def node_times(handle):
+def node_times(handle: Handle) -> dict[str, Any] | None:
     """Medians over runs of a second session that profiles: the profile of a session can be read only when it ends."""
     if not handle.options.get("profile"):
         return None
@@ -78,14 +81,14 @@ def node_times(handle):
         settings.enable_profiling = True
         settings.profile_file_prefix = os.path.join(folder, "profile")
         session = ort.InferenceSession(handle.path, settings, providers=["CPUExecutionProvider"])
-        totals = []
+        totals: list[float] = []
         while len(totals) < 4 or (len(totals) < PROFILED_RUNS and sum(totals) < PROFILED_US):
             begun = time.perf_counter_ns()
             session.run(handle.names, handle.feeds)
             totals.append((time.perf_counter_ns() - begun) / 1e3)
         with open(session.end_profiling()) as file:
             events = json.load(file)
-    times = {}
+    times: dict[tuple[str, str], list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             node = (event["name"][: -len("_kernel_time")], event.get("args", {}).get("op_name", ""))
@@ -98,7 +101,7 @@ def node_times(handle):
     return {"nodes": nodes, "total_us": _middle(totals[2:])}
 
 
-def _settings(options):
+def _settings(options: dict[str, Any]) -> Any:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options["threads"]
     settings.inter_op_num_threads = 1
@@ -107,10 +110,10 @@ def _settings(options):
     return settings
 
 
-def _spec(value):
+def _spec(value: Any) -> dict[str, Any]:
     kind = value.type[len("tensor(") : -1]
     return {"name": value.name, "dtype": DTYPES.get(kind, kind), "shape": list(value.shape)}
 
 
-def _middle(values):
+def _middle(values: list[float]) -> float:
     return float(np.median(values))

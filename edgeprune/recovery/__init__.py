@@ -15,7 +15,7 @@ from edgeprune.pruned import Pruned
 from edgeprune.quality import difference
 from edgeprune.recovery.batch_norm import recalibrate
 from edgeprune.recovery.least_squares import LayerRepair, reconstruct
-from edgeprune.recovery.reference import BATCH_SIZE, SAMPLES, Reference, record
+from edgeprune.recovery.reference import BATCH_SIZE, Reference, record
 from edgeprune.surgery import read_plan
 
 __all__ = ["LayerRepair", "Method", "RepairReport", "recover", "repair"]
@@ -81,8 +81,8 @@ def repair(
     if dense is None:
         if method == "least_squares":
             raise InputError("least_squares needs the dense model to reproduce: give it, or take batch_norm")
-        views = -(-SAMPLES // len(samples))
-        batches = [x for x, _ in samples.batches(4 * BATCH_SIZE, views=views, seed=seed, limit=SAMPLES)]
+        count, views = samples.calibration_views()
+        batches = [x for x, _ in samples.batches(4 * BATCH_SIZE, views=views, seed=seed, limit=count)]
         module = recalibrate(pruned.module, batches)
         num_fit = sum(len(x) for x in batches)
         report = RepairReport(chosen="batch_norm", differences={}, num_fit=num_fit, num_held_out=0)

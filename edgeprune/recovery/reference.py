@@ -17,7 +17,6 @@ from edgeprune.data import Data
 from edgeprune.models import output_tensor
 from edgeprune.surgery import Cut
 
-SAMPLES = 64  # crops to fit to; a third as many again are held out
 ROWS = 8192  # of a layer's least-squares problem
 TARGET_ELEMENTS = 2**27  # of all targets together: half a GiB
 ACTIVATION_BYTES = 2**31  # of the samples' activations, held at once
@@ -55,12 +54,16 @@ class Reference:
 
 
 def take_samples(data: Data, dense: torch.nn.Module, *, seed: int) -> tuple[torch.Tensor, int]:
-    """(samples, how many of them to fit to): no picture is on both sides, and all of them fit into memory at once."""
+    """(samples, how many of them to fit to): no picture is on both sides, and all of them fit into memory at once.
+
+    A third as many as are fitted to are held out.
+    """
     held, fit = _held_out(data)
     first, _ = next(data.batches(1))
     most = max(4, ACTIVATION_BYTES // (LIVE_ACTIVATIONS * _largest_activation(dense, first)))
+    samples, _ = data.calibration_views()
     parts = []
-    for part, wanted in ((fit, min(SAMPLES, most * 3 // 4)), (held, min(SAMPLES // 3, most // 4))):
+    for part, wanted in ((fit, min(samples, most * 3 // 4)), (held, min(ceil(samples / 3), most // 4))):
         views = ceil(wanted / max(1, len(part)))
         parts.append(
             [x for x, _ in part.batches(BATCH_SIZE, views=views, seed=seed, limit=wanted)] if len(part) else []

@@ -1,0 +1,258 @@
+"""Which residual branches may be dropped, and which not; dropping them is exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import RefusedError
+from edgeprune.graph import Block, ModelGraph, trace
+from edgeprune.plan_json import Plan
+from edgeprune.surgery import ZeroBranch, apply
+from tests.reference import difference, masked_output, redraw
+
+pytestmark = pytest.mark.unit
+
+
+def conv(c_in: int, c_out: int, window: int = 1, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, window, stride=stride, padding=window // 2, bias=False)
+
+
+class Around(nn.Module):
+    """A stem, the module in question as `body`, and a head."""
+
+    def __init__(self, body: nn.Module, out: int = 8) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = conv(3, 8), body, nn.Linear(out, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+def example(model: nn.Module) -> tuple[nn.Module, tuple[Tensor, ...], ModelGraph]:
+    model = redraw(model.double(), 0)
+    x = (torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
+    return model, x, trace(model, x)
+
+
+def blocks_of(body: nn.Module, out: int = 8) -> tuple[Block, ...]:
+    """The blocks, each of them dropped once and compared with the dense program whose branch is zero."""
+    model, x, graph = example(Around(body, out))
+    for block in graph.blocks:
+        plan = Plan(structure_hash=graph.structure_hash, dropped=(block.id,))
+        with torch.no_grad():
+            pruned = apply(plan, model, x, graph=graph).module
+            assert difference(pruned(*x), masked_output(graph, plan, model, x)) <= 1e-12
+            assert difference(pruned(*x), model(*x)) > 1e-6
+    return graph.blocks
+
+
+class Basic(nn.Module):
+    """ResNet's basic block, with a projection where the shape changes."""
+
+    def __init__(self, out: int = 8, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(8, 6, 3, stride), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = conv(6, out, 3), nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.project = nn.Sequential(conv(8, out, 1, stride), nn.BatchNorm2d(out)) if out != 8 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y += self.project(x)
+        return self.relu(y)
+
+
+def test_identity_shortcut() -> None:
+    (block,) = blocks_of(Basic())
+    assert block.id == "body"
+    assert block.zero_module == "body.bn2"
+    assert block.skipped_modules == ("body.bn1", "body.conv1", "body.conv2")
+    assert block.inside == ("body.bn1.bias:0",)
+    assert "body.relu" not in block.skipped_modules, "it is called once more, behind the add"
+
+
+def test_projection_shortcut() -> None:
+    (block,) = blocks_of(Basic(out=12, stride=2), out=12)
+    assert block.zero_module == "body.bn2"
+    assert not any(name.startswith("body.project") for name in block.skipped_modules)
+
+
+class PreActivation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn1, self.conv1, self.bn2, self.conv2 = nn.BatchNorm2d(8), conv(8, 6, 3), nn.BatchNorm2d(6), conv(6, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(torch.relu(self.bn2(self.conv1(torch.relu(self.bn1(x))))))
+
+
+def test_pre_activation() -> None:
+    (block,) = blocks_of(PreActivation())
+    assert block.zero_module == "body.conv2"
+    assert block.skipped_modules == ("body.bn1", "body.bn2", "body.conv1")
+
+
+class TwoInOne(nn.Module):
+    """Two residual branches in one module, as a transformer's layer has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Sequential(conv(8, 4), conv(4, 8)), nn.Sequential(conv(8, 5), nn.ReLU(), conv(5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.a(x)
+        return x + self.b(x)
+
+
+def test_two_blocks_in_one_module_are_numbered() -> None:
+    first, second = blocks_of(TwoInOne())
+    assert (first.id, second.id) == ("body:0", "body:1")
+    assert (first.zero_module, second.zero_module) == ("body.a", "body.b")
+    assert (first.inside, second.inside) == (("body.a.0.weight:0",), ("body.b.0.weight:0",))
+
+
+class Nested(nn.Module):
+    """x + g(x + f(x)): a branch around a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.inner, self.after = conv(8, 8), TwoInOne().a, conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.before(x)
+        return x + self.after(y + self.inner(y))
+
+
+def test_of_nested_branches_only_the_innermost_is_offered() -> None:
+    (block,) = blocks_of(Nested())
+    assert block.zero_module == "body.inner"
+
+
+class ReadOutside(nn.Module):
+    """What the branch computes is read behind the add as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(8, 8), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return (x + self.b(y)) * y
+
+
+def test_a_branch_that_is_read_from_outside_is_no_block() -> None:
+    assert blocks_of(ReadOutside()) == ()
+
+
+class Symmetric(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(8, 8), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
+
+
+def test_two_branches_alike_are_no_block() -> None:
+    assert blocks_of(Symmetric()) == ()
+
+
+class Activated(nn.Module):
+    """x + sigmoid(f(x)): zeros before the sigmoid would add one half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.sigmoid(self.f(x))
+
+
+def test_a_branch_that_ends_in_an_operator_which_moves_zero_is_no_block() -> None:
+    assert blocks_of(Activated()) == ()
+
+
+class Scaled(nn.Module):
+    """A layer scale and dropout behind the last convolution, as in ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.gamma, self.dropout = conv(8, 8, 3), nn.Parameter(torch.ones(8, 1, 1)), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.gamma * self.f(x))
+
+
+def test_operators_that_keep_zero_may_follow() -> None:
+    (block,) = blocks_of(Scaled())
+    assert block.zero_module in ("body.f", "body.dropout")
+
+
+class WritesBehindAPool(nn.Module):
+    """The branch writes into what a module of it gives: were the pool to hand x on, x itself would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.f = nn.AvgPool2d(3, stride=1, padding=1), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.f(torch.relu_(self.pool(x)))
+
+
+def test_a_dropped_branch_leaves_the_trunk_alone() -> None:
+    (block,) = blocks_of(WritesBehindAPool())
+    assert block.skipped_modules == ("body.pool",)
+
+
+class Widening(nn.Module):
+    """Functional operators between the modules of the branch need each one's own shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.f = conv(8, 12), conv(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.f(self.wide(x) * torch.arange(12.0, dtype=x.dtype).view(12, 1, 1))
+
+
+def test_modules_of_a_dropped_branch_keep_their_shapes() -> None:
+    (block,) = blocks_of(Widening())
+    model, x, graph = example(Around(Widening()))
+    pruned = apply(Plan(structure_hash=graph.structure_hash, dropped=(block.id,)), model, x, graph=graph).module
+    wide, end = pruned.get_submodule("body.wide"), pruned.get_submodule("body.f")
+    assert isinstance(wide, ZeroBranch) and wide.shape == (12, 6, 6)
+    assert isinstance(end, ZeroBranch) and end.shape == (8, 6, 6)
+
+
+class SharedBody(nn.Module):
+    """One residual module called twice: its modules serve two adds, so that neither can go alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Sequential(conv(8, 4), conv(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.f(x)
+        return x + self.f(x)
+
+
+def test_a_branch_that_serves_two_adds_is_no_block() -> None:
+    assert blocks_of(SharedBody()) == ()
+
+
+def test_a_block_with_pruned_channels_around_it() -> None:
+    model, x, graph = example(Around(Basic()))
+    (block,) = graph.blocks
+    trunk = next(g for g in graph.groups if g.id not in block.inside)
+    plan = Plan(structure_hash=graph.structure_hash, kept={trunk.id: (0, 3, 5)}, dropped=(block.id,))
+    with torch.no_grad():
+        pruned = apply(plan, model, x, graph=graph).module
+        assert difference(pruned(*x), masked_output(graph, plan, model, x)) <= 1e-12
+    assert not list(pruned.get_submodule("body").parameters()), "nothing of the block is left"
+
+
+def test_a_network_of_one_layer_has_neither_group_nor_block() -> None:
+    with pytest.raises(RefusedError, match="nothing in this model can be pruned"):
+        trace(conv(3, 4), (torch.zeros(1, 3, 4, 4),))

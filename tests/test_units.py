@@ -1,0 +1,114 @@
+"""Which widths are offered and which kernels are measured for them."""
+
+from __future__ import annotations
+
+from math import ceil
+
+import pytest
+import torch
+from torch import nn
+
+from edgeprune.backends.null.staircase import time_us
+from edgeprune.fusion import Unit, fuse
+from edgeprune.graph import ModelGraph, trace
+from edgeprune.kernel import Kernel
+from edgeprune.units import MOST_OPTIONS, samples, shape_key, staircase_kernels, staircase_steps, width_options
+
+pytestmark = pytest.mark.unit
+
+
+def network(*widths: int) -> tuple[ModelGraph, tuple[Unit, ...]]:
+    """A chain of 3x3 convolutions of the given widths, a depthwise one among them, and a linear."""
+    layers: list[nn.Module] = []
+    before = 3
+    for width in widths:
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
+        before = width
+    layers += [nn.Conv2d(before, before, 3, padding=1, groups=before), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    graph = trace(nn.Sequential(*layers, nn.Linear(before, 10)), (torch.zeros(1, 3, 8, 8),))
+    return graph, fuse(graph, "fp32", activations=frozenset({"relu"}), adds=True)
+
+
+@pytest.mark.parametrize("channels", [2, 7, 8, 24, 64, 100, 512])
+@pytest.mark.parametrize("step", [8, 32])
+def test_options_end_dense_and_start_at_an_eighth(channels: int, step: int) -> None:
+    graph, units = network(channels)
+    (options,) = width_options(graph, units, {"conv": step, "depthwise": 8, "linear": 8}).values()
+    assert options[-1] == channels
+    assert list(options) == sorted(set(options))
+    assert len(options) <= MOST_OPTIONS
+    assert options[0] >= ceil(channels / 8)
+    if channels >= 3 * step:
+        assert all(option % step == 0 for option in options[:-1])
+        assert len(options) > 2
+
+
+def test_a_group_takes_the_coarsest_step_of_the_kernels_it_touches() -> None:
+    graph, units = network(64)
+    assert width_options(graph, units, {"conv": 16, "depthwise": 8}) == {graph.groups[0].id: (16, 32, 48, 64)}
+
+
+def test_a_channel_that_counts_four_times_needs_a_quarter_of_the_step() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Flatten(), nn.Linear(16 * 4, 10))
+    graph = trace(model, (torch.zeros(1, 3, 2, 2),))
+    units = fuse(graph, "fp32", activations=frozenset(), adds=True)
+    (options,) = width_options(graph, units, {"conv": 4, "linear": 16}).values()
+    assert options == (4, 8, 12, 16)
+
+
+def test_samples_span_least_to_dense_of_every_unit() -> None:
+    graph, units = network(32, 64)
+    options = width_options(graph, units, {})
+    found = samples(units, options)
+    for unit in units:
+        surface = found[shape_key(unit.dense)]
+        assert unit.dense in surface
+        assert unit.kernel({name: widths[0] for name, widths in options.items()}) in surface
+        ins = sorted({kernel.c_in for kernel in surface})
+        assert all(b / a <= 3 for a, b in zip(ins, ins[1:], strict=False)), "neighbours are about a factor of 2 apart"
+
+
+def test_a_contraction_is_sampled_on_a_grid_and_a_depthwise_one_on_a_line() -> None:
+    graph, units = network(32, 64)
+    options = width_options(graph, units, {})
+    found = samples(units, options)
+    pairs = {unit.name: {(k.c_in, k.c_out) for k in found[shape_key(unit.dense)]} for unit in units}
+    ins, outs = ({p[i] for p in pairs["2"]} for i in (0, 1))
+    assert pairs["2"] == {(i, o) for i in ins for o in outs}
+    assert all(c_in == c_out for c_in, c_out in pairs["4"])
+    assert all(k.groups == k.c_in for k in found[shape_key(units[2].dense)])
+
+
+def test_units_of_one_shape_share_a_surface() -> None:
+    _, units = network(16, 16, 32)
+    first, second, third, *_ = units
+    assert shape_key(first.dense) == shape_key(second.dense) == shape_key(third.dense)
+    assert shape_key(first.dense) != shape_key(units[3].dense)
+
+
+def latencies(step_in: int, step_out: int) -> dict[Kernel, float]:
+    """A synthetic staircase: both widths padded to a multiple of their step."""
+
+    def padded(size: int, step: int) -> int:
+        return ceil(size / step) * step
+
+    return {k: 1e-3 * padded(k.c_in, step_in) * padded(k.c_out, step_out) for k in staircase_kernels("fp32")}
+
+
+@pytest.mark.parametrize(
+    ("step_in", "step_out", "expected"), [(1, 1, 8), (8, 8, 8), (16, 8, 16), (8, 16, 16), (1, 32, 32), (32, 16, 32)]
+)
+def test_the_step_of_a_synthetic_staircase_is_found(step_in: int, step_out: int, expected: int) -> None:
+    steps = staircase_steps(latencies(step_in, step_out), "fp32")
+    assert {family: steps[family] for family in ("conv", "pointwise", "grouped")} == dict.fromkeys(
+        ("conv", "pointwise", "grouped"), expected
+    )
+
+
+def test_the_null_device_shows_its_tile_of_sixteen() -> None:
+    steps = staircase_steps({k: time_us(k) for k in staircase_kernels("fp32")}, "fp32")
+    assert steps["conv"] == 16
+
+
+def test_without_measurements_the_step_is_eight() -> None:
+    assert set(staircase_steps({}, "fp32").values()) == {8}

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgeprune import robust
+from edgeprune.budget import parse_budget
+from edgeprune.device import Device, load_device
+from edgeprune.engine import Engine
+from edgeprune.errors import QualityError, UnstableError
+from edgeprune.exporting import export, export_dense
+from edgeprune.measurement import Measurement, Timing
+from edgeprune.parity import output_errors, samples
+from edgeprune.verifying import (
+    Latency,
+    Verification,
+    decide,
+    latency,
+    on_todays_clock,
+    undisturbed_or_raise,
+    verify,
+)
+from tests.small_models import Net, pruned, redrawn
+
+QUICK = Timing(warmup_ms=5, burst_ms=1, min_rounds=30, max_rounds=30, max_seconds=10)
+Require = Callable[[str], None]
+
+
+def estimate(value: float, upper: float) -> robust.Estimate:
+    return robust.Estimate(value=value, low=2 * value - upper, high=upper, upper=upper, n=100, rounds=30)
+
+
+def result(pruned_ms: float, upper_ms: float, ratio: tuple[float, float] | None = (0.7, 0.71)) -> Verification:
+    dense = Latency(p50_ms=10.0, p90_ms=11.0, n=100, at=estimate(10.0, 10.1))
+    small = Latency(
+        p50_ms=pruned_ms,
+        p90_ms=pruned_ms,
+        n=100,
+        at=estimate(pruned_ms, upper_ms),
+        ratio=estimate(*ratio) if ratio else None,
+    )
+    return Verification(device="d", origin="measured", dense=dense, pruned=small, rounds=30)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("budget", "upper_ms", "ratio", "met"),
+    [
+        ("8ms", 7.9, (0.7, 0.71), True),
+        ("8ms", 8.1, (0.7, 0.71), False),  # the estimate of 7.8 ms alone is inside
+        ("125fps", 7.9, (0.7, 0.71), True),
+        ("0.72x", 9.9, (0.7, 0.71), True),
+        ("0.705x", 7.9, (0.7, 0.71), False),
+        ("8ms", 7.9, (0.99, 1.01), False),  # perhaps slower than dense
+    ],
+)
+def test_met_means_the_bound_is_inside(budget: str, upper_ms: float, ratio: tuple[float, float], met: bool) -> None:
+    decided = decide(result(7.8, upper_ms, ratio), parse_budget(budget))
+    assert decided.met is met
+    assert decided.budget is not None and parse_budget(decided.budget) == parse_budget(budget)
+    assert decided.why
+
+
+@pytest.mark.unit
+def test_batches_ties_and_no_budget() -> None:
+    assert decide(result(7.8, 7.9), parse_budget("250fps"), batch=2).budget_ms == 8
+    assert decide(result(7.8, 7.9), parse_budget("0.8x")).budget_ms == pytest.approx(8)
+    tie = result(10.0, 10.1, (1.0, 1.004))
+    assert decide(tie, parse_budget("11ms"), same=True).met
+    assert decide(tie, parse_budget("1x"), same=True).met
+    assert not decide(tie, parse_budget("11ms")).met
+    assert decide(tie, None).met is None
+    with pytest.raises(ValueError, match="dense"):
+        decide(replace(result(1, 1, None), dense=None), parse_budget("0.5x"))
+
+
+@pytest.mark.unit
+def test_too_noisy_to_say_is_its_own_error() -> None:
+    with pytest.raises(UnstableError, match="too noisy"):
+        decide(result(7.8, 9.0), parse_budget("8ms"))
+    assert decide(result(8.2, 9.9), parse_budget("8ms")).met is False  # a miss needs no certainty
+    with pytest.raises(UnstableError, match="too noisy"):
+        decide(result(7.8, float("inf")), parse_budget("8ms"))
+
+
+def measurement(dense: list[list[float]], small: list[list[float]], reference: list[list[float]]) -> Measurement:
+    times = {"dense": dense, "pruned": small, "ref": reference}
+    return Measurement(
+        times_us=times, rounds={key: list(range(len(v))) for key, v in times.items()}, references=("ref",)
+    )
+
+
+@pytest.mark.unit
+def test_latencies_leave_out_rounds_that_the_references_disown() -> None:
+    rng = np.random.default_rng(0)
+    dense, small, reference = (
+        (scale * (1 + 0.01 * rng.standard_normal((40, 4)))).tolist() for scale in (1000.0, 700.0, 50.0)
+    )
+    for number in (3, 17):
+        for series in (dense, small, reference):
+            series[number] = [3 * v for v in series[number]]
+    found = measurement(dense, small, reference)
+    bad = undisturbed_or_raise(found)
+    assert bad == {3, 17}
+    seen = latency(found, "pruned", "dense", without=bad)
+    assert seen.n == 38 * 4
+    assert seen.ratio is not None and seen.ratio.value == pytest.approx(0.7, rel=0.01)
+    assert seen.p90_ms < 0.75
+    tail = latency(found, "pruned", "dense", percentile=90, without=bad)
+    assert tail.at.value == pytest.approx(seen.p90_ms, rel=0.01)
+    assert tail.ratio is not None and tail.ratio.value == pytest.approx(0.7, rel=0.02)
+    slow = [[v * (1 + 2 * (i % 2)) for v in burst] for i, burst in enumerate(reference)]
+    with pytest.raises(UnstableError, match="busy"):
+        undisturbed_or_raise(measurement(dense, small, slow[:20] + [[9.0]] * 20))
+
+
+@pytest.mark.unit
+def test_predictions_move_with_the_references() -> None:
+    assert on_todays_clock(100, {"a": 10, "b": 10}, {"a": 20, "b": 5}) == pytest.approx(100)
+    assert on_todays_clock(100, {"a": 10}, {"a": 11, "c": 3}) == pytest.approx(110)
+    assert on_todays_clock(100, {}, {"a": 11}) == 100
+
+
+KEYS = {
+    *("model", "device", "percentile", "budget_ms", "met", "origin", "predicted_ms", "dense", "pruned", "attempts"),
+    *("quality", "bundle", "seconds"),
+}
+
+
+@pytest.mark.integration
+def test_a_modelled_device_says_so(tmp_path: Path) -> None:
+    device = load_device("null")
+    engine = export(pruned(redrawn(Net(8))), device, tmp_path / "engine")
+    found = verify(engine, dense=redrawn(Net(64)), budget="0.95x", timing=QUICK)
+    assert (found.met, found.origin, found.parity) == (True, "modelled", None)
+    document: dict[str, Any] = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert document.keys() >= KEYS
+    assert document["dense"].keys() >= {"p50_ms", "p90_ms", "n"}
+    assert document["pruned"].keys() >= {"p50_ms", "p90_ms", "n", "ratio", "ratio_ci"}
+    assert verify(engine, dense=redrawn(Net(64)), budget="0.01x", timing=QUICK).met is False
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["host-openvino", "host-onnxruntime"])
+def test_a_real_runtime_is_measured_and_compared_with_torch(name: str, require: Require, tmp_path: Path) -> None:
+    device = load_device(name)
+    require(device.backend)
+    engine = export(pruned(redrawn(Net(8))), device, tmp_path / "engine")
+    dense = export_dense(redrawn(Net(96)), engine.pruned.example_inputs, device, tmp_path / "dense")  # type: ignore[union-attr]
+    found = verify(engine, dense=dense, pictures=[torch.rand(1, 3, 16, 16)], timing=QUICK)
+    assert found.parity is not None and found.parity.samples == 3 and found.parity.error < 1e-4
+    assert (found.origin, found.met) == ("measured", None)
+    assert found.pruned.ratio is not None and 0 < found.pruned.ratio.value < 1
+    assert found.fingerprint["backend"] == device.backend
+    assert found.references_us.keys() == {"compute", "memory"}
+
+
+@pytest.mark.integration
+def test_an_engine_that_computes_something_else_is_not_handed_over(require: Require, tmp_path: Path) -> None:
+    require("openvino")
+    device = load_device("host-openvino")
+    engine = export(pruned(redrawn(Net(8), seed=1)), device, tmp_path / "engine")
+    other = replace(engine, pruned=pruned(redrawn(Net(8), seed=2)))
+    with pytest.raises(QualityError, match="output 'output' is off from torch's") as caught:
+        verify(other, dense=None, timing=QUICK)
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.unit
+def test_errors_of_outputs(tmp_path: Path) -> None:
+    given = pruned(redrawn(Net()))
+    engine = export(given, load_device("null"), tmp_path / "engine")
+    sample = samples(given)[0]
+    (wanted,) = sample.outputs
+    assert output_errors(engine, [wanted], sample) == {"output": 0.0}
+    assert output_errors(engine, [wanted * np.nan], sample)["output"] == float("inf")
+    assert output_errors(engine, [2 * wanted], sample)["output"] == pytest.approx(1)
+    with pytest.raises(QualityError, match="shape"):
+        output_errors(engine, [wanted[:, :3]], sample)
+    with pytest.raises(QualityError, match="2 outputs"):
+        output_errors(engine, [wanted, wanted], sample)
+
+
+@pytest.mark.unit
+def test_verify_takes_what_export_gave(tmp_path: Path) -> None:
+    engine: Engine = export(pruned(redrawn(Net())), load_device("null"), tmp_path / "engine")
+    bare: Device | None = None
+    with pytest.raises(ValueError, match="as `export` gives it"):
+        verify(replace(engine, device=bare), dense=None)
