@@ -42,7 +42,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="null")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--kernels", type=int, default=200)
+    parser.add_argument("--kernels", type=int, default=400)
     parser.add_argument("--longest", type=float, default=1.0, help="seconds until a kill, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path, help=argparse.SUPPRESS)  # marks the child

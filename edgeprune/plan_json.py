@@ -57,7 +57,13 @@ class Plan:
             raise InputError(f"not a plan: {error}", file=path) from None
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise InputError(f"not a plan of schema {SCHEMA}", file=path)
-        expected: dict[str, type] = {"structure_hash": str, "kept": dict, "dropped": list, "formats": dict, "notes": dict}
+        expected: dict[str, type] = {
+            "structure_hash": str,
+            "kept": dict,
+            "dropped": list,
+            "formats": dict,
+            "notes": dict,
+        }
         document = {"notes": {}, **document}
         for key, kind in expected.items():
             if not isinstance(document.get(key), kind):

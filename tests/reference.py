@@ -83,8 +83,8 @@ class Masked(torch.fx.Interpreter):
     def run_node(self, n: torch.fx.Node) -> Any:
         if n.op != "call_function":
             return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        args = list(args)
+        fetched, kwargs = self.fetch_args_kwargs_from_env(n)
+        args: list[Any] = list(fetched)
         name = tracing.operator_name(n)
         if name in CONTRACTIONS:
             for position in (0, 1) if name in ("matmul", "bmm") else (0,):

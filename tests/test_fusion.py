@@ -31,7 +31,8 @@ class Net(nn.Module):
         y = y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
         x = torch.relu(x + self.b(y))
         x = torch.max_pool2d(x, 2)
-        return self.head(self.dropout(x.mean((2, 3))))
+        result: Tensor = self.head(self.dropout(x.mean((2, 3))))
+        return result
 
 
 def graph_of(model: nn.Module, *shape: int) -> ModelGraph:
@@ -175,7 +176,8 @@ def test_tied_layers_are_two_units() -> None:
             self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(torch.relu(self.b(self.a(x))))
+            result: Tensor = self.b(torch.relu(self.b(self.a(x))))
+            return result
 
     units = fuse(graph_of(Again(), 1, 3, 4, 4), "fp32", activations=ALL, adds=True)
     assert len({unit.name for unit in units}) == len(units) == 3

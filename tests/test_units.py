@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import ceil
 
 import pytest
@@ -65,7 +66,7 @@ def test_samples_span_least_to_dense_of_every_unit() -> None:
         assert unit.dense in surface
         assert unit.kernel({name: widths[0] for name, widths in options.items()}) in surface
         ins = sorted({kernel.c_in for kernel in surface})
-        assert all(b / a <= 3 for a, b in zip(ins, ins[1:], strict=False)), "neighbours are about a factor of 2 apart"
+        assert all(b / a <= 3 for a, b in pairwise(ins)), "neighbours are about a factor of 2 apart"
 
 
 def test_a_contraction_is_sampled_on_a_grid_and_a_depthwise_one_on_a_line() -> None:

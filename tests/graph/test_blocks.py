@@ -27,7 +27,8 @@ class Around(nn.Module):
         self.stem, self.body, self.head = conv(3, 8), body, nn.Linear(out, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.stem(x)).mean((2, 3)))
+        result: Tensor = self.head(self.body(self.stem(x)).mean((2, 3)))
+        return result
 
 
 def example(model: nn.Module) -> tuple[nn.Module, tuple[Tensor, ...], ModelGraph]:
@@ -61,7 +62,8 @@ class Basic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         y += self.project(x)
-        return self.relu(y)
+        result: Tensor = self.relu(y)
+        return result
 
 
 def test_identity_shortcut() -> None:
@@ -85,7 +87,8 @@ class PreActivation(nn.Module):
         self.bn1, self.conv1, self.bn2, self.conv2 = nn.BatchNorm2d(8), conv(8, 6, 3), nn.BatchNorm2d(6), conv(6, 8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(torch.relu(self.bn2(self.conv1(torch.relu(self.bn1(x))))))
+        result: Tensor = x + self.conv2(torch.relu(self.bn2(self.conv1(torch.relu(self.bn1(x))))))
+        return result
 
 
 def test_pre_activation() -> None:
@@ -103,7 +106,8 @@ class TwoInOne(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.a(x)
-        return x + self.b(x)
+        result: Tensor = x + self.b(x)
+        return result
 
 
 def test_two_blocks_in_one_module_are_numbered() -> None:
@@ -122,7 +126,8 @@ class Nested(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.before(x)
-        return x + self.after(y + self.inner(y))
+        result: Tensor = x + self.after(y + self.inner(y))
+        return result
 
 
 def test_of_nested_branches_only_the_innermost_is_offered() -> None:
@@ -139,7 +144,8 @@ class ReadOutside(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
-        return (x + self.b(y)) * y
+        result: Tensor = (x + self.b(y)) * y
+        return result
 
 
 def test_a_branch_that_is_read_from_outside_is_no_block() -> None:
@@ -152,7 +158,8 @@ class Symmetric(nn.Module):
         self.a, self.b = conv(8, 8), conv(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(x) + self.b(x)
+        result: Tensor = self.a(x) + self.b(x)
+        return result
 
 
 def test_two_branches_alike_are_no_block() -> None:
@@ -182,7 +189,8 @@ class Scaled(nn.Module):
         self.f, self.gamma, self.dropout = conv(8, 8, 3), nn.Parameter(torch.ones(8, 1, 1)), nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.gamma * self.f(x))
+        result: Tensor = x + self.dropout(self.gamma * self.f(x))
+        return result
 
 
 def test_operators_that_keep_zero_may_follow() -> None:
@@ -198,7 +206,8 @@ class WritesBehindAPool(nn.Module):
         self.pool, self.f = nn.AvgPool2d(3, stride=1, padding=1), conv(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.f(torch.relu_(self.pool(x)))
+        result: Tensor = x + self.f(torch.relu_(self.pool(x)))
+        return result
 
 
 def test_a_dropped_branch_leaves_the_trunk_alone() -> None:
@@ -214,7 +223,8 @@ class Widening(nn.Module):
         self.wide, self.f = conv(8, 12), conv(12, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.f(self.wide(x) * torch.arange(12.0, dtype=x.dtype).view(12, 1, 1))
+        result: Tensor = x + self.f(self.wide(x) * torch.arange(12.0, dtype=x.dtype).view(12, 1, 1))
+        return result
 
 
 def test_modules_of_a_dropped_branch_keep_their_shapes() -> None:
@@ -235,7 +245,8 @@ class SharedBody(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.f(x)
-        return x + self.f(x)
+        result: Tensor = x + self.f(x)
+        return result
 
 
 def test_a_branch_that_serves_two_adds_is_no_block() -> None:

@@ -150,7 +150,9 @@ def test_groups_that_share_their_smallest_dimension_are_both_found() -> None:
 
 def test_squeeze_excite_gates_follow_what_they_gate() -> None:
     graph = graph_of(
-        lambda m, x: m["c"]((lambda y: y * m["up"](m["down"](y.mean((2, 3), keepdim=True)).relu()).sigmoid())(m["a"](x))),
+        lambda m, x: m["c"](
+            (lambda y: y * m["up"](m["down"](y.mean((2, 3), keepdim=True)).relu()).sigmoid())(m["a"](x))
+        ),
         a=nn.Conv2d(3, 4, 1, bias=False),
         down=nn.Conv2d(4, 2, 1, bias=False),
         up=nn.Conv2d(2, 4, 1, bias=False),
@@ -204,9 +206,7 @@ def test_tied_weights_go_by_their_first_name() -> None:
 
 
 def test_what_reaches_the_output_is_refused() -> None:
-    graph = graph_of(
-        lambda m, x: m["b"](m["a"](x)), a=nn.Conv2d(3, 4, 1, bias=False), b=nn.Conv2d(4, 2, 1, bias=False)
-    )
+    graph = graph_of(lambda m, x: m["b"](m["a"](x)), a=nn.Conv2d(3, 4, 1, bias=False), b=nn.Conv2d(4, 2, 1, bias=False))
     assert [g.id for g in graph.groups] == ["layers.a.weight:0"]
     (refusal,) = graph.refused
     assert (refusal.operator, refusal.where) == ("output", "layers.b")
@@ -286,15 +286,17 @@ class RandomNetwork(nn.Module):
             layer = rng.choice((nn.ReLU, nn.SiLU, nn.Sigmoid, nn.Dropout))()
             self._put("layer", a, shape=(c, size), layer=layer)
         elif kind == "pool" and size > 2:
-            layer = rng.choice((nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(size // 2)))
-            self._put("layer", a, shape=(c, size // 2), layer=layer)
+            pool = rng.choice((nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(size // 2)))
+            self._put("layer", a, shape=(c, size // 2), layer=pool)
         elif kind in ("add", "multiply"):
             self._put(kind, a, rng.choice(same), shape=(c, size))
         elif kind == "concatenate":
             b = rng.choice([i for i, shape in enumerate(self.shapes) if i and shape[1] == size])
             self._put(kind, a, b, shape=(c + self.shapes[b][0], size))
         elif kind == "gate":
-            gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, 4, 1), nn.ReLU(), nn.Conv2d(4, c, 1), nn.Sigmoid())
+            gate = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, 4, 1), nn.ReLU(), nn.Conv2d(4, c, 1), nn.Sigmoid()
+            )
             self._put(kind, a, shape=(c, size), layer=gate)
         elif kind == "branch":
             relu = nn.ReLU(inplace=rng.random() < 0.5)

@@ -59,8 +59,12 @@ def carried(function: Function) -> tuple[list[list[int]], set[str]]:
         pytest.param(lambda x: x.mean((2, 3)), [BATCH, [0, 1, 2, 3]], id="mean over positions"),
         pytest.param(lambda x: x.permute(0, 2, 3, 1), [BATCH, HEIGHT, WIDTH, [0, 1, 2, 3]], id="permute"),
         pytest.param(lambda x: x.transpose(1, -1), [BATCH, WIDTH, HEIGHT, [0, 1, 2, 3]], id="transpose"),
-        pytest.param(lambda x: torch.cat([x, x], 1), [BATCH, [0, 1, 2, 3, 0, 1, 2, 3], HEIGHT, WIDTH], id="concatenation"),
-        pytest.param(lambda x: torch.cat([x, x], 2), [BATCH, [0, 1, 2, 3], [FREE] * 6, WIDTH], id="concatenation, height"),
+        pytest.param(
+            lambda x: torch.cat([x, x], 1), [BATCH, [0, 1, 2, 3, 0, 1, 2, 3], HEIGHT, WIDTH], id="concatenation"
+        ),
+        pytest.param(
+            lambda x: torch.cat([x, x], 2), [BATCH, [0, 1, 2, 3], [FREE] * 6, WIDTH], id="concatenation, height"
+        ),
         pytest.param(lambda x: x.softmax(-1), [BATCH, [0, 1, 2, 3], HEIGHT, WIDTH], id="softmax over positions"),
         pytest.param(lambda x: x[:, :, 1:], [BATCH, [0, 1, 2, 3], [FREE] * 2, WIDTH], id="slice of positions"),
         pytest.param(lambda x: x[:, :, 0], [BATCH, [0, 1, 2, 3], WIDTH], id="select a position"),
@@ -125,7 +129,8 @@ class TwoBranches(nn.Module):
         self.head = nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.cat([self.known(x), self.strange(x).cumsum(1)], 1).mean((2, 3)))
+        result: Tensor = self.head(torch.cat([self.known(x), self.strange(x).cumsum(1)], 1).mean((2, 3)))
+        return result
 
 
 def test_an_unknown_operator_refuses_only_what_it_touches() -> None:
@@ -170,7 +175,8 @@ class InPlace(nn.Module):
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.second(self.function(self.first(x))).mean((2, 3)))
+        result: Tensor = self.head(self.second(self.function(self.first(x))).mean((2, 3)))
+        return result
 
 
 def relu_of_a_value(x: Tensor) -> Tensor:

@@ -1,0 +1,238 @@
+"""The choice of widths and blocks: the same as trying every network, and the same each time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeprune.backends.null import partition
+from edgeprune.backends.null.staircase import time_us
+from edgeprune.cost import CostModel, cost_model_from
+from edgeprune.errors import BudgetError
+from edgeprune.graph import Block, trace
+from edgeprune.planning import Choice, best_channels, choose, floor_layers, least_choice, plan_from
+from edgeprune.saliency import Saliency
+from edgeprune.surgery import apply
+from edgeprune.units import samples, width_options
+
+pytestmark = pytest.mark.unit
+
+
+class Residual(nn.Module):
+    """A stem, a residual block (groups: the trunk and one inside), a tail and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.a, self.b = nn.Conv2d(32, 48, 3, padding=1), nn.Conv2d(48, 32, 1)
+        self.tail, self.head = nn.Conv2d(32, 24, 3), nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.b(torch.relu(self.a(x))))
+        result: Tensor = self.head(torch.relu(self.tail(x)).mean((2, 3)))
+        return result
+
+
+class OneLayerBranch(nn.Module):
+    """A residual branch without a group of its own, between two widths that are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.f, self.tail = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 24, 3)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        result: Tensor = self.head(self.tail(x + self.f(x)).mean((2, 3)))
+        return result
+
+
+class Concatenated(nn.Module):
+    """Three branches side by side; the convolution behind them reads three groups and gives a fourth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.branches = nn.ModuleList(nn.Conv2d(16, width, 3, padding=1) for width in (16, 24, 32))
+        self.join, self.head = nn.Conv2d(72, 32, 1), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = self.join(torch.cat([torch.relu(branch(x)) for branch in self.branches], 1))
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+class ConcatenatedInABranch(nn.Module):
+    """Inception-ResNet's block: the concatenation lies inside of what may be dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 32, 3, padding=1), nn.Linear(32, 10)
+        self.branches = nn.ModuleList(nn.Conv2d(32, width, 3, padding=1) for width in (16, 24, 32))
+        self.join = nn.Conv2d(72, 32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.join(torch.cat([branch(x) for branch in self.branches], 1))
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+def cost_of(net: nn.Module, size: int = 24) -> CostModel:
+    """Its cost on the null device, where every kernel's time is a formula."""
+    graph = trace(net, (torch.zeros(1, 3, size, size),))
+    units = partition(graph, "fp32")
+    options = width_options(graph, units, {})
+    table = {kernel: time_us(kernel) for surface in samples(units, options).values() for kernel in surface}
+    return cost_model_from(graph, units, options, table, origin="modelled")
+
+
+def saliency_of(cost: CostModel, seed: int = 0) -> Saliency:
+    rng = np.random.default_rng(seed)
+    channels = {g.id: rng.exponential(size=g.num_channels) for g in cost.graph.groups}
+    blocks = {b.id: 1.1 * sum(channels[g].sum() for g in b.inside) + 5.0 for b in cost.graph.blocks}
+    return Saliency(channels=channels, blocks=blocks)
+
+
+def value(cost: CostModel, saliency: Saliency, widths: dict[str, int], dropped: list[str]) -> float:
+    """A width is worth its best channels; a block that stays what its drop costs beyond all channels inside."""
+    hidden = {group for block in cost.graph.blocks if block.id in dropped for group in block.inside}
+    kept = sum(np.sort(saliency.channels[g])[::-1][:w].sum() for g, w in widths.items() if g not in hidden)
+    return float(kept + sum(extra(saliency, b) for b in cost.graph.blocks if b.id not in dropped))
+
+
+def extra(saliency: Saliency, block: Block) -> float:
+    result: float = max(0.0, saliency.blocks[block.id] - sum(saliency.channels[g].sum() for g in block.inside))
+    return result
+
+
+def everything(cost: CostModel) -> Iterator[tuple[dict[str, int], list[str]]]:
+    for widths in product(*cost.options.values()):
+        for drops in product((False, True), repeat=len(cost.graph.blocks)):
+            dropped = [b.id for b, drop in zip(cost.graph.blocks, drops, strict=True) if drop]
+            yield dict(zip(cost.options, widths, strict=True)), dropped
+
+
+@pytest.mark.parametrize("net", [Residual, OneLayerBranch])
+def test_the_choice_is_that_of_trying_every_network(net: type[nn.Module]) -> None:
+    cost = cost_of(net())
+    saliency = saliency_of(cost)
+    networks = [(cost.predict(w, d).us, value(cost, saliency, w, d)) for w, d in everything(cost)]
+    dense_us = cost.predict({}).us
+    seen = set()
+    for share in (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.15, 0.12):
+        reachable = [v for us, v in networks if us <= share * dense_us]
+        if not reachable:
+            continue
+        choice = choose(cost, saliency, share * dense_us)
+        assert choice.exact_cost
+        assert choice.predicted_us <= share * dense_us * (1 + 1e-9)
+        assert choice.predicted_us == pytest.approx(choice.solution.cost["latency_us"])
+        assert value(cost, saliency, dict(choice.widths), list(choice.dropped)) == pytest.approx(choice.solution.value)
+        assert choice.solution.value >= max(reachable) * (1 - 1e-4)
+        seen.add(choice.dropped)
+    assert len(seen) == 2, "the block stays under the large budgets and goes under the small ones"
+
+
+def test_a_dropped_block_takes_cost_and_value_along() -> None:
+    cost = cost_of(Residual())
+    (block,) = cost.graph.blocks
+    saliency = saliency_of(cost)
+    worthless = Saliency(
+        channels={g: v * (1e-6 if g in block.inside else 1.0) for g, v in saliency.channels.items()},
+        blocks={block.id: 0.0},
+    )
+    choice = choose(cost, worthless, 1.001 * cost.predict({}, [block.id]).us)
+    assert choice.dropped == (block.id,)
+    others = {g: v for g, v in worthless.channels.items() if g not in block.inside}
+    assert choice.solution.value == pytest.approx(sum(v.sum() for v in others.values()))
+    assert choice.predicted_us == pytest.approx(cost.predict({}, [block.id]).us)
+
+
+def test_the_plan_keeps_the_best_channels_and_hides_what_is_dropped() -> None:
+    cost = cost_of(Residual())
+    (block,) = cost.graph.blocks
+    saliency = saliency_of(cost)
+    choice = least_choice(cost, saliency)
+    assert choice.dropped == (block.id,)
+    plan = plan_from(choice, cost.graph, saliency, {"why": "a test"})
+    assert plan.dropped == (block.id,)
+    assert set(plan.kept) == {g.id for g in cost.graph.groups} - set(block.inside)
+    for group, kept in plan.kept.items():
+        best = np.argsort(-saliency.channels[group])[: choice.widths[group]]
+        assert kept == tuple(sorted(best.tolist()))
+
+
+def test_ties_go_to_the_lower_channel() -> None:
+    assert best_channels(np.array([1.0, 2.0, 1.0, 2.0, 1.0]), 3).tolist() == [0, 1, 3]
+
+
+def test_out_of_reach_names_the_floor() -> None:
+    cost = cost_of(Residual())
+    saliency = saliency_of(cost)
+    least = least_choice(cost, saliency)
+    assert least.predicted_us == pytest.approx(min(cost.predict(w, d).us for w, d in everything(cost)))
+    choose(cost, saliency, 1.0001 * least.predicted_us)
+    with pytest.raises(BudgetError) as caught:
+        choose(cost, saliency, 0.99 * least.predicted_us)
+    assert caught.value.exit_code == 3
+    top = floor_layers(cost, least)
+    assert str(caught.value).endswith(f"the floor is set by {', '.join(top)}")
+    assert top[0].startswith("stem (")
+
+
+@pytest.mark.parametrize("net", [Residual, Concatenated])
+def test_the_same_plan_byte_for_byte(net: type[nn.Module], tmp_path: Path) -> None:
+    written = []
+    for number in range(2):
+        torch.manual_seed(number)
+        cost = cost_of(net())
+        saliency = saliency_of(cost)
+        choice = choose(cost, saliency, 0.6 * cost.predict({}).us)
+        path = tmp_path / f"{number}.json"
+        plan_from(choice, cost.graph, saliency, {"predicted_us": choice.predicted_us}).to_json(path)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("net", [Concatenated, ConcatenatedInABranch])
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.45])
+def test_behind_a_concatenation_the_answer_is_checked_by_the_cost_model(net: type[nn.Module], share: float) -> None:
+    cost = cost_of(net())
+    saliency = saliency_of(cost)
+    target = share * cost.predict({}).us
+    choice = choose(cost, saliency, target)
+    assert not choice.exact_cost
+    assert choice.predicted_us == cost.predict(choice.widths, choice.dropped).us
+    assert choice.predicted_us <= target * (1 + 1e-9)
+    best = max(value(cost, saliency, w, d) for w, d in everything(cost) if cost.predict(w, d).us <= target)
+    assert choice.solution.value >= 0.97 * best, "first order, tabulated anew around each answer"
+
+
+def test_a_concatenation_in_a_dropped_branch_costs_nothing() -> None:
+    cost = cost_of(ConcatenatedInABranch())
+    (block,) = cost.graph.blocks
+    assert len(block.inside) == 3
+    choice = least_choice(cost, saliency_of(cost))
+    assert choice.dropped == (block.id,)
+    assert choice.solution.cost["latency_us"] == pytest.approx(choice.predicted_us)
+
+
+def test_the_chosen_network_has_the_chosen_widths() -> None:
+    net, x = Residual(), (torch.zeros(1, 3, 24, 24),)
+    cost = cost_of(net)
+    saliency = saliency_of(cost)
+    choice: Choice = choose(cost, saliency, 0.6 * cost.predict({}).us)
+    module = apply(plan_from(choice, cost.graph, saliency, {}), net, x).module
+    for unit in cost.units:
+        if unit.dense.operator in ("conv", "linear") and unit.name not in cost.vanishing(choice.dropped):
+            kernel = unit.kernel(choice.widths)
+            assert module.get_parameter(f"{unit.name}.weight").shape[:2] == (kernel.c_out, kernel.c_in)

@@ -1,0 +1,238 @@
+"""Criteria against hand-computed cases and against explicit gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeprune import saliency
+from edgeprune.data import Data, as_data, synthetic
+from edgeprune.errors import InputError
+from edgeprune.graph import ModelGraph, trace
+from edgeprune.models import weights_hash
+from edgeprune.plan_json import Plan
+from edgeprune.quality import divergence
+from edgeprune.saliency import CRITERIA, score
+from edgeprune.surgery import apply
+
+pytestmark = pytest.mark.unit
+
+
+class Residual(nn.Module):
+    """Two convolutions beside a shortcut, one stream read by three contractions, a classifier or a picture at the end."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.inner = nn.Conv2d(6, 4, 3, padding=1)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.outer = nn.Conv2d(4, 6, 1)
+        self.last = nn.Conv2d(6, 7, 3)
+        self.head = nn.Linear(7, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = x + self.outer(torch.relu_(self.depthwise(torch.relu_(self.inner(x)))))
+        x = torch.relu(self.last(x)).mean((2, 3))
+        logits: torch.Tensor = self.head(x)
+        return logits
+
+
+def residual() -> tuple[Residual, ModelGraph]:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2)
+    return model, trace(model, (torch.randn(1, 3, 8, 8),))
+
+
+def few(count: int = 4, labels: list[int] | None = None) -> Data:
+    x = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    return as_data([(x, torch.tensor(labels))] if labels else [x])
+
+
+def two_layers() -> tuple[nn.Sequential, ModelGraph]:
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 2.0], [2.0, 0.0]]))
+        model[1].weight.copy_(torch.tensor([[3.0, 0.0, 1.0], [1.0, 0.0, 1.0]]))
+    return model, trace(model, (torch.ones(1, 2),))
+
+
+def test_l2_by_hand() -> None:
+    model, graph = two_layers()
+    values = score("l2", graph, model).channels["0.weight:0"]
+    producer, consumer = np.array([2.0, 4.0, 4.0]) / 10, np.array([10.0, 0.0, 2.0]) / 12
+    assert values.dtype == np.float64
+    np.testing.assert_allclose(values, (producer + consumer) / 2, rtol=1e-12)
+
+
+def test_random_is_seeded_and_of_one_scale() -> None:
+    model, graph = residual()
+    first, same, other = (score("random", graph, model, seed=s) for s in (1, 1, 2))
+    for group in graph.groups:
+        values = first.channels[group.id]
+        assert values.shape == (group.num_channels,) and (values >= 0).all()
+        assert (values <= 1 / group.num_channels).all()
+        assert (values == same.channels[group.id]).all() and (values != other.channels[group.id]).any()
+    assert first.blocks == {block.id: 0.0 for block in graph.blocks}
+
+
+def test_taylor_with_labels_by_hand() -> None:
+    model, graph = two_layers()
+    data = as_data([(torch.tensor([[1.0, 2.0]]), torch.tensor([0]))])
+    hidden = np.array([3.0, 4.0, 2.0])
+    weight = np.array([[3.0, 0.0, 1.0], [1.0, 0.0, 1.0]])
+    logits = weight @ hidden
+    p = np.exp(logits) / np.exp(logits).sum()
+    gate = hidden * (weight.T @ (p - [1, 0]))
+    result = score("taylor", graph, model, data)
+    np.testing.assert_allclose(result.channels["0.weight:0"], gate**2 / 2, rtol=1e-4)
+    assert (result.unit, result.num_samples, result.is_synthetic) == ("nats", 1, False)
+
+
+def test_taylor_without_labels_is_half_the_fisher_information() -> None:
+    """Over many draws of r the values come near gᵀ(diag p - p pᵀ)g / 2."""
+    model, graph = two_layers()
+    with torch.no_grad():
+        model[1].weight.mul_(0.2)
+    x = torch.tensor([[1.0, 2.0]])
+    hidden, weight = np.array([3.0, 4.0, 2.0]), np.array([[3.0, 0.0, 1.0], [1.0, 0.0, 1.0]]) * 0.2
+    p = np.exp(weight @ hidden) / np.exp(weight @ hidden).sum()
+    jacobian = weight * hidden
+    expected = np.diag(jacobian.T @ (np.diag(p) - np.outer(p, p)) @ jacobian) / 2
+    values = score("taylor", graph, model, as_data([x.expand(1, 2)] * 256)).channels["0.weight:0"]
+    np.testing.assert_allclose(values, expected, rtol=0.3, atol=1e-12)
+
+
+def gates_by_hand(model: nn.Module, graph: ModelGraph, x: torch.Tensor, u: torch.Tensor) -> dict[str, torch.Tensor]:
+    """d(output · u) / d gate of one sample, with a factor on each group's channels at the consumers' inputs."""
+    gates = {g.id: torch.ones(g.num_channels, requires_grad=True) for g in graph.groups}
+
+    def hook(gate: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor]], torch.Tensor]:
+        return lambda module, inputs: inputs[0] * (gate if inputs[0].ndim == 2 else gate[:, None, None])
+
+    handles = [
+        model.get_submodule(member.parameter.removesuffix(".weight")).register_forward_pre_hook(hook(gates[group.id]))
+        for group in graph.groups
+        for member in group.members
+        if member.role == "consumer"
+    ]
+    found = torch.autograd.grad((model(x) * u).sum(), list(gates.values()))
+    for handle in handles:
+        handle.remove()
+    return dict(zip(gates, found, strict=True))
+
+
+@pytest.mark.parametrize("by_weight", [False, True])
+def test_gates_are_those_of_explicit_factors(by_weight: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph = residual()
+    labels = [0, 1, 4, 2]
+    data = few(labels=labels)
+    expected = {g.id: np.zeros(g.num_channels) for g in graph.groups}
+    for x, y in data.batches(1):
+        assert y is not None
+        u = model(x).softmax(1).detach() - nn.functional.one_hot(y, 5)
+        for name, gate in gates_by_hand(model, graph, x, u).items():
+            expected[name] += gate.double().numpy() ** 2 / (2 * len(labels))
+    if by_weight:
+        monkeypatch.setattr(saliency, "_input_dim", lambda module: None)
+    values = score("taylor", graph, model, data).channels
+    assert len(values) == 3
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(values[name], wanted, rtol=1e-3, atol=1e-9)
+
+
+def test_batches_that_are_folded_into_another_dimension_are_read_one_by_one() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(3, 6), nn.Linear(6, 4), nn.Linear(4, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n = x.shape[0]
+            rows = x.flatten(2).transpose(1, 2).reshape(n * 4, 16, 3)
+            rows = self.second(torch.relu(self.first(rows)))
+            logits: torch.Tensor = self.head(rows.reshape(n, 64, 4).mean(1))
+            return logits
+
+    torch.manual_seed(0)
+    model = Windows().eval()
+    graph = trace(model, (torch.randn(1, 3, 8, 8),))
+    data = few(labels=[0, 1, 4, 2])
+    reader = saliency._GateReader(graph, model)
+    assert not reader.tells_samples_apart(next(data.batches(2))[0])
+    values = score("taylor", graph, model, data).channels
+    for group in graph.groups:
+        expected = np.zeros(group.num_channels)
+        for x, y in data.batches(1):
+            assert y is not None
+            u = model(x).softmax(1).detach() - nn.functional.one_hot(y, 5)
+            module = model.get_submodule(group.members[-1].parameter.rpartition(".")[0])
+            assert isinstance(module, nn.Linear)
+            expected += gates_by_hand(model, graph, x, u)[group.id].double().numpy() ** 2 / 8
+        np.testing.assert_allclose(values[group.id], expected, rtol=1e-3, atol=1e-9)
+
+
+def test_a_block_costs_what_its_drop_changes() -> None:
+    model, graph = residual()
+    data = few()
+    assert len(graph.blocks) == 1
+    plan = Plan(structure_hash=graph.structure_hash, dropped=(graph.blocks[0].id,))
+    pruned = apply(plan, model, (torch.randn(1, 3, 8, 8),), graph=graph)
+    x, _ = next(data.batches(4))
+    with torch.no_grad():
+        expected = float(divergence(model(x), pruned.module(x)).mean())
+    assert expected > 1e-3
+    assert score("taylor", graph, model, data).blocks[graph.blocks[0].id] == pytest.approx(expected, rel=1e-4)
+
+
+def test_outputs_that_are_no_classes_count_by_their_squares() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 2, 1, bias=False)).eval()
+    graph = trace(model, (torch.randn(1, 3, 8, 8),))
+    data = few(256)
+    values = score("taylor", graph, model, data).channels["0.weight:0"]
+    x, _ = next(data.batches(256))
+    with torch.no_grad():
+        hidden = model[0](x)
+        closed = [(model[1].weight[:, c] * hidden[:, c : c + 1]).square().mean() / 2 for c in range(4)]
+    np.testing.assert_allclose(values, np.array(closed), rtol=0.5)
+
+
+@pytest.mark.parametrize("name", sorted(CRITERIA))
+def test_criteria_are_seeded_and_leave_the_model_as_it_is(name: str) -> None:
+    model, graph = residual()
+    model.train()
+    model.stem.weight.requires_grad_(False)
+    before = weights_hash(model)
+    first, again = score(name, graph, model, few(), seed=4), score(name, graph, model, few(), seed=4)
+    assert weights_hash(model) == before
+    assert model.norm.training and not model.stem.weight.requires_grad and model.head.weight.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert first.criterion == name
+    for group in graph.groups:
+        assert (first.channels[group.id] >= 0).all()
+        assert (first.channels[group.id] == again.channels[group.id]).all()
+
+
+def test_without_data_the_samples_are_random_and_said_so() -> None:
+    model, graph = residual()
+    assert score("taylor", graph, model).is_synthetic
+    assert not score("l2", graph, model).is_synthetic
+    assert not score("taylor", graph, model, few()).is_synthetic
+    assert score("taylor", graph, model, synthetic((1, 3, 8, 8), count=2)).is_synthetic
+
+
+def test_faults_are_told() -> None:
+    model, graph = residual()
+    with pytest.raises(InputError, match="did you mean 'taylor'"):
+        score("tailor", graph, model)
+    with pytest.raises(InputError, match="label 9, the model only 5 classes"):
+        score("taylor", graph, model, few(labels=[0, 9, 1, 1]))
