@@ -149,7 +149,26 @@ def cost_model_from(
             names = [unit.name for unit in units if shape_key(unit.dense) == key]
             raise TableError(f"no measured kernel for {names[0]} ({kernels[0].key}): profile the model on this device")
         surfaces[key] = surface
-    return CostModel(graph=graph, units=tuple(units), options=dict(options), surfaces=surfaces, origin=origin)
+    covered = _covered(units, options, surfaces)
+    return CostModel(graph=graph, units=tuple(units), options=covered, surfaces=surfaces, origin=origin)
+
+
+def _covered(
+    units: Sequence[Unit], options: Mapping[str, tuple[int, ...]], surfaces: Mapping[Kernel, Surface]
+) -> dict[str, tuple[int, ...]]:
+    """The options that every surface covers; a kernel that could not be measured takes widths away."""
+    covered = dict(options)
+    for unit in units:
+        surface = surfaces[shape_key(unit.dense)]
+        for width, sizes in ((unit.c_in, surface.c_in), (unit.c_out, surface.c_out)):
+            if len(width.terms) != 1 or len(sizes) < 2:
+                continue
+            (group,) = width.groups
+            kept = tuple(w for w in covered[group] if sizes[0] <= width.at({group: w}) <= sizes[-1])
+            if not kept or kept[-1] != options[group][-1]:
+                raise TableError(f"{unit.name} ({unit.dense.key}) could not be measured at its full width")
+            covered[group] = kept
+    return covered
 
 
 def _surface(kernels: Sequence[Kernel], latency_us: Mapping[Kernel, float]) -> Surface | None:

@@ -245,6 +245,18 @@ def _x(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """All of the model in evaluation mode, and back to what it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def output_tensor(output: object) -> torch.Tensor:
     """The tensor that a model's output is judged by: itself, or the first of a tuple, a mapping or a dataclass."""
     if isinstance(output, torch.Tensor):

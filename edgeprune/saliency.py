@@ -20,7 +20,7 @@ import torch
 from edgeprune.data import Data, synthetic
 from edgeprune.errors import InputError, did_you_mean
 from edgeprune.graph.structure import Block, Group, Member, ModelGraph
-from edgeprune.models import output_tensor
+from edgeprune.models import evaluating, output_tensor
 from edgeprune.quality import check_labels, difference, is_classification
 
 Values: TypeAlias = npt.NDArray[np.float64]
@@ -132,9 +132,10 @@ def taylor(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> 
                 closed = [_by_channel(derivatives[m.parameter, m.dim], m, group) for m in _gated(group)]
                 sums[group.id] += torch.stack(closed).sum(0).square().sum(0)
             count += len(x)
+        blocks = drop_costs(graph.blocks, model, data, seed=seed, views=views, limit=ceil(samples / 2))
     return Saliency(
         channels={name: (total / (2 * count)).numpy() for name, total in sums.items()},
-        blocks=drop_costs(graph.blocks, model, data, seed=seed, views=views, limit=ceil(samples / 2)),
+        blocks=blocks,
         unit="nats",
         num_samples=count,
     )
@@ -207,17 +208,14 @@ def _by_channel(values: torch.Tensor, member: Member, group: Group) -> torch.Ten
 def _frozen(model: torch.nn.Module) -> Iterator[None]:
     """In evaluation mode with no parameter asking for a gradient, and back."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    training = [m for m in model.modules() if m.training]
-    model.eval()
     for p, _ in flags:
         p.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
-        for m in training:
-            m.training = True
 
 
 class _GateReader:

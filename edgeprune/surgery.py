@@ -6,13 +6,16 @@ import copy
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import SurgeryError, did_you_mean
-from edgeprune.graph import Block, ModelGraph, trace
+from edgeprune.graph import Block, ModelGraph, trace, tracing
 from edgeprune.graph.structure import Indices
 from edgeprune.plan_json import Plan
 from edgeprune.pruned import Pruned
@@ -23,6 +26,8 @@ SIZE_ATTRIBUTES = {
     "running_mean": (("num_features", 0),),
 }
 """Attributes of a module that repeat a dimension of one of its parameters."""
+NUMBERS = frozenset({"number", "float", "Tensor", "Optional[number]", "Optional[float]", "Optional[Tensor]"})
+"""Types of operator arguments, in ATen's schemas, where a number is one to compute with, not a size or a position."""
 
 
 class ZeroBranch(torch.nn.Module):
@@ -61,17 +66,25 @@ def apply(
     """Cut a copy of `model` by `plan`; the model itself is left as it is.
 
     `graph` saves tracing the model again. Raises `SurgeryError` where the plan was made for another structure, names
-    what is not there, or where Python code of the model hard-wires a size (with file and line).
+    what is not there, or where Python code of the model hard-wires a size (with file and line) or computes with one.
     """
     graph = graph or trace(model, example_inputs)
     cut = read_plan(plan, graph)
     module = copy.deepcopy(model).eval()
+    pruned = Pruned(module=module, plan=plan, example_inputs=example_inputs, origin=weights_hash(model))
+    before = _try_forward(pruned, graph)
+    _cut_tensors(module, cut)
+    after = _try_forward(pruned, graph)
+    if before != after:
+        changed = [f"{a} before, {b} after" for a, b in zip(before, after, strict=False) if a != b]
+        raise SurgeryError(
+            f"{type(model).__name__} computes with a size that pruning changes: {(changed or ['other operators'])[0]}"
+        )
     dropped = [block for block in graph.blocks if block.id in plan.dropped]
     for block in dropped:
         _drop(module, block, graph, cut)
-    _cut_tensors(module, cut)
-    pruned = Pruned(module=module, plan=plan, example_inputs=example_inputs, origin=weights_hash(model))
-    _try_forward(model, pruned, graph)
+    if dropped:
+        _try_forward(pruned, graph)
     return pruned
 
 
@@ -181,21 +194,54 @@ def _resize_attributes(owner: torch.nn.Module, name: str, before: torch.Size, af
             setattr(owner, attribute, after[dim])
 
 
-def _try_forward(model: torch.nn.Module, pruned: Pruned, graph: ModelGraph) -> None:
-    """The pruned forward must run: Python code that hard-wires a size shows itself here, with file and line."""
+class _Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every number that an operator is called with: `mul.Tensor(other=0.25)`.
+
+    Were one of them derived from a size in Python (`x * x.shape[1] ** -0.5`), it would change with the size, and the
+    pruned network would compute something else than the dense one with zeros.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for position, name in _number_arguments(func):
+            value = args[position] if position < len(args) else (kwargs or {}).get(name)
+            if isinstance(value, (int, float)):
+                self.seen.append(f"{func.__name__}({name}={value})")
+        return func(*args, **(kwargs or {}))
+
+
+@cache
+def _number_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of the arguments of an ATen operator that are numbers, or tensors that numbers stand for."""
+    return tuple((i, a.name) for i, a in enumerate(func._schema.arguments) if str(a.type) in NUMBERS)
+
+
+def _try_forward(pruned: Pruned, graph: ModelGraph) -> list[str]:
+    """The forward must run: Python code that hard-wires a size shows itself here, with file and line.
+
+    Gives the numbers that it computes with (`_Numbers`).
+    """
+    kind = type(pruned.module).__name__
     try:
-        with torch.no_grad():
+        numbers = _Numbers()
+        with torch.no_grad(), numbers:
             outputs = tree_leaves(pruned.module(*pruned.example_inputs))
     except Exception as error:
-        own = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
+        own = [
+            f
+            for f in traceback.extract_tb(error.__traceback__)
+            if "/torch/" not in f.filename and f.filename != __file__
+        ]
         place = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
-        raise SurgeryError(
-            f"{type(model).__name__} does not run after pruning{place}: its code fixes a size: {error}"
-        ) from error
+        raise SurgeryError(f"{kind} does not run after pruning{place}: its code fixes a size: {error}") from error
     found = [tuple(value.shape) for value in outputs if isinstance(value, torch.Tensor)]
-    user_outputs = set(graph.program.graph_signature.user_outputs)
-    expected = [node.shape for node in graph.nodes if node.name in user_outputs]
-    if sorted(found) != sorted(expected):
-        raise SurgeryError(
-            f"{type(model).__name__} gives {found} after pruning, {expected} before: its code fixes a size"
-        )
+    shapes = {node.name: tracing.shape_of(node) for node in graph.program.graph.nodes}
+    expected = [shapes[name] for name in graph.program.graph_signature.user_outputs if shapes.get(name)]
+    if [shape for shape in found if shape] != expected:
+        raise SurgeryError(f"{kind} gives {found} after pruning, {expected} before: its code fixes a size")
+    return numbers.seen

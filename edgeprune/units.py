@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
+
+import numpy as np
 
 from edgeprune.backends import find_backend
 from edgeprune.device import Device
@@ -17,6 +20,9 @@ LEAST_SHARE = 1 / 8
 MOST_OPTIONS = 16
 SAMPLE_RATIO = 2.0
 """Neighbouring sampled widths of one axis differ by at most about this factor."""
+SHARES = 9
+"""Sizes offered for sampling where a width is a sum of groups."""
+LEAST_EXCESS = 0.06
 STEPS = (32, 16, 8)
 """Widths of a staircase that `staircase_kernels` can tell apart."""
 
@@ -110,15 +116,13 @@ def _tied(dense: Kernel, c_in: int) -> Kernel:
 
 
 def _sizes(unit: Unit, options: Mapping[str, tuple[int, ...]], axis: str) -> set[int]:
-    """Least, dense and one-group-at-a-time sizes of a width."""
+    """Sizes a width can take: all options of a single group; of a sum of groups, all together from least to dense."""
     width = unit.c_in if axis == "c_in" else unit.c_out
-    dense = {group: options[group][-1] for group in width.groups}
-    least = {group: options[group][0] for group in width.groups}
-    sizes = {width.at(dense), width.at(least)}
     if len(width.terms) == 1:
         (group, _), *_ = width.terms
-        sizes |= {width.at({group: option}) for option in options[group]}
-    return sizes
+        return {width.at({group: option}) for option in options[group]}
+    shares = np.linspace(0.0, 1.0, SHARES)
+    return {width.at({g: options[g][round(share * (len(options[g]) - 1))] for g in width.groups}) for share in shares}
 
 
 def _axis(sizes: set[int]) -> tuple[int, ...]:
@@ -168,7 +172,7 @@ def staircase_steps(latency_us: Mapping[Kernel, float], precision: str) -> dict[
     """Per family the widest step in (32, 16, 8) at whose multiples alone kernels run at full rate; 8 if there is none.
 
     At step s every width half-way between two multiples costs as much as the upper one: its latency stands above
-    the chord of its neighbours. A step counts when that excess is more than 4 % in the median.
+    the chord of its neighbours. A step counts when that excess is more than `LEAST_EXCESS` in the median.
     """
     steps = {}
     for family, base in _staircase_bases(precision).items():
@@ -192,6 +196,6 @@ def _step_along(latency_us: Mapping[Kernel, float], base: Kernel, axis: list[str
             low, here, high = at(middle - half), at(middle), at(middle + half)
             if low and here and high:
                 excess.append(here / ((low + high) / 2) - 1)
-        if excess and sorted(excess)[len(excess) // 2] > 0.04:
+        if excess and median(excess) > LEAST_EXCESS:
             return step
     return STEPS[-1]

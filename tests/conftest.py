@@ -11,6 +11,14 @@ from edgeprune.backends import find_backend
 
 
 @pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small tensors on shared cores: threads of torch would wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Neither the user's tables nor the user's devices.yaml reach a test, and no test leaves anything there."""
     with pytest.MonkeyPatch.context() as patch:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.unit
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut, one stream read by three contractions, a classifier or a picture at the end."""
+    """Convolutions beside a shortcut, a stream that two contractions read, a classifier at the end."""
 
     def __init__(self, classes: int = 5) -> None:
         super().__init__()
@@ -57,11 +57,12 @@ def few(count: int = 4, labels: list[int] | None = None) -> Data:
     return as_data([(x, torch.tensor(labels))] if labels else [x])
 
 
-def two_layers() -> tuple[nn.Sequential, ModelGraph]:
-    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False)).eval()
+def two_layers(scale: float = 1.0) -> tuple[nn.Sequential, ModelGraph]:
+    first, second = nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False)
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 2.0], [2.0, 0.0]]))
-        model[1].weight.copy_(torch.tensor([[3.0, 0.0, 1.0], [1.0, 0.0, 1.0]]))
+        first.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 2.0], [2.0, 0.0]]))
+        second.weight.copy_(torch.tensor([[3.0, 0.0, 1.0], [1.0, 0.0, 1.0]]) * scale)
+    model = nn.Sequential(first, second).eval()
     return model, trace(model, (torch.ones(1, 2),))
 
 
@@ -85,23 +86,21 @@ def test_random_is_seeded_and_of_one_scale() -> None:
 
 
 def test_taylor_with_labels_by_hand() -> None:
-    model, graph = two_layers()
+    model, graph = two_layers(0.2)
     data = as_data([(torch.tensor([[1.0, 2.0]]), torch.tensor([0]))])
     hidden = np.array([3.0, 4.0, 2.0])
-    weight = np.array([[3.0, 0.0, 1.0], [1.0, 0.0, 1.0]])
+    weight = np.array([[3.0, 0.0, 1.0], [1.0, 0.0, 1.0]]) * 0.2
     logits = weight @ hidden
     p = np.exp(logits) / np.exp(logits).sum()
     gate = hidden * (weight.T @ (p - [1, 0]))
     result = score("taylor", graph, model, data)
-    np.testing.assert_allclose(result.channels["0.weight:0"], gate**2 / 2, rtol=1e-4)
+    np.testing.assert_allclose(result.channels["0.weight:0"], gate**2 / 2, rtol=1e-4, atol=1e-12)
     assert (result.unit, result.num_samples, result.is_synthetic) == ("nats", 1, False)
 
 
 def test_taylor_without_labels_is_half_the_fisher_information() -> None:
     """Over many draws of r the values come near gᵀ(diag p - p pᵀ)g / 2."""
-    model, graph = two_layers()
-    with torch.no_grad():
-        model[1].weight.mul_(0.2)
+    model, graph = two_layers(0.2)
     x = torch.tensor([[1.0, 2.0]])
     hidden, weight = np.array([3.0, 4.0, 2.0]), np.array([[3.0, 0.0, 1.0], [1.0, 0.0, 1.0]]) * 0.2
     p = np.exp(weight @ hidden) / np.exp(weight @ hidden).sum()
@@ -116,7 +115,7 @@ def gates_by_hand(model: nn.Module, graph: ModelGraph, x: torch.Tensor, u: torch
     gates = {g.id: torch.ones(g.num_channels, requires_grad=True) for g in graph.groups}
 
     def hook(gate: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor]], torch.Tensor]:
-        return lambda module, inputs: inputs[0] * (gate if inputs[0].ndim == 2 else gate[:, None, None])
+        return lambda module, inputs: inputs[0] * (gate if isinstance(module, nn.Linear) else gate[:, None, None])
 
     handles = [
         model.get_submodule(member.parameter.removesuffix(".weight")).register_forward_pre_hook(hook(gates[group.id]))
@@ -194,14 +193,15 @@ def test_a_block_costs_what_its_drop_changes() -> None:
 
 
 def test_outputs_that_are_no_classes_count_by_their_squares() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 2, 1, bias=False)).eval()
+    first, second = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 2, 1, bias=False)
+    model = nn.Sequential(first, second).eval()
     graph = trace(model, (torch.randn(1, 3, 8, 8),))
     data = few(256)
     values = score("taylor", graph, model, data).channels["0.weight:0"]
     x, _ = next(data.batches(256))
     with torch.no_grad():
-        hidden = model[0](x)
-        closed = [(model[1].weight[:, c] * hidden[:, c : c + 1]).square().mean() / 2 for c in range(4)]
+        hidden = first(x)
+        closed = [(second.weight[:, c] * hidden[:, c : c + 1]).square().mean() / 2 for c in range(4)]
     np.testing.assert_allclose(values, np.array(closed), rtol=0.5)
 
 

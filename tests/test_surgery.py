@@ -44,7 +44,8 @@ class Residual(nn.Module):
         y = self.depthwise(self.a(x))
         y = self.b(y * self.gate(y))
         x = torch.relu(x + y)
-        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 2), 1))
+        head: torch.Tensor = self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 2), 1))
+        return head
 
 
 class Concatenated(nn.Module):
@@ -60,7 +61,8 @@ class Concatenated(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.norm(torch.cat([self.a(x), self.b(x)], 1)))
-        return self.head((self.grouped(x) * self.plain(x)).mean((2, 3)))
+        head: torch.Tensor = self.head((self.grouped(x) * self.plain(x)).mean((2, 3)))
+        return head
 
 
 @pytest.mark.parametrize("network", [Residual, Concatenated])
@@ -106,6 +108,7 @@ def test_the_pruned_network_is_smaller_trainable_and_leaves_the_dense_one_alone(
     pruned.module(*x).square().mean().backward()
     assert all(p.grad is not None for p in pruned.module.parameters())
     depthwise = pruned.module.get_submodule("depthwise")
+    assert isinstance(depthwise, nn.Conv2d)
     assert depthwise.groups == depthwise.in_channels == depthwise.out_channels == depthwise.weight.shape[0]
     assert weights_hash(model) == before == pruned.origin
 
@@ -152,7 +155,8 @@ class HardWired(nn.Module):
         self.head = nn.Linear(8 * 7 * 7, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.conv(x).reshape(-1, 8 * 7 * 7))
+        head: torch.Tensor = self.head(self.conv(x).reshape(-1, 8 * 7 * 7))
+        return head
 
 
 def test_a_hard_wired_size_is_named_with_file_and_line() -> None:

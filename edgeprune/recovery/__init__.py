@@ -10,7 +10,7 @@ import torch
 from edgeprune.data import as_data
 from edgeprune.errors import InputError
 from edgeprune.graph import ModelGraph, trace
-from edgeprune.models import output_tensor
+from edgeprune.models import evaluating, output_tensor
 from edgeprune.pruned import Pruned
 from edgeprune.quality import difference
 from edgeprune.recovery.batch_norm import recalibrate
@@ -88,7 +88,8 @@ def repair(
         report = RepairReport(chosen="batch_norm", differences={}, num_fit=num_fit, num_held_out=0)
         return replace(pruned, module=module), report
     cut = read_plan(pruned.plan, graph or trace(dense, pruned.example_inputs))
-    reference = record(dense.eval(), pruned.module, cut, samples, seed=seed)
+    with evaluating(dense):
+        reference = record(dense, pruned.module, cut, samples, seed=seed)
     return _best(pruned, dense, reference, _STEPS[method])
 
 

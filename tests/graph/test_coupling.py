@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import RefusedError
+from edgeprune.errors import RefusedError, SurgeryError
 from edgeprune.graph import Group, ModelGraph, trace
 from edgeprune.plan_json import Plan
 from edgeprune.surgery import apply
@@ -236,6 +236,20 @@ def test_the_structure_hash_is_stable_and_sensitive() -> None:
     assert reference == hashed(redraw(chain(4), 1)) == hashed(copy.deepcopy(chain(4))), "weights don't count"
     assert reference == hashed(chain(4), size=6), "neither does the size of the picture"
     assert len({reference, hashed(chain(6)), hashed(chain(4, norm=False)), hashed(chain(4), dtype=torch.float64)}) == 4
+
+
+def test_a_number_that_python_computes_from_a_size_is_caught() -> None:
+    """It runs after pruning, and would give something else than the dense network with zeros."""
+    net = Net(
+        lambda m, x: m["b"](torch.relu(m["a"](x)) * m["b"].get_parameter("weight").shape[1] ** -0.5),
+        a=nn.Conv2d(3, 4, 1, bias=False),
+        b=nn.Conv2d(4, 2, 1),
+    )
+    x = (torch.randn(1, 3, 4, 4),)
+    graph = trace(net, x)
+    plan = Plan(structure_hash=graph.structure_hash, kept={graph.groups[0].id: (0,)})
+    with pytest.raises(SurgeryError, match=r"mul.Tensor\(other=0.5\) before, mul.Tensor\(other=1.0\) after"):
+        apply(plan, net, x, graph=graph)
 
 
 class RandomNetwork(nn.Module):
