@@ -95,7 +95,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """`StorageError` where nothing can be written into `folder`, made if it is missing: before a long run, not after."""
+    """`StorageError` where nothing can be written into `folder`, made if missing: before a long run, not after."""
     probe = _name_beside(folder.resolve() / "probe")
     with _storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
