@@ -3,7 +3,7 @@
     python benchmarks/fit_networks.py [--device host-openvino] [NAME ...]
 
 Every fit is a process of its own (`edgeprune fit --json`), its bundle is thrown away. The weights are random: the
-latency of a network does not depend on them, and no accuracy is claimed. Writes
+latency of a network does not depend on them, and no accuracy is claimed; hence `--saliency l2`, which needs no data. Writes
 benchmarks/results/fit_<device>_<date>.md.
 """
 
@@ -33,7 +33,7 @@ def fit(network: str, budget: str, device: str, out: str) -> tuple[int, dict[str
     """Exit code, document and wall seconds of one fit."""
     command = [
         *(sys.executable, "-m", "edgeprune", "fit", f"torchvision:{network}", "--shape", "1x3x224x224"),
-        *("--device", device, "--budget", budget, "--out", out, "--json"),
+        *("--device", device, "--budget", budget, "--saliency", "l2", "--out", out, "--json"),
     ]
     started = time.perf_counter()
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

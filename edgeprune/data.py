@@ -9,12 +9,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +21,8 @@ import torch
 
 from edgeprune.errors import InputError
 from edgeprune.models import call_factory, import_or_explain
-from edgeprune.preprocessing import Preprocessing
+from edgeprune.preprocessing import Decoder, Preprocessing, open_picture, skip
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-CACHE_BYTES = 256 * 2**20  # decoded pictures
 LOADER_BYTES = 2**31  # what is kept of a loader's samples
 LISTED_SKIPPED = 5
 CALIBRATION_VALUES = 64 * 3 * 224 * 224  # of all calibration samples together: 64 ImageNet crops
@@ -93,6 +88,15 @@ class Data:
         first, _ = next(self.batches(1))
         samples = max(1, min(MOST_CALIBRATION_SAMPLES, CALIBRATION_VALUES // first.numel()))
         return samples, ceil(samples / len(self))
+
+    def hold_out(self) -> tuple[Data, Data]:
+        """(held out, rest): a quarter of the samples, told by their names' hashes; none of a single one.
+
+        Saliency and repair look at the rest, so that what is held out can tell whether a repair helps.
+        """
+        held = set(self.order[: max(1, round(len(self) / 4))] if len(self) > 1 else ())
+        flags = [i in held for i in range(len(self))]
+        return self.select(flags), self.select([not flag for flag in flags])
 
     def split_by_hash(self) -> tuple[Data, Data]:
         """(calibration, report): each sample's half is told by the SHA-256 of its file's name alone.
@@ -305,13 +309,13 @@ def _pictures(source: Path, names: list[str], labels: list[int] | None, preproce
     good = []
     for i, name in enumerate(names):
         try:
-            _open(folder / name).close()
+            open_picture(folder / name).close()
             good.append(i)
         except OSError as error:
-            _skip(skipped, name, error)
+            skip(skipped, name, error)
     if not good:
         raise InputError(f"no picture in it{': ' if skipped else ''}{_listed(skipped)}", file=source)
-    decode = _Decoder(folder, tuple(names), skipped)
+    decode = Decoder(folder, tuple(names), skipped)
 
     def read(item: int, view: int, seed: int) -> Sample | None:
         picture = decode(item, preprocessing.num_channels)
@@ -333,71 +337,3 @@ def _pictures(source: Path, names: list[str], labels: list[int] | None, preproce
         can_augment=True,
         skipped=skipped,
     )
-
-
-class _Decoder:
-    """Decodes pictures; the latest `CACHE_BYTES` of them stay decoded."""
-
-    def __init__(self, folder: Path, names: tuple[str, ...], skipped: list[str]) -> None:
-        self.folder, self.names, self.skipped = folder, names, skipped
-        self.cache: OrderedDict[int, Image] = OrderedDict()
-        self.broken: set[int] = set()
-        self.num_bytes = 0
-
-    def __call__(self, item: int, num_channels: int) -> Image | None:
-        if item in self.broken:
-            return None
-        if item in self.cache:
-            self.cache.move_to_end(item)
-            return self.cache[item]
-        try:
-            picture = decode_picture(self.folder / self.names[item], num_channels)
-        except Exception as error:  # decoders raise many kinds on a broken file
-            self.broken.add(item)
-            _skip(self.skipped, self.names[item], error)
-            return None
-        self.cache[item] = picture
-        self.num_bytes += picture.width * picture.height * num_channels
-        while self.num_bytes > CACHE_BYTES and len(self.cache) > 1:
-            _, oldest = self.cache.popitem(last=False)
-            self.num_bytes -= oldest.width * oldest.height * num_channels
-        return picture
-
-
-def _open(path: Path) -> Image:
-    from PIL import Image
-
-    try:
-        return Image.open(path)
-    except Image.DecompressionBombError as error:
-        raise OSError(str(error)) from None
-
-
-def decode_picture(path: Path, num_channels: int) -> Image:
-    """The picture upright (EXIF) in RGB (3 channels) or grey (1); what is transparent becomes white."""
-    from PIL import Image, ImageOps
-
-    with _open(path) as file:
-        picture = ImageOps.exif_transpose(file)
-        if "A" in picture.getbands() or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        elif picture.mode.startswith("I") or picture.mode == "F":
-            picture = _to_8_bits(picture)
-        return picture.convert("RGB" if num_channels == 3 else "L")
-
-
-def _to_8_bits(picture: Image) -> Image:
-    """16-bit grey, which `convert` would clip at 255, by its upper 8 bits; floats are taken as 0..255."""
-    from PIL import Image
-
-    values = np.asarray(picture)
-    if picture.mode != "F" and values.max() > 255:
-        values = values >> 8
-    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-
-
-def _skip(skipped: list[str], name: str, error: Exception) -> None:
-    reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable picture"
-    skipped.append(f"{name}: {reason}")
-    log.warning("skipped %s: %s", name, reason)

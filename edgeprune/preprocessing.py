@@ -1,4 +1,4 @@
-"""From a picture to what a model reads. Kept in the bundle's manifest, so that whoever runs the engine does the same.
+"""From a file of a picture to what a model reads; kept in the bundle, so that whoever runs the engine does the same.
 
 Legend: C channels, H height, W width of the model's input.
 """
@@ -6,6 +6,8 @@ Legend: C channels, H height, W width of the model's input.
 from __future__ import annotations
 
 import json
+import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,10 +22,12 @@ from edgeprune.folders import write_atomically
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+CACHE_BYTES = 256 * 2**20  # of decoded pictures
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_RESIZE_SHARE = 256 / 224  # of the shorter side to the crop, the classic ImageNet evaluation
 
+log = logging.getLogger(__name__)
 _Positive = Annotated[int, Field(ge=1)]
 
 
@@ -186,3 +190,72 @@ def _of_timm(name: str, file: str) -> dict[str, Any]:
         "std": tuple(config.std),
         "interpolation": config.interpolation if config.interpolation in ("nearest", "bilinear") else "bicubic",
     }
+
+
+class Decoder:
+    """Decodes pictures; the latest `CACHE_BYTES` of them stay decoded."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...], skipped: list[str]) -> None:
+        self.folder, self.names, self.skipped = folder, names, skipped
+        self.cache: OrderedDict[int, Image] = OrderedDict()
+        self.broken: set[int] = set()
+        self.num_bytes = 0
+
+    def __call__(self, item: int, num_channels: int) -> Image | None:
+        if item in self.broken:
+            return None
+        if item in self.cache:
+            self.cache.move_to_end(item)
+            return self.cache[item]
+        try:
+            picture = decode_picture(self.folder / self.names[item], num_channels)
+        except Exception as error:  # decoders raise many kinds on a broken file
+            self.broken.add(item)
+            skip(self.skipped, self.names[item], error)
+            return None
+        self.cache[item] = picture
+        self.num_bytes += picture.width * picture.height * num_channels
+        while self.num_bytes > CACHE_BYTES and len(self.cache) > 1:
+            _, oldest = self.cache.popitem(last=False)
+            self.num_bytes -= oldest.width * oldest.height * num_channels
+        return picture
+
+
+def open_picture(path: Path) -> Image:
+    from PIL import Image
+
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from None
+
+
+def decode_picture(path: Path, num_channels: int) -> Image:
+    """The picture upright (EXIF) in RGB (3 channels) or grey (1); what is transparent becomes white."""
+    from PIL import Image, ImageOps
+
+    with open_picture(path) as file:
+        picture = ImageOps.exif_transpose(file)
+        if "A" in picture.getbands() or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        elif picture.mode.startswith("I") or picture.mode == "F":
+            picture = _to_8_bits(picture)
+        return picture.convert("RGB" if num_channels == 3 else "L")
+
+
+def _to_8_bits(picture: Image) -> Image:
+    """16-bit grey, which `convert` would clip at 255, by its upper 8 bits; floats are taken as 0..255."""
+    from PIL import Image
+
+    values = np.asarray(picture)
+    if picture.mode != "F" and values.max() > 255:
+        values = values >> 8
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def skip(skipped: list[str], name: str, error: Exception) -> None:
+    """Note, and say, that a picture is left out."""
+    reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable picture"
+    skipped.append(f"{name}: {reason}")
+    log.warning("skipped %s: %s", name, reason)

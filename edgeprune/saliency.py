@@ -116,9 +116,12 @@ def taylor(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> 
     prediction with dense networks and Fisher pruning", 2018; over coupled channels: Liu et al., "Group Fisher pruning
     for practical network compression", ICML 2021.)
 
+    A quarter of the data is left to judge a later repair by (`Data.hold_out`).
+
     g_c sums x · ∂/∂x over the inputs x of all contractions that read the channel (which equals w · ∂/∂w over their
     slices); a group that none reads is gated at its producers' outputs.
     """
+    _, data = data.hold_out()
     samples, views = data.calibration_views()
     sums = {group.id: torch.zeros(group.num_channels, dtype=torch.float64) for group in graph.groups}
     generator = torch.Generator().manual_seed(seed)
@@ -132,7 +135,7 @@ def taylor(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> 
                 closed = [_by_channel(derivatives[m.parameter, m.dim], m, group) for m in _gated(group)]
                 sums[group.id] += torch.stack(closed).sum(0).square().sum(0)
             count += len(x)
-        blocks = drop_costs(graph.blocks, model, data, seed=seed, views=views, limit=ceil(samples / 2))
+        blocks = drop_costs(graph.blocks, model, data, seed=seed, views=views, limit=ceil(samples / 4))
     return Saliency(
         channels={name: (total / (2 * count)).numpy() for name, total in sums.items()},
         blocks=blocks,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgeprune.data import Data, as_data, decode_picture, load_data, synthetic
+from edgeprune.data import Data, as_data, load_data, synthetic
 from edgeprune.errors import InputError
-from edgeprune.preprocessing import IMAGENET_MEAN, Preprocessing, default_preprocessing
+from edgeprune.preprocessing import IMAGENET_MEAN, Preprocessing, decode_picture, default_preprocessing
 
 Image = pytest.importorskip("PIL.Image")
 pytestmark = pytest.mark.unit
@@ -164,6 +164,12 @@ def test_the_split_depends_on_names_alone(folder: Path) -> None:
 def test_no_half_is_ever_empty(names: tuple[str, ...]) -> None:
     data = Data(names=names, labels=None, read=lambda *_: None, items=tuple(range(len(names))))
     assert min(map(len, data.split_by_hash())) >= 1
+
+
+def test_a_quarter_is_held_out() -> None:
+    for count, held in ((1, 0), (2, 1), (9, 2), (100, 25)):
+        first, rest = synthetic(SHAPE, count=count).hold_out()
+        assert len(first) == held and not set(first.names) & set(rest.names) and len(rest) == count - held
 
 
 def test_one_sample_cannot_be_split() -> None:

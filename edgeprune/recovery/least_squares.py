@@ -7,7 +7,7 @@ the dense model, at the kept channels; W [C, D] the cut weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,10 @@ from edgeprune.models import output_tensor
 from edgeprune.recovery.batch_norm import pair_moments
 from edgeprune.recovery.reference import Contraction, Reference, repairable
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # times the mean diagonal of the Gram matrix
-GRAM_OPERATIONS = 2e11  # rows · D², at most, a layer
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # times the mean diagonal of the Gram matrix
+GRAM_OPERATIONS = 3e10  # rows · D², about, a layer
 CHUNK = 2048  # rows that are worked on at once
+SOLVED = 1e-9  # a relative error from which there is nothing left to gain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,52 +132,76 @@ def _fit(x: torch.Tensor, t: torch.Tensor, weight: torch.Tensor, num_fit: int, *
     """Ridge regression towards the weights there are; the ridge that serves the held-out samples best, or none.
 
     Minimises ||X W'ᵀ + b - T||² + ridge · trace(XᵀX) / D · ||W' - W||² in float64, X and T [N, P, ·]; b = 0 unless
-    `with_offset`.
+    `with_offset`. Ridges are tried from the largest down, until a smaller one serves worse.
     """
     t = t[:, : x.shape[1]]
-    x_fit, t_fit = x[:num_fit].flatten(0, 1), t[:num_fit].flatten(0, 1)
+    w = weight.double()
     held = slice(num_fit, None) if num_fit < len(x) else slice(None)
     x_held, t_held = x[held].flatten(0, 1), t[held].flatten(0, 1)
-    x_mean = x_fit.mean(0, dtype=torch.float64) if with_offset else torch.zeros(x.shape[2], dtype=torch.float64)
-    w = weight.double()
-    residual_mean = (
-        t_fit.mean(0, dtype=torch.float64) - x_mean @ w.T if with_offset else torch.zeros(len(w), dtype=torch.float64)
-    )
-    gram, moment = _normal_equations(x_fit, t_fit, w, x_mean, residual_mean)
     variance = float((t_held - t_held.mean(0)).double().square().sum()) or 1.0
 
     def error(candidate: torch.Tensor, offset: torch.Tensor) -> float:
         predicted = x_held @ candidate.float().T + offset.float()
         return float((predicted - t_held).double().square().sum()) / variance
 
-    nothing = torch.zeros_like(residual_mean)
+    nothing = torch.zeros(len(w), dtype=torch.float64)
     before = error(w, nothing)
     best = Fit(weight=w, offset=nothing, before=before, after=before, ridge=None)
-    if before < 1e-9:
+    if before < SOLVED:
         return best
-    for ridge in RIDGES:
-        damped = gram + torch.eye(len(gram), dtype=torch.float64) * (ridge * gram.diagonal().mean().clamp_min(1e-30))
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if int(failed):
-            continue
-        candidate = w + torch.cholesky_solve(moment, factor).T
-        offset = residual_mean - x_mean @ (candidate - w).T if with_offset else nothing
-        after = error(candidate, offset)
+    x_fit, t_fit = x[:num_fit].flatten(0, 1), t[:num_fit].flatten(0, 1)
+    x_mean = x_fit.mean(0, dtype=torch.float64) if with_offset else torch.zeros(x.shape[2], dtype=torch.float64)
+    r_mean = t_fit.mean(0, dtype=torch.float64) - x_mean @ w.T if with_offset else nothing
+    steps = _dual_steps if len(x_fit) < x.shape[2] else _primal_steps
+    last = float("inf")
+    for ridge, step in steps(x_fit, t_fit, w, x_mean, r_mean):
+        offset = r_mean - x_mean @ step if with_offset else nothing
+        after = error(w + step.T, offset)
+        if after >= last:
+            break
+        last = after
         if after < best.after:
-            best = Fit(weight=candidate, offset=offset, before=before, after=after, ridge=ridge)
+            best = Fit(weight=w + step.T, offset=offset, before=before, after=after, ridge=ridge)
     return best
 
 
-def _normal_equations(
-    x: torch.Tensor, t: torch.Tensor, w: torch.Tensor, x_mean: torch.Tensor, residual_mean: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """XᵀX [D, D] and Xᵀ(T - X Wᵀ) [D, C] of the centred X and residual, in float64, a chunk of rows at a time."""
+Steps = Iterator[tuple[float, torch.Tensor]]  # (ridge, (W' - W)ᵀ float64 [D, C])
+
+
+def _primal_steps(
+    x: torch.Tensor, t: torch.Tensor, w: torch.Tensor, x_mean: torch.Tensor, r_mean: torch.Tensor
+) -> Steps:
+    """(XᵀX + λ)⁻¹ XᵀR with centred X and residual R = T - X Wᵀ, summed up a chunk of rows at a time."""
     gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     moment = torch.zeros(x.shape[1], t.shape[1], dtype=torch.float64)
     for start in range(0, len(x), CHUNK):
         rows = x[start : start + CHUNK].double()
-        residual = t[start : start + CHUNK].double() - rows @ w.T - residual_mean
-        rows = rows - x_mean
+        residual = t[start : start + CHUNK].double() - rows @ w.T - r_mean
+        rows -= x_mean
         gram.addmm_(rows.T, rows)
         moment.addmm_(rows.T, residual)
-    return gram, moment
+    for ridge in RIDGES:
+        factor = _factor(gram, ridge * float(gram.trace()) / x.shape[1])
+        if factor is None:
+            return
+        yield ridge, torch.cholesky_solve(moment, factor)
+
+
+def _dual_steps(x: torch.Tensor, t: torch.Tensor, w: torch.Tensor, x_mean: torch.Tensor, r_mean: torch.Tensor) -> Steps:
+    """Xᵀ (XXᵀ + λ)⁻¹ R: the same, cheaper where there are fewer rows than inputs."""
+    rows = x.double()
+    residual = t.double() - rows @ w.T - r_mean
+    rows -= x_mean
+    kernel = rows @ rows.T
+    for ridge in RIDGES:
+        factor = _factor(kernel, ridge * float(kernel.trace()) / x.shape[1])
+        if factor is None:
+            return
+        yield ridge, rows.T @ torch.cholesky_solve(residual, factor)
+
+
+def _factor(matrix: torch.Tensor, damping: float) -> torch.Tensor | None:
+    damped = matrix.clone()
+    damped.diagonal().add_(max(damping, 1e-30))
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    return None if int(failed) else factor

@@ -58,7 +58,7 @@ def take_samples(data: Data, dense: torch.nn.Module, *, seed: int) -> tuple[torc
 
     A third as many as are fitted to are held out.
     """
-    held, fit = _held_out(data)
+    held, fit = data.hold_out()
     first, _ = next(data.batches(1))
     most = max(4, ACTIVATION_BYTES // (LIVE_ACTIVATIONS * _largest_activation(dense, first)))
     samples, _ = data.calibration_views()
@@ -69,15 +69,6 @@ def take_samples(data: Data, dense: torch.nn.Module, *, seed: int) -> tuple[torc
             [x for x, _ in part.batches(BATCH_SIZE, views=views, seed=seed, limit=wanted)] if len(part) else []
         )
     return torch.cat([*parts[0], *parts[1]]), sum(len(x) for x in parts[0])
-
-
-def _held_out(data: Data) -> tuple[Data, Data]:
-    """A quarter of the samples, told by their names' hashes alone; none of a single one."""
-    if len(data) < 2:
-        return data.select([False] * len(data)), data
-    held = set(data.order[: max(1, round(len(data) / 4))])
-    flags = [i in held for i in range(len(data))]
-    return data.select(flags), data.select([not f for f in flags])
 
 
 def _largest_activation(model: torch.nn.Module, x: torch.Tensor) -> int:

@@ -15,7 +15,7 @@ from edgeprune.pruned import Pruned
 from edgeprune.quality import evaluate
 from edgeprune.recovery import Method, recover, repair
 from edgeprune.recovery import reference as reference_module
-from edgeprune.recovery.least_squares import _fit, _input_rows
+from edgeprune.recovery.least_squares import _dual_steps, _fit, _input_rows, _primal_steps
 from edgeprune.recovery.reference import as_rows
 from edgeprune.saliency import score
 from edgeprune.surgery import apply, positions_of
@@ -115,12 +115,13 @@ def test_a_pruned_network_comes_nearer_to_the_dense_one_on_unseen_samples(method
     model.branch.train()
     data, unseen = synthetic((1, 3, 16, 16), count=120), synthetic((1, 3, 16, 16), seed=9, count=100)
     repaired, report = repair(pruned, data, dense=model, method=method)
+    assert model.branch.training and not model.stem.training
+    model.eval()
+    assert weights_hash(pruned.module) == before and weights_hash(model) == origin == repaired.origin
     was, now = (evaluate(p.module, unseen, dense=model).kl or 0 for p in (pruned, repaired))
     assert report.chosen != "none" and now < was * 0.7
     assert (report.num_fit, report.num_held_out) == (90, 30)
-    assert weights_hash(pruned.module) == before and weights_hash(model) == origin == repaired.origin
-    assert repaired.plan == pruned.plan and model.branch.training and not model.stem.training
-    model.eval()
+    assert repaired.plan == pruned.plan
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in (*repaired.module.modules(), *model.modules()))
     assert {layer.layer for layer in report.layers} == {"stem.0", "branch.0", "branch.6", "last", "head"}
     assert all(layer.after <= layer.before for layer in report.layers)
@@ -219,3 +220,13 @@ def test_the_ridge_pulls_towards_the_weights_there_are() -> None:
     seen = torch.linalg.svd(x[:, 0].double(), full_matrices=True).Vh
     unseen = (fit.weight - weight) @ seen[2:].T
     assert float(unseen.abs().max()) < 1e-6
+
+
+def test_both_ways_of_solving_agree() -> None:
+    torch.manual_seed(0)
+    x, t, w = torch.randn(30, 12), torch.randn(30, 4), torch.randn(4, 12).double()
+    means = x.mean(0).double(), torch.randn(4).double()
+    primal, dual = list(_primal_steps(x, t, w, *means)), list(_dual_steps(x, t, w, *means))
+    assert [ridge for ridge, _ in primal] == [ridge for ridge, _ in dual]
+    for (_, a), (_, b) in zip(primal, dual, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
