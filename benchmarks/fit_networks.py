@@ -2,8 +2,8 @@
 
     python benchmarks/fit_networks.py [--device host-openvino] [NAME ...]
 
-Every fit is a process of its own (`edgeprune fit --json`), its bundle is thrown away. The weights are random: the
-latency of a network does not depend on them, and no accuracy is claimed; hence `--saliency l2`, which needs no data. Writes
+Every fit is a process of its own (`edgeprune fit --json`), its bundle is thrown away. The weights are random (latency
+does not depend on them) and no accuracy is claimed; hence `--saliency l2`, which needs no data. Writes
 benchmarks/results/fit_<device>_<date>.md.
 """
 
