@@ -32,7 +32,7 @@ from edgeprune import __version__
 from edgeprune.device import Device
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError, TamperedError
-from edgeprune.exporting import replaceable_folder
+from edgeprune.exporting import check_replaceable, replaceable_folder
 from edgeprune.folders import write_atomically
 from edgeprune.measurement import TensorSpec
 from edgeprune.parity import Array, Sample
@@ -48,7 +48,6 @@ PARITY = "parity.safetensors"
 PREPROCESSING = "preprocessing.json"
 REBUILD = "rebuild.sh"
 DENSE = "dense"
-_SUFFIXES = frozenset({".xml", ".bin", ".onnx", ".json", ".safetensors", ".sh", ""})
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript", "onnxslim", "openvino", "onnxruntime")
 
 
@@ -169,9 +168,7 @@ def write_bundle(out: Path | str, contents: Contents) -> Bundle:
     pruned = engine.pruned
     if pruned is None or engine.device is None:
         raise ValueError("a bundle takes an engine as `export` gives it, with its device and torch module")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise InputError(f"{out} is not empty and no bundle; name a new folder, or empty this one")
-    with replaceable_folder(out, _SUFFIXES) as folder:
+    with replaceable_folder(out, _own_files(out)) as folder:
         _copy(engine, folder)
         if contents.dense is not None:
             (folder / DENSE).mkdir()
@@ -187,6 +184,19 @@ def write_bundle(out: Path | str, contents: Contents) -> Bundle:
         document = _document(contents, folder)
         write_atomically(folder / MANIFEST, json.dumps(document, indent=2, allow_nan=False) + "\n")
     return read_bundle(out)
+
+
+def check_target(out: Path) -> None:
+    """`InputError` where a bundle could not be written to `out`: a file, or a folder with anything else in it."""
+    check_replaceable(out, _own_files(out))
+
+
+def _own_files(out: Path) -> frozenset[str]:
+    """The files that the bundle in `out`, if there is one, says are its own."""
+    try:
+        return frozenset({MANIFEST, *json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]})
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
 
 
 def read_bundle(path: Path | str) -> Bundle:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
-ENGINE_SUFFIXES = frozenset({".xml", ".bin", ".onnx", ".json"})
+ENGINE_FILES = frozenset({"model.xml", "model.bin", "model.onnx", "model.json"})
 
 
 def export(
@@ -47,7 +47,7 @@ def export(
         raise RuntimeMissing(fix)
     if backend.modelled and not kernels:
         kernels = kernels_of(pruned.module, pruned.example_inputs, device, precision)
-    with replaceable_folder(Path(out), ENGINE_SUFFIXES) as folder:
+    with replaceable_folder(Path(out), ENGINE_FILES) as folder:
         engine = backend.export(pruned, folder, precision, kernels=kernels, weights=weights)
     return replace(engine.at(Path(out).resolve()), device=device, pruned=pruned)
 
@@ -85,12 +85,18 @@ def kernels_of(
 
 
 @contextmanager
-def replaceable_folder(out: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """`atomic_folder`, but one that holds anything else than files of these suffixes is not replaced."""
-    if out.is_file():
-        raise InputError(f"{out} is a file, expected a folder to write")
-    strange = sorted(item.name for item in out.iterdir() if item.suffix not in suffixes) if out.is_dir() else []
-    if strange:
-        raise InputError(f"{out} holds other files ({strange[0]}); name a new folder, or empty this one")
+def replaceable_folder(out: Path, files: frozenset[str]) -> Iterator[Path]:
+    """`atomic_folder`, but one that holds any other file than these (names relative to it) is not replaced."""
+    check_replaceable(out, files)
     with atomic_folder(out) as folder:
         yield folder
+
+
+def check_replaceable(out: Path, files: frozenset[str]) -> None:
+    """`InputError` where `out` is a file, or a folder that holds any other file than these."""
+    if out.is_file():
+        raise InputError(f"{out} is a file, expected a folder to write")
+    held = (path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
+    strange = sorted(name for name in held if name not in files)
+    if strange:
+        raise InputError(f"{out} holds other files ({strange[0]}); name a new folder, or empty this one")

@@ -73,11 +73,12 @@ def _take_name(new: Path, path: Path) -> None:
         new.rename(path)
         return
     old = _name_beside(path)
-    path.rename(old)
     try:
+        path.rename(old)
         new.rename(path)
     except BaseException:
-        old.rename(path)
+        if old.exists() and not path.exists():
+            old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

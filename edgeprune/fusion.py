@@ -84,7 +84,7 @@ class _Builder:
     def unit(self, node: Node) -> Unit | None:
         if node.name in self.taken or node.operator in FREE or not node.shape:
             return None
-        if node.operator in ("conv1d", "conv2d", "linear"):
+        if node.operator in ("conv1d", "conv2d", "conv3d", "linear"):
             return self._contraction(node)
         return self._other(node)
 

@@ -122,7 +122,7 @@ class LocalChannel:
                 self._kill()
                 raise SessionLost(f"{doing}: the device program's answer is longer than {MAX_LINE >> 20} MiB")
             ready = self._selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready:
+            if not ready or time.monotonic() > deadline:
                 self._kill()
                 raise SessionLost(f"{doing}: no answer within {silence_s:g} s; the device program was ended")
             for key, _ in ready:

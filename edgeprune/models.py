@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -189,7 +190,7 @@ class InputSpec:
     def _read(self, file: Path) -> torch.Tensor:
         try:
             values = torch.from_numpy(np.load(file, allow_pickle=False))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
             raise InputError(f"not a .npy file of numbers: {error}", file=file) from None
         if tuple(values.shape) != self.shape:
             raise InputError(f"holds shape {_x(values.shape)}, expected {_x(self.shape)}", file=file)

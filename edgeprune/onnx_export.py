@@ -105,7 +105,7 @@ def fold_batch_norms(program: ExportedProgram) -> int:
             continue
         _, weight, *rest = convolution.args
         bias = rest[0] if rest else None
-        read = [node for node in (weight, bias, *norm.args[1:5]) if node is not bias or bias is not None]
+        read = [weight, *norm.args[1:5], *([] if bias is None else [bias])]
         known = all(node is not None and node.name in names for node in read)
         if not known or len(weight.users) != 1 or len(norm.args[2].users) != 1:
             continue

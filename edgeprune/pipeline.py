@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -43,7 +44,6 @@ class Attempt:
 
     target: float
     choice: Choice
-    pruned: Pruned
     measured: Verification
 
     @property
@@ -82,29 +82,32 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
     with tempfile.TemporaryDirectory(prefix="edgeprune-fit-") as scratch:
         with timed(seconds, "search"):
             loop = Loop(task, prepared, budget, Path(scratch), reporter, percentile)
-            wanted = _absolute(budget)
-            timing = CONFIRM if wanted else QUICK
-            dense = verify(loop.dense, dense=None, budget=wanted, percentile=percentile, timing=timing)
+            dense = _dense_alone(loop)
             loop.dense_ms = dense.pruned.at.value
         if dense.met:
             reporter.say("the dense model is inside the budget already: empty plan")
-            result = replace(dense, dense=dense.pruned)
+            result = replace(dense, dense=dense.dense or dense.pruned)
             return _hand_over(loop, loop.whole, UNREPAIRED, loop.dense, result, out, seconds)
-        attempt = None
+        target, unstable = AIM * loop.limit_ratio, None
         for number in range(CONFIRMATIONS):
             with timed(seconds, "search"):
-                attempt = loop.search(AIM * loop.limit_ratio if attempt is None else attempt.target * AIM)
+                attempt = loop.search(target)
             if attempt is None:
                 break
             with timed(seconds, "repair"):
                 pruned, repaired = loop.repaired(attempt)
             with timed(seconds, "confirm"):
                 engine = loop.export(pruned, attempt.choice, f"confirmed{number}")
-                result = verify(engine, dense=loop.dense, budget=budget, percentile=percentile)
+                try:
+                    result = verify(engine, dense=loop.dense, budget=budget, percentile=percentile)
+                except UnstableError as error:
+                    unstable, target = error, attempt.target * AIM
+                    continue
                 loop.record("confirmation", attempt, result)
             if result.met:
                 return _hand_over(loop, attempt.choice, repaired, engine, result, out, seconds)
-        raise loop.out_of_reach()
+            target = loop.after_a_miss(attempt, result)
+        raise unstable or loop.out_of_reach()
 
 
 class Loop:
@@ -117,6 +120,7 @@ class Loop:
         self.scratch, self.reporter, self.percentile = scratch, reporter, percentile
         self.attempts: list[Attempt] = []
         self.records: list[Mapping[str, Any]] = []
+        self.missed: list[Choice] = []
         self.dense_us = prepared.cost.predict({}).us
         self.whole = dense_choice(prepared.cost, prepared.saliency)
         self.dense_ms = 0.0
@@ -148,6 +152,9 @@ class Loop:
                 break
             limit = self.limit_ratio
             inside = attempt.upper <= limit
+            if any(_same(attempt.choice, choice) for choice in self.missed):
+                target = attempt.target * AIM * min(1.0, limit / attempt.upper)
+                continue
             if inside and (best is None or attempt.choice.solution.value > best.choice.solution.value):
                 best = attempt
             if inside and attempt.ratio >= limit * (1 - SLACK):
@@ -164,34 +171,49 @@ class Loop:
             choice = least_choice(cost, saliency) if target is None else choose(cost, saliency, target * self.dense_us)
         except BudgetError:
             return None
-        known = [a for a in self.attempts if a.choice.widths == choice.widths and a.choice.dropped == choice.dropped]
-        if known and target is None:
-            return None
-        pruned = self.cut(choice)
+        known = next((attempt for attempt in self.attempts if _same(attempt.choice, choice)), None)
+        if known is not None:
+            return None if target is None else replace(known, target=target)
         attempt = Attempt(
             target=choice.predicted_us / self.dense_us if target is None else target,
             choice=choice,
-            pruned=pruned,
-            measured=self.measure(self.export(pruned, choice, "attempt")),
+            measured=self.measure(self.export(self.cut(choice), choice, "attempt")),
         )
         self.attempts.append(attempt)
         self.record("attempt", attempt, attempt.measured)
         return attempt
 
     def measure(self, engine: Engine) -> Verification:
-        """Quickly, beside dense; a disturbed run is tried once more."""
-        device, dense, percentile = self.task.device, self.dense, self.percentile
-        try:
-            return measure_pair(engine, dense, device=device, timing=QUICK, percentile=percentile)
-        except UnstableError:
-            return measure_pair(engine, dense, device=device, timing=QUICK, percentile=percentile)
+        """Quickly, beside dense; a run too disturbed to bound is tried again, at last as long as a confirmation."""
+        for timing in (QUICK, QUICK, CONFIRM):
+            try:
+                found = measure_pair(
+                    engine, self.dense, device=self.task.device, timing=timing, percentile=self.percentile
+                )
+            except UnstableError:
+                if timing is CONFIRM:
+                    raise
+                continue
+            if found.pruned.ratio is not None and math.isfinite(found.pruned.ratio.upper):
+                return found
+        raise UnstableError("the ratio to dense can't be bounded: something else keeps the device busy")
+
+    def after_a_miss(self, attempt: Attempt, result: Verification) -> float:
+        """The next target: moved by the residual of the confirmation, whose dense latency counts from now on."""
+        assert result.dense is not None and result.pruned.ratio is not None and result.budget_ms is not None
+        self.missed.append(attempt.choice)
+        self.dense_ms = result.dense.at.value
+        ratio = self.budget.kind == "ratio"
+        over = result.pruned.ratio.upper / self.budget.value if ratio else result.pruned.at.upper / result.budget_ms
+        return attempt.target * AIM / max(1.0, over if math.isfinite(over) else 1.0)
 
     def repaired(self, attempt: Attempt) -> tuple[Pruned, RepairReport]:
         """The attempt's network after label-free repair, where there is data for it."""
+        cut = self.cut(attempt.choice)
         if self.prepared.calibration is None:
-            return attempt.pruned, UNREPAIRED
+            return cut, UNREPAIRED
         pruned, report = repair(
-            attempt.pruned,
+            cut,
             self.prepared.calibration,
             dense=self.task.model,
             graph=self.prepared.graph,
@@ -203,12 +225,15 @@ class Loop:
     def record(self, stage: str, attempt: Attempt, measured: Verification) -> None:
         """Every attempt stands in the manifest."""
         assert measured.pruned.ratio is not None and measured.dense is not None
+        upper = measured.pruned.ratio.upper
         record = {
             "stage": stage,
             "target_ratio": round(attempt.target, 4),
             "predicted_ratio": round(attempt.choice.predicted_us / self.dense_us, 4),
             "ratio": round(measured.pruned.ratio.value, 4),
-            "ratio_upper": round(measured.pruned.ratio.upper, 4),
+            "ratio_upper": round(measured.pruned.ratio.upper, 4)
+            if math.isfinite(measured.pruned.ratio.upper)
+            else None,
             "p50_ms": round(measured.pruned.p50_ms, 4),
             "dense_p50_ms": round(measured.dense.p50_ms, 4),
             "dropped": list(attempt.choice.dropped),
@@ -217,7 +242,7 @@ class Loop:
         self.records.append(record)
         self.reporter.say(
             f"{stage} {len(self.records)}: predicted {record['predicted_ratio']:.3f}x, {measured.origin} "
-            f"{record['ratio']:.3f}x, at most {record['ratio_upper']:.3f}x (95 %)"
+            f"{record['ratio']:.3f}x, at most {upper:.3f}x (95 %)"
         )
 
     def out_of_reach(self) -> BudgetError:
@@ -231,9 +256,21 @@ class Loop:
         )
 
 
-def _absolute(budget: Budget) -> Budget | None:
-    """A dense model alone can only meet a budget that isn't a share of itself."""
-    return None if budget.kind == "ratio" and budget.value < 1 else budget
+def _same(a: Choice, b: Choice) -> bool:
+    return a.widths == b.widths and a.dropped == b.dropped
+
+
+def _dense_alone(loop: Loop) -> Verification:
+    """The dense engine's latency, and whether it is inside the budget already; too noisy to say counts as not."""
+    budget = loop.budget
+    if budget.kind == "ratio":
+        beside = loop.dense if budget.value >= 1 else None  # only 1x is a share that the dense model can meet
+        wanted = budget if beside else None
+        return verify(loop.dense, dense=beside, budget=wanted, percentile=loop.percentile, timing=QUICK)
+    try:
+        return verify(loop.dense, dense=None, budget=budget, percentile=loop.percentile)
+    except UnstableError:
+        return verify(loop.dense, dense=None, percentile=loop.percentile)
 
 
 def _hand_over(

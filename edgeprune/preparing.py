@@ -111,9 +111,10 @@ def measured_table(
     precision = device.precisions[0]
     table = measure(staircase_kernels(precision))
     wanted = kernels_to_profile(graph, device, staircase_steps(node_latencies(table), precision))
-    missing = sum(1 for kernel in wanted if kernel not in table and kernel not in table.failures)
+    before = len(table)
     table = measure(wanted)
-    state = f"{missing} of {len(wanted)} kernels measured" if missing else "table up to date, 0 to measure"
+    new = len(table) - before
+    state = f"{new} of {len(wanted)} kernels measured" if new else "table up to date, 0 to measure"
     reporter.say(f"profiling {device.name}: {state}")
     for warning in table.warnings:
         reporter.say(f"warning: {warning}")
@@ -142,9 +143,9 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
     )
     for refusal in unproven:
         reporter.say(f"refused: {refusal.where or 'model'}: {refusal.operator}: {refusal.reason}")
+    calibration, report = task.data.split_by_hash() if task.data is not None else (None, None)
     with timed(seconds, "profile"):
         table = measured_table(graph, task.device, reporter, allow_other=task.allow_other_table)
-    calibration, report = task.data.split_by_hash() if task.data is not None else (None, None)
     with timed(seconds, "score"):
         saliency = score(task.saliency, graph, task.model, calibration, seed=task.seed)
     with timed(seconds, "calibrate"):

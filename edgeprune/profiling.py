@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,13 +139,16 @@ def _read(
     device: Device, precision: str, path: Path | None, fingerprint: Fingerprint, *, allow_other: bool
 ) -> LatencyTable:
     paths = [path] if path else [shipped_path(device, precision), default_path(device, precision)]
-    return read_table(paths, fingerprint.short_hash, allow_other=allow_other)
+    table = read_table(paths, fingerprint.short_hash, allow_other=allow_other)
+    if table.fingerprint == fingerprint.short_hash and not table.facts:  # its line is damaged, but the device is here
+        return replace(table, facts=dict(fingerprint.facts))
+    return table
 
 
 def _missing(
     table: LatencyTable, wanted: Sequence[Kernel], fingerprint: Fingerprint, retry_failed: bool
 ) -> list[Kernel]:
-    if table.fingerprint != fingerprint.short_hash:
+    if table.fingerprint != fingerprint.short_hash or not table.sessions:  # ratios without a reference's time
         return list(wanted)
     return [k for k in wanted if k not in table and (retry_failed or k not in table.failures)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 
 import torch
 
@@ -26,8 +27,8 @@ class Quality:
     relative_error: float | None = None
 
     def to_json(self) -> dict[str, float | int | None]:
-        """All fields by name."""
-        return asdict(self)
+        """All fields by name; what is not finite is None, since JSON knows no NaN."""
+        return {name: None if value is None or not isfinite(value) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)

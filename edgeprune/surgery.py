@@ -95,6 +95,9 @@ def read_plan(plan: Plan, graph: ModelGraph) -> Cut:
             f"the plan was made for another model: structure {plan.structure_hash[:12]}, this one is "
             f"{graph.structure_hash[:12]}; prune this model to get a plan for it"
         )
+    for name, form in plan.formats.items():
+        if form != "dense":
+            raise SurgeryError(f"the plan wants '{name}' as {form}; only dense can be applied yet")
     known = {group.id for group in graph.groups}
     for name in plan.kept:
         if name not in known:

@@ -54,7 +54,7 @@ def shape_key(kernel: Kernel) -> Kernel:
     if kernel.groups > 1 and not kernel.is_depthwise:
         width = kernel.c_in // kernel.groups
         return replace(kernel, c_in=2 * width, c_out=2 * (kernel.c_out // kernel.groups), groups=2)
-    return replace(kernel, c_in=width, c_out=width, groups=groups)
+    return replace(kernel, c_in=width, c_out=width * (kernel.c_out // kernel.c_in if groups > 1 else 1), groups=groups)
 
 
 def width_options(graph: ModelGraph, units: Sequence[Unit], steps: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

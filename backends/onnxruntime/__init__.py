@@ -18,12 +18,14 @@ name = "onnxruntime"
 modelled = False
 
 
+NEEDED = ("onnxruntime", "onnx", "onnxscript", "onnxslim")
 FUSED = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid"})
 """Activations that go into the kernel before them."""
 
 
 def available() -> str | None:
-    return None if util.find_spec("onnxruntime") else f"ONNX Runtime is not installed: {install_line('onnx')}"
+    missing = [package for package in NEEDED if util.find_spec(package) is None]
+    return f"{', '.join(missing)} not installed: {install_line('onnx')}" if missing else None
 
 
 def version() -> str | None:

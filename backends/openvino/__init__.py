@@ -18,12 +18,14 @@ name = "openvino"
 modelled = False
 
 
+NEEDED = ("openvino", "onnx", "onnxscript", "onnxslim")
 FUSED = frozenset({"relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu"})
 """Activations that go into the kernel before them."""
 
 
 def available() -> str | None:
-    return None if util.find_spec("openvino") else f"OpenVINO is not installed: {install_line('openvino')}"
+    missing = [package for package in NEEDED if util.find_spec(package) is None]
+    return f"{', '.join(missing)} not installed: {install_line('openvino')}" if missing else None
 
 
 def version() -> str | None:

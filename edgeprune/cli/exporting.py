@@ -26,7 +26,12 @@ EXAMPLE = (
 @click.command("export", cls=rich_click.RichCommand, epilog=EXAMPLE)
 @model_options
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path), help="plan.json, as `prune` writes it.")
-@click.option("--pruned", "folder", type=click.Path(path_type=Path), help="Folder of `recover`: plan and weights.")
+@click.option(
+    "--pruned",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder with plan.json and its weights.",
+)
 @click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml.")
 @click.option("--store", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of weights.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
@@ -40,7 +45,7 @@ def command(
     """
     if (plan_path is None) == (folder is None):
         raise click.UsageError("give either --plan plan.json or --pruned FOLDER")
-    from edgeprune.bundle import Contents, write_bundle
+    from edgeprune.bundle import Contents, check_target, write_bundle
     from edgeprune.device import load_device
     from edgeprune.exporting import export, export_dense
     from edgeprune.folders import check_writable
@@ -50,6 +55,7 @@ def command(
 
     device = load_device(device_name)
     check_writable(out.resolve().parent)
+    check_target(out)
     module = resolve(model["model"], weights=model["weights"], seed=model["seed"])
     examples = example_inputs(model["shape"], model["inputs"], model=module, seed=model["seed"])
     pruned = _pruned(module, examples, plan_path, folder)

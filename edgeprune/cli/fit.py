@@ -34,6 +34,7 @@ def command(budget: str, percentile: float, out: Path, as_json: bool, **options:
     bundle over only when its engine was measured inside the budget. Interrupted, it goes on with what was measured.
     """
     from edgeprune.budget import parse_budget
+    from edgeprune.bundle import check_target
     from edgeprune.folders import check_writable
     from edgeprune.pipeline import fit
 
@@ -41,6 +42,7 @@ def command(budget: str, percentile: float, out: Path, as_json: bool, **options:
     check_writable(out)
     task = make_task(**options)
     folder = out / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', task.name.partition(':')[2] or task.name)}-{task.device.name}"
+    check_target(folder)
     fitted = fit(task, wanted, folder, percentile=percentile, reporter=reporter())
     if as_json:
         print_json(fitted.verification.to_json())

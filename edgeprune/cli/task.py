@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,13 @@ def model_options(function: Command) -> Command:
             click.option(
                 "--input", "inputs", multiple=True, metavar="[NAME=]DTYPE:SHAPE[:RANGE|FILE]", help="Repeatable."
             ),
-            click.option("--seed", type=int, default=0, show_default=True, help="For random weights and samples."),
+            click.option(
+                "--seed",
+                type=click.IntRange(0, 2**32 - 1),
+                default=0,
+                show_default=True,
+                help="Of random weights.",
+            ),
         )
     ):
         function = option(function)
@@ -95,7 +102,7 @@ def make_task(
         saliency=saliency,
         seed=seed,
         allow_other_table=allow_other_table,
-        command=("edgeprune " + " ".join(sys.argv[1:]),),
+        command=("edgeprune " + shlex.join(sys.argv[1:]),),
     )
 
 

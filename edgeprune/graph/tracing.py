@@ -83,13 +83,6 @@ def module_name(node: torch.fx.Node) -> str:
     return str(names[-1]).split("@")[0] if names else ""
 
 
-def module_call(node: torch.fx.Node) -> str:
-    """Like `module_name`, but each call of a module that is called twice has its own name (`relu@1`)."""
-    stack = node.meta.get("nn_module_stack") or {}
-    keys = list(stack.values())
-    return str(keys[-1][0]) if keys else ""
-
-
 def parameter_names(program: ExportedProgram) -> dict[str, str]:
     """Placeholder name to qualified name, for parameters, buffers and lifted constants.
 

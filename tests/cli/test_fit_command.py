@@ -76,7 +76,7 @@ def other_weights(folder: Path) -> list[str]:
 def test_each_fault_has_its_exit_code_and_message(
     changed: dict[str, str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path / "out", **changed) == code  # type: ignore[arg-type]
+    assert run(tmp_path / "out", **changed) == code
     shown = capsys.readouterr()
     assert message in shown.err and "Traceback" not in shown.err and shown.out == ""
     assert bundles(tmp_path / "out") == []
@@ -107,8 +107,8 @@ def test_a_picture_that_is_none_is_named_skipped_and_counted(
         (pictures / f"{i}.png").write_bytes(b"no picture")
     assert run(tmp_path / "out", "--data", str(pictures), "--json") == 0
     quality = json.loads(capsys.readouterr().out)["quality"]
-    assert quality["skipped"] and all("png" in name for name in quality["skipped"])
-    assert quality["pruned"]["n"] + len(quality["skipped"]) == len(quality["report"])
+    assert len(quality["skipped"]) == 6 and all("png" in name for name in quality["skipped"])
+    assert quality["pruned"]["n"] == len(quality["report"])
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(
@@ -171,3 +171,53 @@ def test_prune_export_verify_bench_each_read_the_files_of_the_one_before(
     assert json.loads(capsys.readouterr().out)["met"] is True
     assert main(["verify", str(bundle), "--budget", "0.3x"]) == 3
     assert main(["bench", str(bundle)]) == 0
+
+
+def test_one_x_of_dense_is_met_by_the_dense_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--json", budget="1x") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["met"] is True and document["pruned"]["ratio"] == 1.0
+
+
+def test_an_occupied_folder_is_told_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    occupied = tmp_path / "plain-null"
+    occupied.mkdir()
+    (occupied / "notes.json").write_text("{}")
+    assert run(tmp_path) == 2
+    shown = capsys.readouterr().err
+    assert "notes.json" in shown and "tracing" not in shown
+    assert (occupied / "notes.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("kind", ["fingerprint", "session"])
+def test_damaged_headers_of_a_table_do_not_stop_the_next_run(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGEPRUNE_CACHE_DIR", str(tmp_path / "cache"))
+    assert run(tmp_path / "out") == 0
+    (table,) = (tmp_path / "cache").rglob("*.jsonl")
+    lines = table.read_text().splitlines()
+    table.write_text(
+        "\n".join("garbage" if f'"type": "{kind}"' in line or f'"type":"{kind}"' in line else line for line in lines)
+    )
+    capsys.readouterr()
+    assert run(tmp_path / "out") == 0
+    assert f"{table.name}:" in capsys.readouterr().err
+
+
+def test_a_missing_runtime_has_its_own_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgeprune.backends.openvino.NEEDED", ("nowhere_to_be_found",))
+    assert run(tmp_path / "out", device="host-openvino") == 5
+    assert "pip install 'edgeprune[openvino]'" in capsys.readouterr().err
+
+
+def test_a_plan_of_other_formats_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = [MODEL, "--shape", "1x3x32x32", "--device", "null"]
+    plan = tmp_path / "plan.json"
+    assert main(["prune", *model, "--budget", "0.6x", "--saliency", "l2", "--out", str(plan)]) == 0
+    document = json.loads(plan.read_text())
+    plan.write_text(json.dumps({**document, "formats": {"0.0.weight": "2:4"}}))
+    assert main(["export", *model, "--plan", str(plan), "--out", str(tmp_path / "bundle")]) == 1
+    assert "only dense" in capsys.readouterr().err
