@@ -31,6 +31,8 @@ SHRINKAGE = 2.0
 """A unit's own correction counts like its family's after this many measured networks."""
 UNCALIBRATED_ERROR = 0.15
 """Relative error stated for a prediction from kernels alone: isolated kernels sum to 5 to 17 % off."""
+TIED = (0,)
+"""Stands for the sizes of a c_out that follows from c_in."""
 LEAST_ERROR = 0.015
 """No error bar is narrower than this: the repeatability of the measurements themselves."""
 
@@ -161,7 +163,15 @@ def _covered(
     for unit in units:
         surface = surfaces[shape_key(unit.dense)]
         for width, sizes in ((unit.c_in, surface.c_in), (unit.c_out, surface.c_out)):
-            if len(width.terms) != 1 or len(sizes) < 2:
+            if not width.terms or sizes == TIED:
+                continue
+            if len(width.terms) > 1:
+                ends = [width.at({g: options[g][i] for g in width.groups}) for i in (0, -1)]
+                if sizes[0] > ends[0] or sizes[-1] < ends[1]:
+                    raise TableError(
+                        f"{unit.name} ({unit.dense.key}) could not be measured over widths {ends[0]} to {ends[1]}: "
+                        "see the failed kernels, or try them again with `edgeprune profile --retry-failed`"
+                    )
                 continue
             (group,) = width.groups
             kept = tuple(w for w in covered[group] if sizes[0] <= width.at({group: w}) <= sizes[-1])
@@ -180,7 +190,7 @@ def _surface(kernels: Sequence[Kernel], latency_us: Mapping[Kernel, float]) -> S
         here = [(c_in, us) for (c_in, _), us in sorted(measured.items())]
         if not here:
             return None
-        return Surface(c_in=tuple(c for c, _ in here), c_out=(0,), us=np.array([[us] for _, us in here]))
+        return Surface(c_in=tuple(c for c, _ in here), c_out=TIED, us=np.array([[us] for _, us in here]))
     outs = sorted({k.c_out for k in kernels})
     while missing := [(i, j) for i in ins for j in outs if (i, j) not in measured]:
         rows, columns = [i for i, _ in missing], [j for _, j in missing]

@@ -23,7 +23,7 @@ from edgeprune.planning import Choice, choose, describe_choice, plan_from
 from edgeprune.preprocessing import Preprocessing
 from edgeprune.profiling import profile
 from edgeprune.saliency import Saliency, score
-from edgeprune.table import LatencyTable
+from edgeprune.table import LatencyTable, read_table, shipped_path, table_path
 from edgeprune.units import kernels_at, partition, staircase_kernels, staircase_steps, width_options
 
 
@@ -122,6 +122,13 @@ def measured_table(
         if kernel in table.failures:
             reporter.say(f"warning: kernel '{kernel.key}' could not be measured: {table.failures[kernel]}")
     return table
+
+
+def known_steps(device: Device) -> dict[str, int]:
+    """The staircase that the device's table shows; empty where there is no table yet."""
+    precision = device.precisions[0]
+    table = read_table((shipped_path(device, precision), table_path(device, precision)), allow_other=True)
+    return staircase_steps(node_latencies(table), precision) if len(table) else {}
 
 
 def node_latencies(table: LatencyTable) -> dict[Kernel, float]:

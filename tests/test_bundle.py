@@ -206,7 +206,7 @@ def test_only_a_bundle_is_replaced(folder: Path, tmp_path: Path) -> None:
     assert read_bundle(folder).document["engine"]["inputs"]
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.json").write_text("{}")
-    with pytest.raises(InputError, match="not empty and no bundle"):
+    with pytest.raises(InputError, match="holds other files"):
         make(tmp_path / "papers")
     assert (tmp_path / "papers" / "thesis.json").read_text() == "{}"
 

@@ -48,7 +48,10 @@ def command(
     # the staircase first: it decides on which widths the models' kernels are sampled
     stairs = staircase_kernels(precision)
     if dry_run:
-        wanted = {*stairs, *(kernel for graph in graphs for kernel in kernels(graph, device))}
+        from edgeprune.preparing import known_steps
+
+        steps = known_steps(device)
+        wanted = {*stairs, *(kernel for graph in graphs for kernel in kernels(graph, device, steps))}
         found = estimate(sorted(wanted), device)
         document: dict[str, Any] = {
             "device": device.name,

@@ -39,3 +39,13 @@ def test_a_corrupt_line_is_named(cache: Path, capsys: pytest.CaptureFixture[str]
     table.write_text("garbage\n")
     assert profile("--json") == 0
     assert f"{table}:1: skipped" in json.loads(capsys.readouterr().out)["warnings"][0]
+
+
+def test_dry_run_of_a_model_knows_the_staircase_that_was_measured(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["tests.small_models:plain", "--shape", "1x3x32x32"]
+    assert profile(*model) == 0
+    capsys.readouterr()
+    assert profile(*model, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == 0
