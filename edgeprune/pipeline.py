@@ -19,6 +19,7 @@ from edgeprune.exporting import export
 from edgeprune.measurement import Timing
 from edgeprune.planning import Choice, choose, dense_choice, floor_layers, least_choice
 from edgeprune.preparing import Prepared, Reporter, Silent, Task, batch_of, plan_of, prepare, timed
+from edgeprune.profiling import COMPUTE
 from edgeprune.pruned import Pruned
 from edgeprune.quality import evaluate, outputs
 from edgeprune.recovery import RepairReport, repair
@@ -286,7 +287,8 @@ def _hand_over(
     assert engine.pruned is not None
     with timed(seconds, "report"):
         quality = _quality(loop, engine.pruned)
-    then, now = loop.prepared.table.references_us, result.references_us
+    # the cost model's clock is that of the compute-bound reference
+    then, now = ({COMPUTE: clock[COMPUTE]} for clock in (loop.prepared.table.references_us, result.references_us))
     result = replace(
         result,
         model=task.name,
