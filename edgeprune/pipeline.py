@@ -102,6 +102,7 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
                 try:
                     result = verify(engine, dense=loop.dense, budget=budget, percentile=percentile)
                 except UnstableError as error:
+                    reporter.say(f"confirmation too noisy: {error}")
                     unstable, target = error, attempt.target * AIM
                     continue
                 loop.record("confirmation", attempt, result)
@@ -237,13 +238,14 @@ class Loop:
             else None,
             "p50_ms": round(measured.pruned.p50_ms, 4),
             "dense_p50_ms": round(measured.dense.p50_ms, 4),
+            "solver_gap": float(f"{attempt.choice.solution.gap:.2g}"),
             "dropped": list(attempt.choice.dropped),
             "origin": measured.origin,
         }
         self.records.append(record)
         self.reporter.say(
-            f"{stage} {len(self.records)}: predicted {record['predicted_ratio']:.3f}x, {measured.origin} "
-            f"{record['ratio']:.3f}x, at most {upper:.3f}x (95 %)"
+            f"{stage} {len(self.records)}: proven within {attempt.choice.solution.gap:.2%}, predicted "
+            f"{record['predicted_ratio']:.3f}x, {measured.origin} {record['ratio']:.3f}x, at most {upper:.3f}x (95 %)"
         )
 
     def out_of_reach(self) -> BudgetError:
