@@ -353,7 +353,8 @@ def alive(pid: int) -> bool:
 def test_an_interrupt_ends_the_search_and_its_child(tmp_path: Path, how: signal.Signals) -> None:
     hard().to_json(tmp_path / "problem.json")
     code = (
-        "import sys\nfrom edgeprune.solve import Problem, solve\n"
+        "import signal, sys\nfrom edgeprune.solve import Problem, solve\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell hands down that it is ignored
         "try: solve(Problem.from_json(sys.argv[1]))\nexcept KeyboardInterrupt: sys.exit(7)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "problem.json")])
@@ -366,8 +367,8 @@ def test_an_interrupt_ends_the_search_and_its_child(tmp_path: Path, how: signal.
         interrupted = time.monotonic()
         os.kill(parent.pid, how)
         assert parent.wait(timeout=10) == (7 if how == signal.SIGINT else -how)
-        assert time.monotonic() - interrupted < 2
-        while any(map(alive, children)) and time.monotonic() - interrupted < 2:
+        assert time.monotonic() - interrupted < 4
+        while any(map(alive, children)) and time.monotonic() - interrupted < 4:
             time.sleep(0.02)
         assert not any(map(alive, children))
     finally:
