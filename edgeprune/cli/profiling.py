@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -8,6 +7,7 @@ import rich_click
 
 from edgeprune.cli.output import json_option, print_json
 from edgeprune.cli.task import reporter
+from edgeprune.cli.timing import make_timing
 
 EXAMPLE = "Example: edgeprune profile torchvision:mobilenet_v2 --shape 1x3x224x224 --device host-openvino --dry-run"
 
@@ -37,6 +37,7 @@ def command(
     the table is not measured again; interrupted, the next run goes on.
     """
     from edgeprune.device import load_device
+    from edgeprune.measurement import KERNELS
     from edgeprune.profiling import estimate, profile
     from edgeprune.table import table_path
     from edgeprune.units import kernels, staircase_kernels
@@ -63,7 +64,7 @@ def command(
     else:
         from edgeprune.preparing import measured_table
 
-        pace = _timing(**timing)  # type: ignore[arg-type]
+        pace = make_timing(**timing, base=KERNELS)  # type: ignore[arg-type]
         profile(stairs, device, on_progress=_progress(console, device.name), retry_failed=retry_failed, timing=pace)
         for graph in graphs:
             measured_table(graph, device, console, timing=pace, retry_failed=retry_failed)
@@ -92,18 +93,3 @@ def _graph(model: str, shape: str) -> Any:
 
 def _progress(console: Any, device: str) -> Any:
     return lambda done, total: console.progress(f"profiling {device}", done, total)
-
-
-def _timing(warmup_ms: float | None, duration_s: float | None, min_iters: int | None) -> Any:
-    """The kernels' timing with what was given in its place."""
-    from edgeprune.measurement import KERNELS
-
-    timing = KERNELS
-    if warmup_ms is not None:
-        timing = replace(timing, warmup_ms=warmup_ms)
-    if duration_s is not None:
-        timing = replace(timing, max_seconds=duration_s)
-    if min_iters is not None:
-        rounds = max(timing.min_rounds, -(-min_iters // timing.min_runs))
-        timing = replace(timing, min_rounds=rounds, max_rounds=max(rounds, timing.max_rounds))
-    return timing

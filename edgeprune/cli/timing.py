@@ -30,13 +30,15 @@ def timing_options(function: Command) -> Command:
     return function
 
 
-def make_timing(warmup_ms: float | None, duration_s: float | None, min_iters: int | None) -> Timing:
-    """The confirmation run's timing with what was given in its place."""
+def make_timing(
+    warmup_ms: float | None, duration_s: float | None, min_iters: int | None, *, base: Timing | None = None
+) -> Timing:
+    """`base`, the confirmation run's timing unless told, with what was given in its place."""
     from dataclasses import replace
 
     from edgeprune.verifying import CONFIRM
 
-    timing = CONFIRM
+    timing = base or CONFIRM
     if warmup_ms is not None:
         timing = replace(timing, warmup_ms=warmup_ms)
     if duration_s is not None:
