@@ -98,11 +98,18 @@ def measured_table(
 ) -> LatencyTable:
     """The device's table with every kernel that the graph needs, on the staircase that the device shows."""
 
+    asked: list[int] = []  # kernels that each of the two profiles below had to measure
+
+    def progress(done: int, total: int) -> None:
+        if done == 0:
+            asked.append(total)
+        reporter.progress(f"profiling {device.name}", done, total)
+
     def measure(kernels: tuple[Kernel, ...]) -> LatencyTable:
         return profile(
             kernels,
             device,
-            on_progress=lambda done, total: reporter.progress(f"profiling {device.name}", done, total),
+            on_progress=progress,
             allow_other=allow_other,
             retry_failed=retry_failed,
             timing=timing,
@@ -111,9 +118,8 @@ def measured_table(
     precision = device.precisions[0]
     table = measure(staircase_kernels(precision))
     wanted = kernels_to_profile(graph, device, staircase_steps(node_latencies(table), precision))
-    before = len(table)
     table = measure(wanted)
-    new = len(table) - before
+    new = sum(asked)
     state = f"{new} of {len(wanted)} kernels measured" if new else "table up to date, 0 to measure"
     reporter.say(f"profiling {device.name}: {state}")
     for warning in table.warnings:
