@@ -79,7 +79,7 @@ def kernels_of(
     """The kernels that a device's runtime makes of a module, one an instance, found by tracing it."""
     from edgeprune.graph import analyse, tracing
 
-    graph = analyse(tracing.export_program(module, example_inputs))
+    graph = analyse(tracing.trace_program(module, example_inputs))
     units = find_backend(device.backend).partition(graph, precision)
     return tuple(unit.dense for unit in units)
 

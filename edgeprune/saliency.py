@@ -67,7 +67,7 @@ def score(name: str, graph: ModelGraph, model: torch.nn.Module, data: Data | Non
 
 
 def _input_shape(graph: ModelGraph) -> tuple[int, ...]:
-    user = set(graph.program.graph_signature.user_inputs)
+    user = set(graph.program.inputs)
     shapes = [tuple(n.meta["val"].shape) for n in graph.program.graph.nodes if n.name in user]
     if len(shapes) != 1:
         raise InputError(f"the model has {len(shapes)} inputs; name a saliency that needs no data, like l2")

@@ -6,17 +6,19 @@ import copy
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import SurgeryError, did_you_mean
-from edgeprune.graph import Block, ModelGraph, trace, tracing
+from edgeprune.graph import Block, ModelGraph, trace
+from edgeprune.graph.program import Program, arguments, module_name, operator_name, shape_of
+from edgeprune.graph.recording import record
 from edgeprune.graph.structure import Indices
+from edgeprune.graph.tracing import exported
+from edgeprune.models import evaluating
 from edgeprune.plan_json import Plan
 from edgeprune.pruned import Pruned
 from edgeprune.weights import weights_hash
@@ -26,8 +28,6 @@ SIZE_ATTRIBUTES = {
     "running_mean": (("num_features", 0),),
 }
 """Attributes of a module that repeat a dimension of one of its parameters."""
-NUMBERS = frozenset({"number", "float", "Tensor", "Optional[number]", "Optional[float]", "Optional[Tensor]"})
-"""Types of operator arguments, in ATen's schemas, where a number is one to compute with, not a size or a position."""
 
 
 class ZeroBranch(torch.nn.Module):
@@ -72,19 +72,14 @@ def apply(
     cut = read_plan(plan, graph)
     module = copy.deepcopy(model).eval()
     pruned = Pruned(module=module, plan=plan, example_inputs=example_inputs, origin=weights_hash(model))
-    before = _try_forward(pruned, graph)
     _cut_tensors(module, cut)
-    after = _try_forward(pruned, graph)
-    if before != after:
-        changed = [f"{a} before, {b} after" for a, b in zip(before, after, strict=False) if a != b]
-        raise SurgeryError(
-            f"{type(model).__name__} computes with a size that pruning changes: {(changed or ['other operators'])[0]}"
-        )
+    _set_attributes(module, graph, cut)
+    _check(pruned, graph, cut)
     dropped = [block for block in graph.blocks if block.id in plan.dropped]
     for block in dropped:
         _drop(module, block, graph, cut)
     if dropped:
-        _try_forward(pruned, graph)
+        _record(pruned, graph)
     return pruned
 
 
@@ -151,7 +146,7 @@ def _drop(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) ->
     stays = np.array([*(channel in cut.kept[group] for group, channel in graph.channel_names), True])
     for name in (block.zero_module, *block.skipped_modules):
         inside = [n for n in graph.nodes if n.name in block.nodes and f"{n.where}.".startswith(f"{name}.")]
-        sizes = [int(stays[channels].sum()) for channels in graph.channels[inside[-1].name]]
+        sizes = [int(stays[channels].all(axis=0).sum()) for channels in graph.channels[inside[-1].name]]
         module.set_submodule(name, ZeroBranch(tuple(sizes[1:])))
 
 
@@ -186,65 +181,86 @@ def _cut(tensor: torch.Tensor, qualified: str, cut: Cut) -> torch.Tensor:
 
 
 def _resize_attributes(owner: torch.nn.Module, name: str, before: torch.Size, after: torch.Size) -> None:
-    groups = getattr(owner, "groups", 1)
-    if name == "weight" and hasattr(owner, "in_channels") and isinstance(groups, int) and groups > 1:
-        kept = groups * after[0] // before[0]
-        for attribute, size in (("groups", kept), ("in_channels", after[1] * kept), ("out_channels", after[0])):
-            setattr(owner, attribute, size)
-        return
+    """Attributes that only repeat a dimension of a parameter, and that no forward reads."""
     for attribute, dim in SIZE_ATTRIBUTES.get(name, ()):
         if dim < len(before) and getattr(owner, attribute, None) == before[dim]:
             setattr(owner, attribute, after[dim])
 
 
-class _Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every number that an operator is called with: `mul.Tensor(other=0.25)`.
+def _set_attributes(module: torch.nn.Module, graph: ModelGraph, cut: Cut) -> None:
+    """Set the integers that the forward reads and that change with the widths."""
+    kept = {group: len(channels) for group, channels in cut.kept.items()}
+    for (path, name, index), rule in graph.attributes.items():
+        owner = module.get_submodule(path)
+        value = rule.at(kept)
+        if index is not None:
+            items = list(getattr(owner, name))
+            items[index] = value
+            vars(owner)[name] = type(getattr(owner, name))(items)
+        else:
+            vars(owner)[name] = value
+        if name == "groups" and hasattr(owner, "in_channels") and isinstance(owner.weight, torch.Tensor):
+            transposed = getattr(owner, "transposed", False)
+            first, second = owner.weight.shape[0], owner.weight.shape[1] * value
+            owner.in_channels, owner.out_channels = (first, second) if transposed else (second, first)
 
-    Were one of them derived from a size in Python (`x * x.shape[1] ** -0.5`), it would change with the size, and the
-    pruned network would compute something else than the dense one with zeros.
+
+def _check(pruned: Pruned, graph: ModelGraph, cut: Cut) -> None:
+    """The pruned model must call the same operators, on the sizes that the cut leaves and with the same numbers.
+
+    A number that is derived from a size in Python (`x * x.shape[1] ** -0.5`) would change with it, and the pruned
+    network would compute something else than the dense one with zeros.
     """
+    program = _record(pruned, graph)
+    stays = np.array([*(channel in cut.kept[group] for group, channel in graph.channel_names), True])
+    dense, own = (
+        [n for n in p.graph.nodes if n.op == "call_function"] for p in (graph.program, program)
+    )
+    for before, after in zip_longest(dense, own):
+        names = [operator_name(node) if node is not None else "nothing" for node in (before, after)]
+        if names[0] != names[1]:
+            raise _differs(pruned, after or before, f"calls {names[1]} after pruning, {names[0]} before")
+        expected = tuple(int(stays[dim].all(axis=0).sum()) for dim in graph.channels[before.name])
+        if shape_of(after) != expected:
+            raise _differs(pruned, after, f"gives {names[1]} of shape {shape_of(after)} after pruning, not {expected}")
+        numbers = [_numbers(node) for node in (before, after)]
+        if numbers[0] != numbers[1]:
+            raise _differs(
+                pruned, after, f"computes with a size that pruning changes: {names[0]}{numbers[0]} before, {numbers[1]} after"
+            )
+    found, wanted = ([shape_of(node) for node in p.outputs] for p in (program, graph.program))
+    if found != wanted:
+        raise SurgeryError(f"{type(pruned.module).__name__} gives {found} after pruning, {wanted} before")
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: list[str] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        for position, name in _number_arguments(func):
-            value = args[position] if position < len(args) else (kwargs or {}).get(name)
-            if isinstance(value, (int, float)):
-                self.seen.append(f"{func.__name__}({name}={value})")
-        return func(*args, **(kwargs or {}))
+def _differs(pruned: Pruned, node: Any, what: str) -> SurgeryError:
+    source = node.meta.get("source", "") or module_name(node)
+    return SurgeryError(f"{type(pruned.module).__name__} {what}{f', at {source}' if source else ''}: its code fixes a size")
 
 
-@cache
-def _number_arguments(func: Any) -> tuple[tuple[int, str], ...]:
-    """Position and name of the arguments of an ATen operator that are numbers, or tensors that numbers stand for."""
-    return tuple((i, a.name) for i, a in enumerate(func._schema.arguments) if str(a.type) in NUMBERS)
+def _numbers(node: Any) -> list[float]:
+    """Numbers that an operator computes with, in order: all floats, and integers where a schema wants a number."""
+    found = []
+    for name, value in arguments(node).items():
+        if isinstance(value, float) or (isinstance(value, int) and name in ("other", "self", "exponent", "value")):
+            found.append(float(value))
+    return found
 
 
-def _try_forward(pruned: Pruned, graph: ModelGraph) -> list[str]:
-    """The forward must run: Python code that hard-wires a size shows itself here, with file and line.
-
-    Gives the numbers that it computes with (`_Numbers`).
-    """
+def _record(pruned: Pruned, graph: ModelGraph) -> Program:
+    """Trace the pruned model; Python code that hard-wires a size shows itself here, with file and line."""
     kind = type(pruned.module).__name__
     try:
-        numbers = _Numbers()
-        with torch.no_grad(), numbers:
-            outputs = tree_leaves(pruned.module(*pruned.example_inputs))
-    except Exception as error:
+        if graph.program.tracer == "recording":
+            with evaluating(pruned.module):
+                return record(pruned.module, pruned.example_inputs, sized=False)
+        return exported(pruned.module, pruned.example_inputs)
+    except Exception as error:  # the model's own code may raise anything
         own = [
             f
             for f in traceback.extract_tb(error.__traceback__)
-            if "/torch/" not in f.filename and f.filename != __file__
+            if "/torch/" not in f.filename and "/edgeprune/" not in f.filename
         ]
         place = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
-        raise SurgeryError(f"{kind} does not run after pruning{place}: its code fixes a size: {error}") from error
-    found = [tuple(value.shape) for value in outputs if isinstance(value, torch.Tensor)]
-    shapes = {node.name: tracing.shape_of(node) for node in graph.program.graph.nodes}
-    expected = [shapes[name] for name in graph.program.graph_signature.user_outputs if shapes.get(name)]
-    if [shape for shape in found if shape] != expected:
-        raise SurgeryError(f"{kind} gives {found} after pruning, {expected} before: its code fixes a size")
-    return numbers.seen
+        reason = str(error).strip().split("\n")[0]
+        raise SurgeryError(f"{kind} does not run after pruning{place}: its code fixes a size: {reason}") from error

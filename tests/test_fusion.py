@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 def graph_of(model: nn.Module, *shape: int) -> ModelGraph:
-    return analyse(tracing.export_program(model, (torch.zeros(*shape),)))
+    return analyse(tracing.trace_program(model, (torch.zeros(*shape),)))
 
 
 def units_of(model: nn.Module, *shape: int, activations: frozenset[str] = ALL, adds: bool = True) -> dict[str, Unit]:

@@ -34,7 +34,7 @@ def command(
     module = resolve(model, weights=weights, seed=seed)
     examples = example_inputs(shape, inputs, model=module, seed=seed)
     started = time.perf_counter()
-    program = tracing.export_program(module, examples)
+    program = tracing.trace_program(module, examples)
     traced = time.perf_counter()
     graph = analyse(program)
     seconds = {"trace": traced - started, "analysis": time.perf_counter() - traced}

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
 
 from edgeprune.errors import RefusedError
 from edgeprune.graph import tracing
+from edgeprune.graph.atoms import Atoms
 from edgeprune.graph.blocks import find_blocks
-from edgeprune.graph.coupling import Coupling, couple, prunable_shares
-from edgeprune.graph.structure import Block, Group, Indices, Member, ModelGraph, Node, Refusal, Width
+from edgeprune.graph.coupling import Coupling, propagate, prunable_shares, read_groups
+from edgeprune.graph.following import follow
+from edgeprune.graph.program import Program, arguments, module_name, operator_name, shape_of
+from edgeprune.graph.structure import (
+    Attribute,
+    Block,
+    Group,
+    Member,
+    ModelGraph,
+    Node,
+    Refusal,
+    SizeRule,
+    Width,
+)
+from edgeprune.graph.rules import Dims
+from edgeprune.graph.widths import Widths
 
 __all__ = ["Block", "Group", "Member", "ModelGraph", "Node", "Refusal", "Width", "analyse", "check_prunable", "trace"]
 
@@ -23,7 +38,7 @@ def trace(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> M
     `example_inputs` fix every shape. Raises `RefusedError` where the model can't be traced, or where nothing in it
     can be pruned; the reasons are listed.
     """
-    graph = replace(analyse(tracing.export_program(model, example_inputs)), model=model)
+    graph = replace(analyse(tracing.trace_program(model, example_inputs)), model=model)
     check_prunable(graph)
     return graph
 
@@ -37,16 +52,19 @@ def check_prunable(graph: ModelGraph) -> None:
         )
 
 
-def analyse(program: ExportedProgram) -> ModelGraph:
-    """Groups, blocks and refusals of an exported program whose operators don't write into their inputs."""
-    coupling = couple(program)
-    names = tracing.parameter_names(program)
-    shapes = {names[n.name]: tracing.shape_of(n) for n in program.graph.nodes if n.name in names}
-    dtypes = {names[n.name]: str(n.meta["val"].dtype) for n in program.graph.nodes if n.name in names}
+def analyse(program: Program) -> ModelGraph:
+    """Groups, blocks and refusals of a traced program."""
+    atoms = Atoms()
+    dims = propagate(program, atoms)
+    coupling, attributes = _followed(program, atoms, dims)
+    names = program.parameters
+    placeholders = [node for node in program.graph.nodes if node.name in names]
+    shapes = {names[n.name]: shape_of(n) for n in placeholders}
+    dtypes = {names[n.name]: str(n.meta["val"].dtype) for n in placeholders}
     macs_share, params_share = prunable_shares(program, coupling.groups, shapes)
     return ModelGraph(
         program=program,
-        nodes=_nodes(program, coupling, names),
+        nodes=_nodes(program, coupling),
         groups=coupling.groups,
         blocks=find_blocks(program, coupling.groups),
         refused=coupling.refused,
@@ -56,31 +74,42 @@ def analyse(program: ExportedProgram) -> ModelGraph:
         parameter_dtypes=dtypes,
         prunable_macs_share=macs_share,
         prunable_params_share=params_share,
+        attributes=attributes,
     )
 
 
-def _nodes(program: ExportedProgram, coupling: Coupling, names: dict[str, str]) -> tuple[Node, ...]:
-    sizes = {group.id: group.num_channels for group in coupling.groups}
+def _followed(
+    program: Program, atoms: Atoms, dims: Mapping[Any, Dims]
+) -> tuple[Coupling, Mapping[Attribute, SizeRule]]:
+    """The groups that the model's Python code can follow; what it fixes is fixed here, and read again."""
+    while True:
+        coupling = read_groups(atoms, dims)
+        followed = follow(program, coupling)
+        if not followed.refused:
+            return coupling, followed.attributes
+        for group, refusal in followed.refused.items():
+            atoms.fix(coupling.roots[group], refusal)
+
+
+def _nodes(program: Program, coupling: Coupling) -> tuple[Node, ...]:
+    widths = Widths(coupling)
+    names = program.parameters
     nodes = []
     for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in names:
+        if node.name in names:
             continue
-        shape = tracing.shape_of(node)
         attributes: dict[str, Any] = {}
         if node.op == "call_function":
-            attributes = {k: v for k, v in tracing.arguments(node).items() if not _holds_nodes(v)}
+            attributes = {k: v for k, v in arguments(node).items() if not _holds_nodes(v)}
         nodes.append(
             Node(
                 name=node.name,
-                operator=tracing.operator_name(node),
+                operator=operator_name(node),
                 inputs=tuple(n.name for n in node.all_input_nodes if n.name not in names),
                 parameters=tuple(names[n.name] for n in node.all_input_nodes if n.name in names),
-                shape=shape,
-                widths=tuple(
-                    _width(size, dim, coupling.channel_names, sizes)
-                    for size, dim in zip(shape, coupling.channels.get(node.name, ()), strict=False)
-                ),
-                where=tracing.module_name(node),
+                shape=shape_of(node),
+                widths=tuple(map(widths.of, coupling.channels.get(node.name, ()))),
+                where=module_name(node),
                 attributes=attributes,
             )
         )
@@ -93,12 +122,3 @@ def _holds_nodes(value: Any) -> bool:
     return isinstance(value, torch.fx.Node)
 
 
-def _width(size: int, dim: Indices, names: tuple[tuple[str, int], ...], sizes: dict[str, int]) -> Width:
-    """Size of a dimension as a sum over groups; a group that repeats unevenly is counted by its average."""
-    counts: dict[str, int] = {}
-    for channel in dim.tolist():
-        if channel >= 0:
-            group = names[channel][0]
-            counts[group] = counts.get(group, 0) + 1
-    terms = tuple((group, count // sizes[group]) for group, count in counts.items() if count >= sizes[group])
-    return Width(fixed=size - sum(times * sizes[group] for group, times in terms), terms=terms)

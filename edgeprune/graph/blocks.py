@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from torch.export import ExportedProgram
 
-from edgeprune.graph import tracing
+from edgeprune.graph.program import Program, module_name, operator_name, shape_of
 from edgeprune.graph.structure import Block, Group
 
 ZERO_PRESERVING = frozenset("dropout feature_dropout clone contiguous mul view reshape permute transpose relu".split())
@@ -18,14 +17,14 @@ ZERO_PRESERVING = frozenset("dropout feature_dropout clone contiguous mul view r
 Nodes = frozenset[torch.fx.Node]
 
 
-def find_blocks(program: ExportedProgram, groups: tuple[Group, ...]) -> tuple[Block, ...]:
+def find_blocks(program: Program, groups: tuple[Group, ...]) -> tuple[Block, ...]:
     """Every residual branch that one module ends and nothing outside reads; branches around others are left out."""
-    parameters = set(tracing.parameter_names(program))
+    parameters = set(program.parameters)
     ancestors = _ancestors(program, parameters)
     modules = _modules(program)
     found: list[tuple[Block, Nodes]] = []
     for node in program.graph.nodes:
-        if tracing.operator_name(node) != "add" or len(node.all_input_nodes) != 2:
+        if operator_name(node) != "add" or len(node.all_input_nodes) != 2:
             continue
         for branch in _branches(node, ancestors):
             block = _block(node, *branch, modules, parameters)
@@ -37,7 +36,7 @@ def find_blocks(program: ExportedProgram, groups: tuple[Group, ...]) -> tuple[Bl
     return tuple(_with_groups(block, program, groups) for block in named)
 
 
-def _ancestors(program: ExportedProgram, parameters: set[str]) -> dict[torch.fx.Node, Nodes]:
+def _ancestors(program: Program, parameters: set[str]) -> dict[torch.fx.Node, Nodes]:
     """For every node all it is computed from, itself included, parameters left out."""
     found: dict[torch.fx.Node, Nodes] = {}
     for node in program.graph.nodes:
@@ -51,10 +50,10 @@ def _ancestors(program: ExportedProgram, parameters: set[str]) -> dict[torch.fx.
 def _branches(add: torch.fx.Node, ancestors: dict[torch.fx.Node, Nodes]) -> Iterable[tuple[torch.fx.Node, Nodes]]:
     """(end, nodes) of each operand that may be f: the side with more contractions first, x itself never."""
     a, b = add.all_input_nodes
-    if a not in ancestors or b not in ancestors or tracing.shape_of(a) != tracing.shape_of(b):
+    if a not in ancestors or b not in ancestors or shape_of(a) != shape_of(b):
         return
     sides = [(end, ancestors[end] - ancestors[other]) for end, other in ((a, b), (b, a))]
-    counts = [sum(tracing.operator_name(n) in ("conv2d", "linear") for n in nodes) for _, nodes in sides]
+    counts = [sum(operator_name(n) in ("conv2d", "linear") for n in nodes) for _, nodes in sides]
     if counts[0] == counts[1]:
         return
     for count, (end, nodes) in sorted(zip(counts, sides, strict=True), key=lambda pair: -pair[0]):
@@ -66,7 +65,7 @@ def _branches(add: torch.fx.Node, ancestors: dict[torch.fx.Node, Nodes]) -> Iter
                 yield end, nodes
 
 
-def _modules(program: ExportedProgram) -> dict[str, list[torch.fx.Node]]:
+def _modules(program: Program) -> dict[str, list[torch.fx.Node]]:
     """Qualified module name to the nodes that it and its sub-modules call."""
     nodes: dict[str, list[torch.fx.Node]] = defaultdict(list)
     for node in program.graph.nodes:
@@ -87,7 +86,7 @@ def _block(
     shared = {name.split("@")[0] for name in modules if name not in inside}
     largest = {name for name in inside if "@" not in name and name not in shared and _parent(name) not in inside}
     last = end
-    while tracing.operator_name(last) in ZERO_PRESERVING and not _ends(last, largest, modules):
+    while operator_name(last) in ZERO_PRESERVING and not _ends(last, largest, modules):
         data = [source for source in last.all_input_nodes if source in nodes]
         if len(data) != 1:
             return None
@@ -97,10 +96,10 @@ def _block(
         return None
     zero = ending[0]
     return Block(
-        id=tracing.module_name(add),
+        id=module_name(add),
         zero_module=zero,
         skipped_modules=tuple(sorted(largest - {zero})),
-        shape=tracing.shape_of(last),
+        shape=shape_of(last),
         inside=(),
         nodes=frozenset(node.name for node in nodes),
     )
@@ -130,9 +129,9 @@ def _unique_ids(blocks: list[Block]) -> list[Block]:
     return named
 
 
-def _with_groups(block: Block, program: ExportedProgram, groups: tuple[Group, ...]) -> Block:
+def _with_groups(block: Block, program: Program, groups: tuple[Group, ...]) -> Block:
     """Add the groups all of whose parameters are read inside the block only."""
-    names = tracing.parameter_names(program)
+    names = program.parameters
     outside, inside = set[str](), set[str]()
     for node in program.graph.nodes:
         read = {names[source.name] for source in node.all_input_nodes if source.name in names}

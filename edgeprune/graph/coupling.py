@@ -9,178 +9,236 @@ from math import prod
 
 import numpy as np
 import torch
-from torch.export import ExportedProgram
 
-from edgeprune.graph import tracing
 from edgeprune.graph.atoms import FREE, Atoms, no_atoms
+from edgeprune.graph.program import Program, arguments, module_name, operator_name, shape_of
 from edgeprune.graph.rules import RULES, Call, Dims, unknown
 from edgeprune.graph.structure import Group, Indices, Member, Refusal
 
-CONTRACTIONS = ("conv1d", "conv2d", "conv3d", "linear")
+CONTRACTIONS = frozenset(
+    "conv1d conv2d conv3d linear conv_transpose1d conv_transpose2d conv_transpose3d".split()
+)
+Key = tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coupling:
-    """Groups and refusals, and for every node and dimension the channel of each index (-1: none).
+    """Groups and refusals, and for every node and dimension the channels of each index, int64 [k, size] (-1: none).
 
-    A channel number counts through `channel_names`, pairs of group id and channel within the group.
+    A channel number counts through `channel_names`, pairs of group id and channel within the group. `roots` are the
+    atoms of every group, int64 [1, channels].
     """
 
     groups: tuple[Group, ...]
     refused: tuple[Refusal, ...]
     channels: Mapping[str, Dims]
     channel_names: tuple[tuple[str, int], ...]
+    roots: Mapping[str, Indices]
 
 
-def couple(program: ExportedProgram) -> Coupling:
-    """Prove which channels of the program live or die together; refuse, with the reason, what can't be proven."""
-    atoms = Atoms()
-    dims = propagate(program, atoms)
-    groups, refused, number = _groups(atoms)
-    names = tuple((group.id, channel) for group in groups for channel in range(group.num_channels))
-    channels = {
-        node.name: tuple(
-            np.array([number.get(root, FREE) for root in atoms.roots(dim).tolist()], dtype=np.int64) for dim in of_node
-        )
-        for node, of_node in dims.items()
-    }
-    return Coupling(groups=groups, refused=refused, channels=channels, channel_names=names)
-
-
-def propagate(program: ExportedProgram, atoms: Atoms) -> dict[torch.fx.Node, Dims]:
+def propagate(program: Program, atoms: Atoms) -> dict[torch.fx.Node, Dims]:
     """Apply every operator's rule in program order; gives the atoms of every node's dimensions."""
-    parameters, constants = tracing.parameter_names(program), tracing.constant_names(program)
     placeholders: dict[torch.fx.Node, str] = {}
     dims: dict[torch.fx.Node, Dims] = {}
     for node in program.graph.nodes:
-        shape = tracing.shape_of(node)
         if node.op == "placeholder":
-            name = parameters.get(node.name)
+            shape = shape_of(node)
+            name = program.parameters.get(node.name)
             if name is None:
                 dims[node] = tuple(no_atoms(size) for size in shape)
             else:
                 placeholders[node] = name
                 dims[node] = atoms.of_parameter(name, shape)
-            if name in constants:
+            if name in program.constants:
                 for dim in dims[node]:
                     atoms.fix(dim, Refusal(operator="constant", where=name, reason="it is no parameter and no buffer"))
         elif node.op == "output":
-            _keep_outputs(program, node, dims, atoms)
+            _keep_outputs(node, dims, atoms)
         else:
-            dims[node] = _apply_rule(node, shape, dims, placeholders, atoms)
+            dims[node] = _apply_rule(node, dims, placeholders, atoms)
     return dims
 
 
 def _apply_rule(
-    node: torch.fx.Node,
-    shape: tuple[int, ...],
-    dims: dict[torch.fx.Node, Dims],
-    placeholders: dict[torch.fx.Node, str],
-    atoms: Atoms,
+    node: torch.fx.Node, dims: dict[torch.fx.Node, Dims], placeholders: dict[torch.fx.Node, str], atoms: Atoms
 ) -> Dims:
+    value = node.meta.get("val")
+    tensors = value if isinstance(value, (list, tuple)) else [value]
+    shapes = tuple(tuple(map(int, t.shape)) if isinstance(t, torch.Tensor) else () for t in tensors)
     call = Call(
-        operator=tracing.operator_name(node),
-        where=tracing.module_name(node),
-        arguments=tracing.arguments(node),
-        shape=shape,
+        operator=operator_name(node),
+        where=module_name(node),
+        arguments=arguments(node),
+        shapes=shapes,
         tensors=tuple(node.all_input_nodes),
         dims=dims,
         parameters=placeholders,
         atoms=atoms,
     )
     result = RULES.get(call.operator, unknown)(call)
-    assert tuple(len(dim) for dim in result) == shape, f"rule of {call.operator} at {call.where}: {shape}"
-    return result
+    outputs = result if isinstance(result, list) else [result]
+    found = tuple(tuple(dim.shape[1] for dim in output) for output in outputs)
+    assert found == shapes, f"rule of {call.operator} at {call.where}: {found}, expected {shapes}"
+    return result  # type: ignore[no-any-return]
 
 
-def _keep_outputs(
-    program: ExportedProgram, node: torch.fx.Node, dims: Mapping[torch.fx.Node, Dims], atoms: Atoms
-) -> None:
+def _keep_outputs(node: torch.fx.Node, dims: Mapping[torch.fx.Node, Dims], atoms: Atoms) -> None:
     for source in node.all_input_nodes:
-        reason = Refusal(
-            operator="output",
-            where=tracing.module_name(source),
-            reason="the model's output keeps its shape",
-        )
+        reason = Refusal(operator="output", where=module_name(source), reason="the model's output keeps its shape")
         for dim in dims[source]:
             atoms.fix(dim, reason)
 
 
-def _groups(atoms: Atoms) -> tuple[tuple[Group, ...], tuple[Refusal, ...], dict[int, int]]:
-    """Classes that touch the same parameter dimensions form a group; also the channel number of each class.
+def read_groups(atoms: Atoms, dims: Mapping[torch.fx.Node, Dims]) -> Coupling:
+    """Groups from what is known of the atoms: classes that touch the same parameter dimensions form one."""
+    groups, refused, number = _groups(atoms)
+    names = tuple((group.id, channel) for group in groups for channel in range(group.num_channels))
+    table = np.full(atoms.count + 1, FREE, dtype=np.int64)
+    for root, channel in number.items():
+        table[root] = channel
+    found: dict[int, Indices] = {}
+    kept = []
 
-    A group is named by its smallest dimension that no group before it is named by: behind a concatenation they share
-    the smallest.
+    def channels(dim: Indices) -> Indices:
+        if id(dim) not in found:
+            kept.append(dim)
+            found[id(dim)] = _without_empty(table[atoms.roots(dim)])
+        return found[id(dim)]
+
+    of_nodes = {
+        node.name: tuple(channels(dim) for dim in (of_node[0] if isinstance(of_node, list) else of_node))
+        for node, of_node in dims.items()
+    }
+    ordered = np.fromiter(number, dtype=np.int64, count=len(number))
+    starts = np.cumsum([0, *(group.num_channels for group in groups)])
+    of_groups = {g.id: ordered[None, a:b] for g, a, b in zip(groups, starts, starts[1:], strict=False)}
+    return Coupling(groups=groups, refused=refused, channels=of_nodes, channel_names=names, roots=of_groups)
+
+
+def _without_empty(rows: Indices) -> Indices:
+    used = (rows != FREE).any(axis=1)
+    used[0] |= not used.any()
+    return rows[used]
+
+
+def _groups(atoms: Atoms) -> tuple[tuple[Group, ...], tuple[Refusal, ...], dict[int, int]]:
+    """Groups, refusals, and the channel number of each class.
+
+    A group is named by its smallest dimension that no group before it is named by: behind a concatenation, and for
+    the two factors of a product, they share the smallest.
     """
-    touched: dict[int, list[tuple[str, int]]] = defaultdict(list)
     roots = {key: atoms.roots(dim) for key, dim in atoms.dims.items()}
+    classes, refused = _classes(atoms, roots)
+    statistics = {root for dim in atoms.statistics for root in np.unique(atoms.roots(dim)).tolist()}
+    groups: list[Group] = []
+    number: dict[int, int] = {}
+    taken: dict[str, int] = {}
+    for keys, members in classes:
+        own = set(members)
+        if len(own) < 2:  # a single channel can't shrink
+            continue
+        naming = next((key for key in keys if _name(key) not in taken), keys[0])
+        times = taken[_name(naming)] = taken.get(_name(naming), 0) + 1
+        present = [root for row in roots[naming].T.tolist() for root in row]
+        order = [root for root in dict.fromkeys(present) if root in own]
+        start = len(number)
+        number.update({root: start + i for i, root in enumerate(order)})
+        group_id = _name(naming) if times == 1 else f"{_name(naming)}#{times}"
+        groups.append(_group(group_id, keys, order, roots, atoms, changes_statistics=bool(own & statistics)))
+    return tuple(groups), refused, number
+
+
+def _name(key: Key) -> str:
+    return f"{key[0]}:{key[1]}"
+
+
+def _classes(
+    atoms: Atoms, roots: Mapping[Key, Indices]
+) -> tuple[list[tuple[tuple[Key, ...], list[int]]], tuple[Refusal, ...]]:
+    """Classes that may go, by the dimensions they touch and by what they share columns with; and what may not go."""
+    touched: dict[int, list[Key]] = defaultdict(list)
+    partners: dict[int, set[int]] = defaultdict(set)
     for key in sorted(roots):
         for root in np.unique(roots[key]).tolist():
-            touched[root].append(key)
-    reasons = atoms.reasons()
-    classes: dict[tuple[tuple[str, int], ...], list[int]] = defaultdict(list)
+            if root != FREE:
+                touched[root].append(key)
+        if len(roots[key]) > 1:
+            _note_partners(roots[key], partners)
+    by_keys: dict[tuple[Key, ...], list[int]] = defaultdict(list)
     refused: dict[Refusal, None] = {}
     for root, keys in touched.items():
         if not any(atoms.roles.get(key) == "producer" for key in keys):
             continue
-        if root in reasons:
-            refused.setdefault(reasons[root])
+        refusal = atoms.must_stay(root)
+        if refusal is not None:
+            refused.setdefault(refusal)
         else:
-            classes[tuple(keys)].append(root)
-    groups: list[Group] = []
-    number: dict[int, int] = {}
-    taken: set[tuple[str, int]] = set()
-    for signature in sorted(classes):
-        own = set(classes[signature])
-        if len(own) < 2:  # a single channel can't shrink
-            continue
-        naming = next((key for key in signature if key not in taken), None)
-        if naming is None:
-            reason = "each of its dimensions names another group already"
-            refused.setdefault(Refusal(operator="group", where=signature[0][0], reason=reason))
-            continue
-        order = [root for root in dict.fromkeys(roots[naming].tolist()) if root in own]
-        start = len(number)
-        number.update({root: start + i for i, root in enumerate(order)})
-        groups.append(_group(naming, signature, order, roots, atoms))
-        taken.add(naming)
-    return tuple(groups), tuple(refused), number
+            by_keys[tuple(keys)].append(root)
+    classes = []
+    for keys in sorted(by_keys):
+        classes += [(keys, members) for members in _apart(by_keys[keys], partners)]
+    return classes, tuple(refused)
+
+
+def _note_partners(rows: Indices, partners: dict[int, set[int]]) -> None:
+    for i in range(len(rows)):
+        for j in range(i + 1, len(rows)):
+            pairs = np.unique(rows[[i, j]], axis=1)
+            for a, b in pairs.T.tolist():
+                if a != FREE and b != FREE:
+                    partners[a].add(b)
+                    partners[b].add(a)
+
+
+def _apart(members: list[int], partners: Mapping[int, set[int]]) -> list[list[int]]:
+    """Two factors of one product are different groups, also where they touch the same dimensions."""
+    parts: list[list[int]] = []
+    for root in sorted(members):
+        own = partners.get(root, set())
+        part = next((part for part in parts if own.isdisjoint(part)), None)
+        if part is None:
+            parts.append([root])
+        else:
+            part.append(root)
+    return parts
 
 
 def _group(
-    naming: tuple[str, int],
-    keys: tuple[tuple[str, int], ...],
+    group_id: str,
+    keys: tuple[Key, ...],
     order: list[int],
-    roots: Mapping[tuple[str, int], Indices],
+    roots: Mapping[Key, Indices],
     atoms: Atoms,
+    *,
+    changes_statistics: bool,
 ) -> Group:
-    local = {root: i for i, root in enumerate(order)}
+    table = np.full(atoms.count + 1, FREE, dtype=np.int64)
+    table[np.array(order)] = np.arange(len(order))
     members = tuple(
         Member(
             parameter=name,
             dim=dim,
-            channels=np.array([local.get(root, FREE) for root in roots[name, dim].tolist()], dtype=np.int64),
+            channels=table[roots[name, dim]].max(axis=0),
             role=atoms.roles.get((name, dim), "per_channel"),
         )
         for name, dim in keys
     )
-    return Group(id=f"{naming[0]}:{naming[1]}", num_channels=len(order), members=members)
+    return Group(id=group_id, num_channels=len(order), members=members, changes_statistics=changes_statistics)
 
 
 def prunable_shares(
-    program: ExportedProgram, groups: tuple[Group, ...], shapes: Mapping[str, tuple[int, ...]]
+    program: Program, groups: tuple[Group, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[float, float]:
     """Share of the MACs, and of the parameters, of convolutions and linears with a prunable dimension."""
     prunable = {member.parameter for group in groups for member in group.members}
-    names = tracing.parameter_names(program)
     macs, params = [0, 0], {False: set[str](), True: set[str]()}
     for node in program.graph.nodes:
-        if tracing.operator_name(node) not in CONTRACTIONS:
+        if operator_name(node) not in CONTRACTIONS:
             continue
-        weight = names.get(tracing.arguments(node)["weight"].name)
+        weight = program.parameters.get(arguments(node)["weight"].name)
         if weight is None:
             continue
-        shape, out = shapes[weight], tracing.shape_of(node)
+        shape, out = shapes[weight], shape_of(node)
         per_output = prod(shape[1:])
         macs[weight in prunable] += prod(out) * per_output
         params[weight in prunable].add(weight)

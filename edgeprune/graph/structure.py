@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from math import prod
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
+Attribute: TypeAlias = tuple[str, str, int | None]
+"""Qualified module name, attribute name, and the place in it where the attribute is a tuple or list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,11 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Dimensions that must shrink together, channel by channel. `id` is `parameter:dim` of the smallest member."""
+    """Dimensions that must shrink together, channel by channel.
+
+    `id` is `parameter:dim` of the smallest member that names no other group; where each does, with `#2` behind it. An
+    index of a dimension may belong to several groups (heads and their width): it goes when one of its channels does.
+    """
 
     id: str
     num_channels: int
@@ -46,7 +53,8 @@ class Group:
     @property
     def first(self) -> Member:
         """The member that names the group: a plan's kept indices are positions along it."""
-        return next(m for m in self.members if f"{m.parameter}:{m.dim}" == self.id)
+        name = self.id.partition("#")[0]
+        return next(m for m in self.members if f"{m.parameter}:{m.dim}" == name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +85,30 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class Width:
-    """The size of one tensor dimension as a function of the groups' widths: fixed + sum of times x kept channels."""
+    """The size of one tensor dimension as a function of the groups' widths: fixed + sum of times x product of kept.
+
+    A term names one group, or several where every channel of one meets every channel of the others (heads x width).
+    """
 
     fixed: int = 0
-    terms: tuple[tuple[str, int], ...] = ()
+    terms: tuple[tuple[tuple[str, ...], int], ...] = ()
 
     def at(self, kept: Mapping[str, int]) -> int:
         """Size when group g keeps `kept[g]` channels."""
-        return self.fixed + sum(times * kept[group] for group, times in self.terms)
+        return self.fixed + sum(times * prod(kept[group] for group in groups) for groups, times in self.terms)
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Ids of the groups that this size depends on."""
-        return tuple(group for group, _ in self.terms)
+        """Ids of the groups that this size depends on, in order of appearance."""
+        return tuple(dict.fromkeys(group for groups, _ in self.terms for group in groups))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeRule:
+    """A size as a function of the groups' kept channels, and the groups that it depends on."""
+
+    groups: tuple[str, ...]
+    at: Callable[[Mapping[str, int]], int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +134,11 @@ class Node:
 class ModelGraph:
     """An ATen graph with static shapes and what pruning may do to it.
 
-    `program` is the `torch.export.ExportedProgram` (its graph's node names are those of `nodes` and `channels`).
-    `model` is the eager module that was traced, which the stages leave as it is.
-    `channels[node][dim]` is an int64 array over the indices of that dimension: a number of `channel_names`, or -1.
+    `program` is the traced `Program` (its graph's node names are those of `nodes` and `channels`).
+    `model` is the eager module that was traced, which the stages leave as it is; `attributes` are the integers that its
+    modules hold and that change with the widths.
+    `channels[node][dim]` is an int64 array [k, size]: the index i lives if all channels in column i do, numbers of
+    `channel_names`, -1 for none.
     """
 
     program: Any
@@ -131,6 +152,7 @@ class ModelGraph:
     parameter_dtypes: Mapping[str, str]
     prunable_macs_share: float
     prunable_params_share: float
+    attributes: Mapping[Attribute, SizeRule] = field(default_factory=dict)
     model: Any = None
 
     def group(self, group_id: str) -> Group:

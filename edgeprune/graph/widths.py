@@ -1,0 +1,46 @@
+"""Sizes of dimensions as functions of the groups' widths."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from edgeprune.graph.coupling import Coupling
+from edgeprune.graph.structure import Indices, Width
+
+
+class Widths:
+    """Reads the width of a dimension off its channels; the same channels are read once."""
+
+    def __init__(self, coupling: Coupling) -> None:
+        names = list(dict.fromkeys(group for group, _ in coupling.channel_names))
+        number = {group: i for i, group in enumerate(names)}
+        self.names = names
+        self.group_of = np.array([*(number[group] for group, _ in coupling.channel_names), -1], dtype=np.int64)
+        self.sizes = {group.id: group.num_channels for group in coupling.groups}
+        self.known: dict[int, tuple[Indices, Width]] = {}
+
+    def of(self, channels: Indices) -> Width:
+        """The width of a dimension with these channels, int64 [k, size].
+
+        A group that repeats unevenly is counted by its average.
+        """
+        if id(channels) not in self.known:
+            self.known[id(channels)] = channels, self._width(channels)
+        return self.known[id(channels)][1]
+
+    def _width(self, channels: Indices) -> Width:
+        groups = np.sort(self.group_of[channels], axis=0)
+        if (groups == -1).all():
+            return Width(fixed=channels.shape[1])
+        columns, counts = np.unique(groups, axis=1, return_counts=True)
+        terms = []
+        for column, count in zip(columns.T.tolist(), counts.tolist(), strict=True):
+            term = tuple(self.names[i] for i in column if i >= 0)
+            full = prod(self.sizes[group] for group in term)
+            if term and count >= full:
+                terms.append((term, count // full))
+        terms.sort()
+        fixed = channels.shape[1] - sum(times * prod(self.sizes[g] for g in term) for term, times in terms)
+        return Width(fixed=fixed, terms=tuple(terms))
