@@ -14,10 +14,12 @@ import torch
 
 from edgeprune.errors import SurgeryError, did_you_mean
 from edgeprune.graph import Block, ModelGraph, trace
+from edgeprune.graph.following import Sizes, expected_sizes
 from edgeprune.graph.program import Program, arguments, module_name, operator_name, shape_of
 from edgeprune.graph.recording import record
 from edgeprune.graph.structure import Indices
 from edgeprune.graph.tracing import exported
+from edgeprune.graph.widths import Widths
 from edgeprune.models import evaluating
 from edgeprune.plan_json import Plan
 from edgeprune.pruned import Pruned
@@ -213,6 +215,8 @@ def _check(pruned: Pruned, graph: ModelGraph, cut: Cut) -> None:
     """
     program = _record(pruned, graph)
     stays = np.array([*(channel in cut.kept[group] for group, channel in graph.channel_names), True])
+    kept = {group: len(channels) for group, channels in cut.kept.items()}
+    sizes = Sizes(channels=graph.channels, widths=Widths(graph.groups))
     dense, own = (
         [n for n in p.graph.nodes if n.op == "call_function"] for p in (graph.program, program)
     )
@@ -223,6 +227,7 @@ def _check(pruned: Pruned, graph: ModelGraph, cut: Cut) -> None:
         expected = tuple(int(stays[dim].all(axis=0).sum()) for dim in graph.channels[before.name])
         if shape_of(after) != expected:
             raise _differs(pruned, after, f"gives {names[1]} of shape {shape_of(after)} after pruning, not {expected}")
+        _check_sizes(pruned, before, after, sizes, kept)
         numbers = [_numbers(node) for node in (before, after)]
         if numbers[0] != numbers[1]:
             raise _differs(
@@ -231,6 +236,15 @@ def _check(pruned: Pruned, graph: ModelGraph, cut: Cut) -> None:
     found, wanted = ([shape_of(node) for node in p.outputs] for p in (program, graph.program))
     if found != wanted:
         raise SurgeryError(f"{type(pruned.module).__name__} gives {found} after pruning, {wanted} before")
+
+
+def _check_sizes(pruned: Pruned, before: Any, after: Any, sizes: Sizes, kept: Mapping[str, int]) -> None:
+    """Integers that are sizes must be those of the kept channels (`num_groups` of a norm shows in no shape)."""
+    values = arguments(after)
+    for (name, i), expected in expected_sizes(before, sizes, kept).items():
+        found = values[name] if isinstance(values[name], int) else values[name][i]
+        if found not in (expected, -1):
+            raise _differs(pruned, after, f"calls {operator_name(after)} with {name} {found} after pruning, not {expected}")
 
 
 def _differs(pruned: Pruned, node: Any, what: str) -> SurgeryError:

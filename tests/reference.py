@@ -156,8 +156,9 @@ class Masked(torch.fx.Interpreter):
             return n.target(x, *args[1:], **kwargs)  # type: ignore[operator, no-any-return]
         (axis, kept), *_ = axes.items()
         assert len(axes) == 1
-        tensors = [a.index_select(-1, kept) if isinstance(a, torch.Tensor) else a for a in args[2:4]]
-        size = args[1] if name == "group_norm" else list(x.shape[axis:])
+        own = 0 if name == "group_norm" else axis - args[0].dim()
+        tensors = [a.index_select(own, kept) if isinstance(a, torch.Tensor) else a for a in args[2:4]]
+        size = args[1] if name == "group_norm" else list(x.shape[-len(args[1]) :])
         small = n.target(x, size, *tensors, *args[4:], **kwargs)  # type: ignore[operator]
         return torch.zeros_like(args[0]).index_copy(axis, kept, small)
 

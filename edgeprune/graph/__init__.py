@@ -92,7 +92,7 @@ def _followed(
 
 
 def _nodes(program: Program, coupling: Coupling) -> tuple[Node, ...]:
-    widths = Widths(coupling)
+    widths = Widths(coupling.groups)
     names = program.parameters
     nodes = []
     for node in program.graph.nodes:

@@ -78,8 +78,11 @@ class Atoms:
                 self.dims[name, dim] = self.new(size)
         return tuple(self.dims[name, dim] for dim in range(len(shape)))
 
-    def roots(self, dim: Indices) -> Indices:
-        """The dimension in its canonical form: representatives, splits carried out, sorted, each once a column."""
+    def roots(self, dim: Indices, *, whole: bool = False) -> Indices:
+        """The dimension in its canonical form: representatives, splits carried out, sorted, each once a column.
+
+        Atoms that must stay are left out beside others, unless `whole`.
+        """
         rows = self._find(dim)
         while True:
             split = (rows != FREE) & (self.factors[rows, 0] != FREE)
@@ -94,7 +97,7 @@ class Atoms:
             return rows
         rows = _each_once(rows)
         several = (rows != FREE).sum(axis=0) > 1
-        if several.any():  # what must stay decides nothing beside what need not
+        if several.any() and not whole:  # what must stay decides nothing beside what need not
             fixed = (rows != FREE) & (self.reason[np.where(rows == FREE, 0, rows)] >= 0)
             whole = fixed.sum(axis=0) == (rows != FREE).sum(axis=0)
             rows = np.where(fixed & several & ~whole, FREE, rows)

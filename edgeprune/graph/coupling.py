@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from edgeprune.graph.atoms import FREE, Atoms, no_atoms
-from edgeprune.graph.program import Program, arguments, module_name, operator_name, shape_of
+from edgeprune.graph.program import Program, arguments, integer_slots, module_name, operator_name, shape_of
 from edgeprune.graph.rules import RULES, Call, Dims, unknown
+from edgeprune.graph.sizes import Expression
 from edgeprune.graph.structure import Group, Indices, Member, Refusal
 
 CONTRACTIONS = frozenset(
@@ -40,7 +41,10 @@ def propagate(program: Program, atoms: Atoms) -> dict[torch.fx.Node, Dims]:
     """Apply every operator's rule in program order; gives the atoms of every node's dimensions."""
     placeholders: dict[torch.fx.Node, str] = {}
     dims: dict[torch.fx.Node, Dims] = {}
+    data = set(program.inputs)
     for node in program.graph.nodes:
+        if any(source.name in data for source in node.all_input_nodes):
+            data.add(node.name)
         if node.op == "placeholder":
             shape = shape_of(node)
             name = program.parameters.get(node.name)
@@ -55,12 +59,17 @@ def propagate(program: Program, atoms: Atoms) -> dict[torch.fx.Node, Dims]:
         elif node.op == "output":
             _keep_outputs(node, dims, atoms)
         else:
-            dims[node] = _apply_rule(node, dims, placeholders, atoms)
+            dims[node] = _apply_rule(node, dims, placeholders, atoms, is_data=node.name in data)
     return dims
 
 
 def _apply_rule(
-    node: torch.fx.Node, dims: dict[torch.fx.Node, Dims], placeholders: dict[torch.fx.Node, str], atoms: Atoms
+    node: torch.fx.Node,
+    dims: dict[torch.fx.Node, Dims],
+    placeholders: dict[torch.fx.Node, str],
+    atoms: Atoms,
+    *,
+    is_data: bool,
 ) -> Dims:
     value = node.meta.get("val")
     tensors = value if isinstance(value, (list, tuple)) else [value]
@@ -74,12 +83,21 @@ def _apply_rule(
         dims=dims,
         parameters=placeholders,
         atoms=atoms,
+        is_data=is_data,
+        sizes=_expressions(node),
     )
     result = RULES.get(call.operator, unknown)(call)
     outputs = result if isinstance(result, list) else [result]
     found = tuple(tuple(dim.shape[1] for dim in output) for output in outputs)
     assert found == shapes, f"rule of {call.operator} at {call.where}: {found}, expected {shapes}"
     return result  # type: ignore[no-any-return]
+
+
+def _expressions(node: torch.fx.Node) -> dict[str, list[Expression]]:
+    expressions = node.meta.get("sizes")
+    if expressions is None:
+        return {}
+    return {name: [expressions[i] for i in places] for name, places in integer_slots(node).items()}
 
 
 def _keep_outputs(node: torch.fx.Node, dims: Mapping[torch.fx.Node, Dims], atoms: Atoms) -> None:
@@ -127,8 +145,11 @@ def _groups(atoms: Atoms) -> tuple[tuple[Group, ...], tuple[Refusal, ...], dict[
     A group is named by its smallest dimension that no group before it is named by: behind a concatenation, and for
     the two factors of a product, they share the smallest.
     """
-    roots = {key: atoms.roots(dim) for key, dim in atoms.dims.items()}
-    classes, refused = _classes(atoms, roots)
+    while True:
+        roots = {key: atoms.roots(dim) for key, dim in atoms.dims.items()}
+        classes, refused = _classes(atoms, roots)
+        if not _fix_torn_products(atoms, roots, classes):
+            break
     statistics = {root for dim in atoms.statistics for root in np.unique(atoms.roots(dim)).tolist()}
     groups: list[Group] = []
     number: dict[int, int] = {}
@@ -148,6 +169,34 @@ def _groups(atoms: Atoms) -> tuple[tuple[Group, ...], tuple[Refusal, ...], dict[
     return tuple(groups), refused, number
 
 
+def _fix_torn_products(
+    atoms: Atoms, roots: Mapping[Key, Indices], classes: list[tuple[tuple[Key, ...], list[int]]]
+) -> bool:
+    """Where two groups meet, each channel of one must meet each of the other: else one of them has to stay.
+
+    Otherwise a dimension could lose all its indices, or lose a number that depends on which channels are kept.
+    """
+    table = np.full(atoms.count + 1, FREE, dtype=np.int64)
+    for number, (_, members) in enumerate(classes):
+        table[np.array(members)] = number
+    torn = False
+    for (name, _), rows in sorted(roots.items()):
+        if len(rows) < 2:
+            continue
+        columns = np.unique(rows, axis=1)
+        numbers = np.sort(table[columns], axis=0)
+        kinds, inverse = np.unique(numbers, axis=1, return_inverse=True)
+        for i, kind in enumerate(kinds.T.tolist()):
+            meeting = [number for number in kind if number != FREE]
+            count = int((inverse.ravel() == i).sum())
+            if len(meeting) > 1 and count != prod(len(classes[number][1]) for number in meeting):
+                smallest = min(meeting, key=lambda number: (len(classes[number][1]), number))
+                reason = "its channels meet those of another group only in part"
+                atoms.fix(np.array([classes[smallest][1]]), Refusal(operator="group", where=name, reason=reason))
+                torn = True
+    return torn
+
+
 def _name(key: Key) -> str:
     return f"{key[0]}:{key[1]}"
 
@@ -165,19 +214,24 @@ def _classes(
         if len(roots[key]) > 1:
             _note_partners(roots[key], partners)
     by_keys: dict[tuple[Key, ...], list[int]] = defaultdict(list)
-    refused: dict[Refusal, None] = {}
     for root, keys in touched.items():
-        if not any(atoms.roles.get(key) == "producer" for key in keys):
-            continue
-        refusal = atoms.must_stay(root)
-        if refusal is not None:
-            refused.setdefault(refusal)
-        else:
+        if atoms.must_stay(root) is None and any(atoms.roles.get(key) == "producer" for key in keys):
             by_keys[tuple(keys)].append(root)
     classes = []
     for keys in sorted(by_keys):
         classes += [(keys, members) for members in _apart(by_keys[keys], partners)]
-    return classes, tuple(refused)
+    return classes, _refused(atoms)
+
+
+def _refused(atoms: Atoms) -> tuple[Refusal, ...]:
+    """Why what a contraction produces must stay, where it must, each reason once."""
+    refused: dict[Refusal, None] = {}
+    for key in sorted(key for key, role in atoms.roles.items() if role == "producer"):
+        for root in np.unique(atoms.roots(atoms.dims[key], whole=True)).tolist():
+            refusal = atoms.must_stay(root) if root != FREE else None
+            if refusal is not None:
+                refused.setdefault(refusal)
+    return tuple(refused)
 
 
 def _note_partners(rows: Indices, partners: dict[int, set[int]]) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from edgeprune.graph.coupling import Coupling
-from edgeprune.graph.program import Program, arguments, module_name, operator_name
+from edgeprune.graph.program import Program, arguments, integer_slots, module_name, operator_name
+from edgeprune.graph.rules import Dims
 from edgeprune.graph.rules.indexing import bounds
-from edgeprune.graph.sizes import COMPARISONS, OPERATORS, Comparison, Expression
+from edgeprune.graph.sizes import COMPARISONS, OPERATORS, Comparison, Expression, integers
 from edgeprune.graph.structure import Attribute, Refusal, SizeRule, Width
 from edgeprune.graph.widths import Widths
 
@@ -48,12 +49,12 @@ def follow(program: Program, coupling: Coupling) -> Followed:
     Whether two accounts agree is judged at three random choices of widths; `surgery.apply` checks every size of the
     network that it cuts.
     """
-    widths = Widths(coupling)
+    widths = Widths(coupling.groups)
     equations = [equation for node in program.graph.nodes for equation in _equations(node, coupling, widths)]
     probes = _probes({group.id: group.num_channels for group in coupling.groups})
     solver = _Solver(coupling=coupling, widths=widths, probes=probes)
     for equation in equations:
-        if equation.expression[0] == "attribute":
+        if equation.expression[0] == "attribute" and equation.expected.groups:
             solver.attributes.setdefault(_attribute(equation.expression), equation.expected)
     for comparison in program.comparisons:
         solver.bind(comparison)
@@ -87,7 +88,7 @@ class _Solver:
 
     def bind(self, comparison: Comparison) -> None:
         """An attribute that the code only compares with a shape follows the shape (`assert c == self.dim`)."""
-        if comparison.symbol != "==" or not comparison.result:
+        if (comparison.symbol, comparison.result) not in (("==", True), ("!=", False)):
             return
         for own, other in ((comparison.left, comparison.right), (comparison.right, comparison.left)):
             if own[0] == "attribute" and other[0] == "dimension" and _attribute(own) not in self.attributes:
@@ -181,65 +182,56 @@ def _equations(node: torch.fx.Node, coupling: Coupling, widths: Widths) -> Itera
     expressions = node.meta.get("sizes")
     if node.op != "call_function" or expressions is None:
         return
-    slots = _slots(node)
+    slots = integer_slots(node)
     if sum(map(len, slots.values())) != len(expressions):
         return
     source = node.meta.get("source", "")
     where = f" at {source}" if source else ""
-    for (name, i), expected in _expected(node, coupling, widths):
-        if not expected.groups or i >= len(slots.get(name, ())):
-            continue
-        refusal = Refusal(
-            operator=operator_name(node), where=module_name(node), reason=f"the code{where} fixes the size of a dimension"
-        )
-        yield Equation(expression=expressions[slots[name][i]], expected=expected, refusal=refusal)
+    refusal = Refusal(
+        operator=operator_name(node), where=module_name(node), reason=f"the code{where} fixes the size of a dimension"
+    )
+    rule = EXPECTED.get(operator_name(node))
+    if rule is None:  # an integer to compute with
+        for expression, value in zip(expressions, integers((node.args, node.kwargs)), strict=True):
+            if expression[0] != "number":
+                yield Equation(expression=expression, expected=fixed(value), refusal=refusal)
+        return
+    for (name, i), expected in rule(node, Sizes(channels=coupling.channels, widths=widths)):
+        if i < len(slots.get(name, ())):
+            expression = expressions[slots[name][i]]
+            if expected.groups or expression[0] != "number":
+                yield Equation(expression=expression, expected=expected, refusal=refusal)
 
 
-def _slots(node: torch.fx.Node) -> dict[str, list[int]]:
-    """Argument name to the places of its integers among all integers of the call."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    found: dict[str, list[int]] = {}
-    count = 0
-    named = [*((schema[i].name, value) for i, value in enumerate(node.args)), *node.kwargs.items()]
-    for name, value in named:
-        size = _count(value)
-        found[name] = list(range(count, count + size))
-        count += size
-    return found
+def expected_sizes(node: torch.fx.Node, sizes: Sizes, kept: Kept) -> dict[tuple[str, int], int]:
+    """(argument, place in it) to what its integer has to be when the groups keep so many channels."""
+    rule = EXPECTED.get(operator_name(node))
+    return {} if rule is None else {place: size.at(kept) for place, size in rule(node, sizes)}
 
 
-def _count(value: Any) -> int:
-    if isinstance(value, bool):
-        return 0
-    if isinstance(value, int):
-        return 1
-    return sum(map(_count, value)) if isinstance(value, (list, tuple)) else 0
+def fixed(value: int) -> SizeRule:
+    """A size that no width changes."""
+    return SizeRule(groups=(), at=lambda _: value)
 
 
 Expected: TypeAlias = Iterator[tuple[tuple[str, int], SizeRule]]
 
 
-def _expected(node: torch.fx.Node, coupling: Coupling, widths: Widths) -> Expected:
-    rule = EXPECTED.get(operator_name(node))
-    if rule is not None:
-        yield from rule(node, _Sizes(coupling=coupling, widths=widths))
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Sizes:
+class Sizes:
     """Widths of the dimensions of nodes."""
 
-    coupling: Coupling
+    channels: Mapping[str, Dims]
     widths: Widths
 
     def of(self, node: torch.fx.Node) -> list[Width]:
-        return [self.widths.of(dim) for dim in self.coupling.channels[node.name]]
+        return [self.widths.of(dim) for dim in self.channels[node.name]]
 
     def part(self, node: torch.fx.Node, axis: int, start: int, end: int) -> Width:
-        return self.widths.of(self.coupling.channels[node.name][axis][:, start:end])
+        return self.widths.of(self.channels[node.name][axis][:, start:end])
 
 
-def _by_output(node: torch.fx.Node, sizes: _Sizes) -> Expected:
+def _by_output(node: torch.fx.Node, sizes: Sizes) -> Expected:
     """view(sizes), expand(sizes): the output's dimensions, -1 left open."""
     name = "shape" if "shape" in arguments(node) else "size"
     given = arguments(node)[name]
@@ -249,7 +241,7 @@ def _by_output(node: torch.fx.Node, sizes: _Sizes) -> Expected:
             yield (name, i), rule_of(width)
 
 
-def _unflatten(node: torch.fx.Node, sizes: _Sizes) -> Expected:
+def _unflatten(node: torch.fx.Node, sizes: Sizes) -> Expected:
     own, given = sizes.of(node), arguments(node)["sizes"]
     axis = int(arguments(node)["dim"]) % (len(own) - len(given) + 1)
     for i, value in enumerate(given):
@@ -257,7 +249,7 @@ def _unflatten(node: torch.fx.Node, sizes: _Sizes) -> Expected:
             yield ("sizes", i), rule_of(own[axis + i])
 
 
-def _split(node: torch.fx.Node, sizes: _Sizes) -> Expected:
+def _split(node: torch.fx.Node, sizes: Sizes) -> Expected:
     values = arguments(node)
     source = node.args[0]
     assert isinstance(source, torch.fx.Node)
@@ -270,11 +262,11 @@ def _split(node: torch.fx.Node, sizes: _Sizes) -> Expected:
         start += size
 
 
-def _slice(node: torch.fx.Node, sizes: _Sizes) -> Expected:
+def _slice(node: torch.fx.Node, sizes: Sizes) -> Expected:
     values = arguments(node)
     source = node.args[0]
     assert isinstance(source, torch.fx.Node)
-    own = sizes.coupling.channels[source.name]
+    own = sizes.channels[source.name]
     axis = int(values.get("dim", 0)) % len(own)
     size = own[axis].shape[1]
     start, end, _ = bounds(values, size)
@@ -288,26 +280,26 @@ def _slice(node: torch.fx.Node, sizes: _Sizes) -> Expected:
             yield (name, 0), SizeRule(groups=behind.groups, at=lambda kept, behind=behind: -behind.at(kept))  # type: ignore[misc]
 
 
-def _convolution(node: torch.fx.Node, sizes: _Sizes) -> Expected:
+def _convolution(node: torch.fx.Node, sizes: Sizes) -> Expected:
     values = arguments(node)
     if values["groups"] > 1:
         c_in, per_group = sizes.of(values["input"])[1], sizes.of(values["weight"])[1]
         yield ("groups", 0), quotient(c_in, per_group)
 
 
-def _transposed(node: torch.fx.Node, sizes: _Sizes) -> Expected:
+def _transposed(node: torch.fx.Node, sizes: Sizes) -> Expected:
     values = arguments(node)
     if values["groups"] > 1:
         yield ("groups", 0), quotient(sizes.of(node)[1], sizes.of(values["weight"])[1])
 
 
-def _layer_norm(node: torch.fx.Node, sizes: _Sizes) -> Expected:
+def _layer_norm(node: torch.fx.Node, sizes: Sizes) -> Expected:
     given = arguments(node)["normalized_shape"]
     for i, width in enumerate(sizes.of(node)[-len(given) :]):
         yield ("normalized_shape", i), rule_of(width)
 
 
-def _group_norm(node: torch.fx.Node, sizes: _Sizes) -> Expected:
+def _group_norm(node: torch.fx.Node, sizes: Sizes) -> Expected:
     groups = int(arguments(node)["num_groups"])
     if groups > 1:
         width = sizes.of(node)[1]
@@ -315,7 +307,8 @@ def _group_norm(node: torch.fx.Node, sizes: _Sizes) -> Expected:
         yield ("num_groups", 0), quotient(width, Width(fixed=size))
 
 
-EXPECTED: dict[str, Callable[[torch.fx.Node, _Sizes], Expected]] = {
+EXPECTED: dict[str, Callable[[torch.fx.Node, Sizes], Expected]] = {
+    **dict.fromkeys("zeros ones full empty new_zeros new_ones new_full new_empty".split(), _by_output),
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand", "broadcast_to"), _by_output),
     **dict.fromkeys(("split", "split_with_sizes", "unsafe_split"), _split),
     **dict.fromkeys(("slice", "slice_copy"), _slice),

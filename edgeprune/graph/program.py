@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from edgeprune.graph.sizes import Comparison
+from edgeprune.graph.sizes import Comparison, integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,3 +80,15 @@ def arguments(node: torch.fx.Node) -> Mapping[str, Any]:
     values = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
     values.update({argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)})
     return {**values, **node.kwargs}
+
+
+def integer_slots(node: torch.fx.Node) -> dict[str, list[int]]:
+    """Argument name to the places of its integers among all integers of an ATen call (`meta["sizes"]`)."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    found: dict[str, list[int]] = {}
+    count = 0
+    for name, value in [*((schema[i].name, value) for i, value in enumerate(node.args)), *node.kwargs.items()]:
+        size = len(list(integers(value)))
+        found[name] = list(range(count, count + size))
+        count += size
+    return found

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from edgeprune.graph.program import Program, writes_in_place
-from edgeprune.graph.sizes import Comparison, SizeMode, _integers, match, sized_attributes
+from edgeprune.graph.sizes import Comparison, SizeMode, integers, match, sized_attributes
 
 aten = torch.ops.aten
 SCATTERS: dict[Any, Any] = {
@@ -53,6 +53,7 @@ class Recorder(SchemaCheckMode):
         TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
         self.graph = torch.fx.Graph()
         self.nodes: dict[int, torch.fx.Node] = {}
+        self.made: dict[int, torch.fx.Node] = {}  # by memory: torch hands out what it makes under another identity
         self.kept: list[torch.Tensor] = []  # an id must stay its tensor's own
         self.views: dict[int, _View] = {}
         self.versions: dict[int, int] = {}
@@ -61,7 +62,7 @@ class Recorder(SchemaCheckMode):
         self.constants: dict[str, torch.Tensor] = {}
         self.stack: dict[str, tuple[str, type]] = {}
         self.log: list[Comparison] = []
-        self.sizes = SizeMode(lambda tensor: self.nodes.get(id(tensor)), self.log)
+        self.sizes = SizeMode(self._known, self.log)
         self.first_call: torch.fx.Node | None = None
 
     def placeholder(self, name: str, tensor: torch.Tensor) -> torch.fx.Node:
@@ -89,7 +90,7 @@ class Recorder(SchemaCheckMode):
         out = func(*args, **kwargs)
         node = self._call(func, args, kwargs, out)
         node.meta["source"] = self.sizes.source
-        reached = list(_integers((args, kwargs)))
+        reached = list(integers((args, kwargs)))
         if reached:
             node.meta["sizes"] = match(self.sizes.integers, reached)
         self._assign(func, args, kwargs, out, node)
@@ -123,7 +124,19 @@ class Recorder(SchemaCheckMode):
             version = self.versions.get(_storage(out), 0)
             if parent is not out:
                 self.views[id(out)] = _View(parent, func, args, kwargs, version)
+        else:
+            self.made[_storage(out)] = node
         self._remember(out, node)
+
+    def _known(self, tensor: torch.Tensor) -> torch.fx.Node | None:
+        node = self.nodes.get(id(tensor))
+        if node is None:
+            node = self.made.get(_storage(tensor))
+            if node is not None and node.meta["val"].shape == tensor.shape:
+                self._remember(tensor, node)
+                return node
+            return None
+        return node
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -132,7 +145,7 @@ class Recorder(SchemaCheckMode):
 
     def _current(self, tensor: torch.Tensor) -> torch.fx.Node:
         """The node that holds the tensor's value now; a view of memory written since is taken again."""
-        node = self.nodes.get(id(tensor))
+        node = self._known(tensor)
         if node is None:
             return self._constant(tensor)
         version = self.versions.get(_storage(tensor), 0)
@@ -179,6 +192,8 @@ class Recorder(SchemaCheckMode):
 
     def _constant(self, tensor: torch.Tensor) -> torch.fx.Node:
         """A tensor that came from nowhere: Python code of the model holds it."""
+        if isinstance(tensor, FakeTensor):
+            raise NotRecorded("a tensor came up that no call made")
         name, value = self.attributes.get(id(tensor), (f"constant_{len(self.constants)}", tensor))
         node = self.placeholder(f"c_{len(self.constants)}", tensor)
         self.parameters[node.name] = name

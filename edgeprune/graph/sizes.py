@@ -232,7 +232,7 @@ class SizeMode(TorchFunctionMode):
         if func == _GET_SHAPE or func is _SIZE:
             return self._shape(func, args, kwargs)
         outer = self.integers, self.source
-        self.integers, self.source = list(_integers((args, kwargs))), source_line()
+        self.integers, self.source = list(integers((args, kwargs))), source_line()
         try:
             return func(*args, **kwargs)
         finally:
@@ -253,7 +253,7 @@ _GET_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _SIZE = torch.Tensor.size
 
 
-def _integers(value: Any) -> Iterator[int]:
+def integers(value: Any) -> Iterator[int]:
     """All integers of nested arguments in order of appearance, booleans left out."""
     if isinstance(value, bool):
         return
@@ -261,9 +261,9 @@ def _integers(value: Any) -> Iterator[int]:
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _integers(item)
+            yield from integers(item)
     elif isinstance(value, dict):
-        yield from _integers(list(value.values()))
+        yield from integers(list(value.values()))
 
 
 def match(called: Sequence[int], reached: Sequence[int]) -> list[Expression]:
@@ -272,8 +272,9 @@ def match(called: Sequence[int], reached: Sequence[int]) -> list[Expression]:
     `called` are those that the torch function got. Where the two lists differ (defaults filled in), an integer is
     found by its value, and counts as a number of the code where several could have been meant.
     """
-    if list(map(int, called)) == list(map(int, reached)):
-        return [expression_of(value) for value in called]
+    common = min(len(called), len(reached))
+    if common and list(map(int, called[:common])) == list(map(int, reached[:common])):
+        return [*map(expression_of, called[:common]), *(("number", int(n)) for n in reached[common:])]
     found = []
     for value in reached:
         same = {expression_of(c) for c in called if int(c) == value}

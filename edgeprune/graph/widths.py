@@ -6,19 +6,17 @@ from math import prod
 
 import numpy as np
 
-from edgeprune.graph.coupling import Coupling
-from edgeprune.graph.structure import Indices, Width
+from edgeprune.graph.structure import Group, Indices, Width
 
 
 class Widths:
     """Reads the width of a dimension off its channels; the same channels are read once."""
 
-    def __init__(self, coupling: Coupling) -> None:
-        names = list(dict.fromkeys(group for group, _ in coupling.channel_names))
-        number = {group: i for i, group in enumerate(names)}
-        self.names = names
-        self.group_of = np.array([*(number[group] for group, _ in coupling.channel_names), -1], dtype=np.int64)
-        self.sizes = {group.id: group.num_channels for group in coupling.groups}
+    def __init__(self, groups: tuple[Group, ...]) -> None:
+        self.names = [group.id for group in groups]  # channels are numbered through the groups in this order
+        numbers = [np.full(group.num_channels, i, dtype=np.int64) for i, group in enumerate(groups)]
+        self.group_of = np.concatenate([*numbers, np.array([-1], dtype=np.int64)])
+        self.sizes = {group.id: group.num_channels for group in groups}
         self.known: dict[int, tuple[Indices, Width]] = {}
 
     def of(self, channels: Indices) -> Width:

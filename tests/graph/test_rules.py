@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgeprune.graph import trace, tracing
 from edgeprune.graph.atoms import FREE, Atoms
 from edgeprune.graph.coupling import propagate
+from edgeprune.graph.program import writes_in_place
 from edgeprune.plan_json import Plan
 from edgeprune.surgery import apply
 from tests.reference import difference, masked_output, random_plan, redraw
@@ -37,7 +38,7 @@ class Net(nn.Module):
 
 def carried(function: Function) -> tuple[list[list[int]], set[str]]:
     """For every dimension of the result the channel of the convolution that each index comes from; what was refused."""
-    program = tracing.export_program(Net(function), (torch.zeros(2, 3, 3, 5),))
+    program = tracing.trace_program(Net(function), (torch.zeros(2, 3, 3, 5),))
     atoms = Atoms()
     dims = propagate(program, atoms)
     output = next(node for node in program.graph.nodes if node.op == "output")
@@ -150,7 +151,7 @@ def test_an_unknown_operator_refuses_only_what_it_touches() -> None:
 )
 def test_layers_behind(layer: nn.Module, fixed: set[str]) -> None:
     net = Net(torch.relu)
-    program = tracing.export_program(nn.Sequential(net, layer), (torch.zeros(2, 3, 3, 5),))
+    program = tracing.trace_program(nn.Sequential(net, layer), (torch.zeros(2, 3, 3, 5),))
     atoms = Atoms()
     propagate(program, atoms)
     channels = atoms.dims["0.conv.weight", 0]
@@ -160,7 +161,7 @@ def test_layers_behind(layer: nn.Module, fixed: set[str]) -> None:
 
 
 def test_an_input_without_batch_is_refused_not_misread() -> None:
-    program = tracing.export_program(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)), (torch.zeros(3, 5, 5),))
+    program = tracing.trace_program(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)), (torch.zeros(3, 5, 5),))
     atoms = Atoms()
     propagate(program, atoms)
     assert {r.reason for r in atoms.fixed.values()} >= {"its input has no batch dimension"}
@@ -214,7 +215,7 @@ def test_operators_that_write_into_their_input_are_followed(function: Callable[[
     model = redraw(InPlace(function).double(), 0)
     x = (torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
     graph = trace(model, x)
-    assert not any(tracing.writes_in_place(n) and n.users == {} for n in graph.program.graph.nodes)
+    assert not any(writes_in_place(n) and n.users == {} for n in graph.program.graph.nodes)
     dense = masked_output(graph, Plan(structure_hash=graph.structure_hash), model, x)
     with torch.no_grad():
         assert difference(dense, model(*x)) <= 1e-12, "the traced program computes something else"
@@ -223,7 +224,7 @@ def test_operators_that_write_into_their_input_are_followed(function: Callable[[
 
 
 def test_a_tensor_that_python_code_holds_stays_whole() -> None:
-    program = tracing.export_program(Net(lambda x: x * CONSTANT), (torch.zeros(2, 3, 3, 5),))
+    program = tracing.trace_program(Net(lambda x: x * CONSTANT), (torch.zeros(2, 3, 3, 5),))
     atoms = Atoms()
     propagate(program, atoms)
     root = atoms.roots(atoms.dims["conv.weight", 0])[0]
@@ -233,5 +234,5 @@ def test_a_tensor_that_python_code_holds_stays_whole() -> None:
 def test_tracing_leaves_every_module_in_its_mode() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
     model[1].eval()
-    tracing.export_program(model, (torch.zeros(1, 3, 2, 2),))
+    tracing.trace_program(model, (torch.zeros(1, 3, 2, 2),))
     assert [model.training, model[0].training, model[1].training] == [True, True, False]

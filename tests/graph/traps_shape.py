@@ -117,10 +117,10 @@ def channel_shuffle(m: Any, x: Tensor) -> Any:
 
 @trap(
     lambda: {"stem": conv(3, 8), "one": conv(4, 4), "two": conv(4, 4), "head": conv(8, 2)},
-    groups={"stem.weight:0": [(2,), ()], "one.weight:0": [(2,), ()], "two.weight:0": [(2,), ()]},
+    refused="output",
 )
 def channel_shuffle_twice(m: Any, x: Tensor) -> Any:
-    """Halves of a shuffle tie channels 0 and 2, 1 and 3: each further unit halves the number."""
+    """Halves of a shuffle tie channels 0 and 2, 1 and 3, each further unit more: of four channels nothing is left."""
     a, b = m.stem(x).chunk(2, 1)
     a, b = shuffle(torch.cat([a, m.one(b)], 1)).chunk(2, 1)
     return m.head(shuffle(torch.cat([a, m.two(b)], 1)))
@@ -251,11 +251,11 @@ def slice_to_the_end(m: Any, x: Tensor) -> Any:
 
 @trap(
     lambda: {"stem": conv(3, 5), "a": conv(5, 8), "head": conv(6, 2)},
-    groups={"stem.weight:0": 5, "a.weight:0": ()},
+    groups={"stem.weight:0": 5, "a.weight:0": (2,)},
     refused="slice",
 )
 def slice_from_the_start(m: Any, x: Tensor) -> Any:
-    """The first six of eight: with one removed, six reach further."""
+    """The first six of eight: with one removed, six would reach further; the two behind them may go."""
     return m.head(m.a(m.stem(x))[:, :6])
 
 

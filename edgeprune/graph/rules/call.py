@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 
 from edgeprune.graph.atoms import Atoms, no_atoms
+from edgeprune.graph.sizes import Expression
 from edgeprune.graph.structure import Indices, Refusal
 
 Dims: TypeAlias = tuple[Indices, ...]
@@ -19,7 +20,8 @@ Results: TypeAlias = "Dims | list[Dims]"
 class Call:
     """One operator call: `arguments` by name, with tensors as fx nodes; `dims` of every node seen so far.
 
-    `shapes` are those of the outputs, one unless the operator gives several tensors.
+    `shapes` are those of the outputs, one unless the operator gives several tensors. `is_data` tells that the result
+    depends on the model's inputs, not on parameters alone; `sizes` how the code computed the integers of an argument.
     """
 
     operator: str
@@ -30,6 +32,8 @@ class Call:
     dims: Mapping[torch.fx.Node, Any]
     parameters: Mapping[torch.fx.Node, str]
     atoms: Atoms
+    is_data: bool = True
+    sizes: Mapping[str, list[Expression]] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:

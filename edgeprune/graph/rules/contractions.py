@@ -10,6 +10,7 @@ from edgeprune.graph.structure import Indices
 
 INPUT = "its input channels are not prunable"
 BIAS = "its bias is not prunable"
+PARAMETERS = "it computes a parameter from a sum over this dimension"
 BATCHES = "the other operand's batches are not prunable"
 
 
@@ -96,6 +97,9 @@ def matmul(call: Call) -> Results:
 def product(call: Call, a: Dims, b: Dims) -> Dims:
     """Dimensions of a @ b; ties what is summed over."""
     inner = b[-2] if len(b) > 1 else b[0]
+    if not call.is_data:
+        call.fix(a[-1], PARAMETERS)
+        call.fix(inner, PARAMETERS)
     call.unite(a[-1], inner, "the other operand's features are not prunable")
     batches = broadcast_dims(call, a[:-2], b[:-2])
     rows = a[-2:-1] if len(a) > 1 else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeprune.graph.atoms import is_free, no_atoms
 from edgeprune.graph.rules.call import Call, Results, free, rule, unknown
+from edgeprune.graph.sizes import Expression
 from edgeprune.graph.structure import Indices
 
 NOT_BOTH = "the other operand can't be pruned along this dimension"
@@ -84,9 +85,25 @@ def getitem(call: Call) -> Results:
     return outputs if index == 0 else free(call)  # type: ignore[no-any-return]
 
 
+@rule("zeros ones full empty new_zeros new_ones new_full new_empty")
+def uniform(call: Call) -> Results:
+    """One value everywhere. A dimension that the code made as long as another one's has its channels."""
+    sizes = call.sizes.get("size", [])
+    if len(sizes) != len(call.shape):
+        return free(call)
+    return tuple(_as_long_as(call, size, n) for size, n in zip(sizes, call.shape, strict=True))
+
+
+def _as_long_as(call: Call, size: Expression, n: int) -> Indices:
+    if size[0] == "dimension" and not isinstance(call.dims[size[1]], list):
+        dim: Indices = call.dims[size[1]][size[2]]
+        return dim
+    return no_atoms(n)
+
+
 @rule(
-    "arange zeros ones full empty linspace eye rand randn scalar_tensor new_zeros new_ones new_full new_empty "
-    "tril_indices triu_indices logspace randint randperm hann_window new_empty_strided empty_strided sym_size"
+    "arange linspace eye rand randn scalar_tensor tril_indices triu_indices logspace randint randperm hann_window "
+    "new_empty_strided empty_strided sym_size"
 )
 def constant(call: Call) -> Results:
     """Made from numbers."""

@@ -31,7 +31,7 @@ def reduce(call: Call) -> Results:
     over = over or set(range(len(x)))
     reason = REDUCES.get(call.operator, "it reduces a dimension that holds channels")
     for axis in over:
-        if not is_free(x[axis]) and call.operator == "mean" and is_statistic(call.tensors[0], call):
+        if not is_free(x[axis]) and call.operator == "mean" and call.is_data and is_statistic(call.tensors[0]):
             call.atoms.statistics.append(x[axis])
         else:
             call.fix(x[axis], reason)
@@ -41,7 +41,7 @@ def reduce(call: Call) -> Results:
     return outputs if len(outputs) != 1 else outputs[0]
 
 
-def is_statistic(source: torch.fx.Node, call: Call) -> bool:
+def is_statistic(source: torch.fx.Node) -> bool:
     """Whether the mean of this tensor is a norm's: of squares (RMS norm), or one that is only subtracted from it."""
     name = operator_name(source)
     if name in ("pow", "square"):

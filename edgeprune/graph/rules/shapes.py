@@ -197,6 +197,7 @@ def channel_shuffle(call: Call) -> Results:
     """[N, (g c), ...] to [N, (c g), ...]."""
     x, groups = list(call.x), int(call.arguments["groups"])
     outer, inner = call.atoms.divided(x[1], (groups, x[1].shape[1] // groups), call.refusal("it shuffles channels"))
+    call.fix(outer, "it shuffles a given number of groups")
     x[1] = merged([inner, outer])
     return tuple(x)
 
