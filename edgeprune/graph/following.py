@@ -23,6 +23,8 @@ from edgeprune.graph.structure import Attribute, Refusal, SizeRule, Width
 from edgeprune.graph.widths import Widths
 
 PROBES = 3
+UNKNOWN = -(2**31)
+"""A size that depends on which channels are kept, not only on how many."""
 Kept: TypeAlias = Mapping[str, int]
 
 
@@ -94,16 +96,20 @@ class _Solver:
             if own[0] == "attribute" and other[0] == "dimension" and _attribute(own) not in self.attributes:
                 width = self._width(other)
                 if width.groups:
-                    self.attributes[_attribute(own)] = rule_of(width)
+                    self.attributes[_attribute(own)] = rule_of(width, self.dense)
 
     def check(self, equation: Equation) -> None:
         """Refuse the groups of an equation that does not hold at the probes: first of what is expected, then of how
         it is computed."""
         groups = [equation.expected.groups, self.groups_of(equation.expression)]
         for candidates in (*groups, ()):
-            if all(self.value(equation.expression, kept) == equation.expected.at(kept) for kept in self.probes):
+            if all(self._holds(equation, kept) for kept in self.probes):
                 return
             self.refuse(candidates, equation.refusal)
+
+    def _holds(self, equation: Equation, kept: Kept) -> bool:
+        expected = equation.expected.at(kept)
+        return expected != UNKNOWN and self.value(equation.expression, kept) == expected
 
     def check_comparison(self, comparison: Comparison) -> None:
         """The code must take the same way at the probes."""
@@ -136,7 +142,7 @@ class _Solver:
             rule = self.attributes.get(_attribute(expression))
             return rule.at(kept) if rule is not None else int(expression[4])
         if kind == "dimension":
-            return self._width(expression).at(kept)
+            return rule_of(self._width(expression), self.dense).at(kept)
         left, right = (self.value(side, kept) for side in expression[1:])
         if kind in ("//", "%") and right == 0:
             return -1
@@ -151,7 +157,7 @@ class _Solver:
             rule = self.attributes.get(_attribute(expression))
             return rule.groups if rule is not None else ()
         if kind == "dimension":
-            return self._width(expression).groups
+            return rule_of(self._width(expression), self.dense).groups
         return tuple(group for side in expression[1:] for group in self.groups_of(side))
 
     def _width(self, expression: Expression) -> Width:
@@ -166,9 +172,20 @@ def _attribute(expression: Expression) -> Attribute:
     return expression[1], expression[2], expression[3]
 
 
-def rule_of(width: Width) -> SizeRule:
-    """A width as the rule for a size."""
-    return SizeRule(groups=width.groups, at=width.at)
+def rule_of(width: Width, dense: Kept) -> SizeRule:
+    """A width as the rule for a size; `UNKNOWN` where it depends on which channels are kept."""
+    if not width.uneven:
+        return SizeRule(groups=width.groups, at=width.at)
+
+    def at(kept: Kept) -> int:
+        return width.at(dense) if all(kept[group] == dense[group] for group in width.uneven) else UNKNOWN
+
+    return SizeRule(groups=width.uneven, at=at)
+
+
+def negative(rule: SizeRule) -> SizeRule:
+    """Minus a size: a place counted from the end."""
+    return SizeRule(groups=rule.groups, at=lambda kept: -size if (size := rule.at(kept)) != UNKNOWN else UNKNOWN)
 
 
 def quotient(whole: Width, part: Width) -> SizeRule:
@@ -206,7 +223,8 @@ def _equations(node: torch.fx.Node, coupling: Coupling, widths: Widths) -> Itera
 def expected_sizes(node: torch.fx.Node, sizes: Sizes, kept: Kept) -> dict[tuple[str, int], int]:
     """(argument, place in it) to what its integer has to be when the groups keep so many channels."""
     rule = EXPECTED.get(operator_name(node))
-    return {} if rule is None else {place: size.at(kept) for place, size in rule(node, sizes)}
+    found = {} if rule is None else {place: size.at(kept) for place, size in rule(node, sizes)}
+    return {place: size for place, size in found.items() if size != UNKNOWN}
 
 
 def fixed(value: int) -> SizeRule:
@@ -224,6 +242,9 @@ class Sizes:
     channels: Mapping[str, Dims]
     widths: Widths
 
+    def rule(self, width: Width) -> SizeRule:
+        return rule_of(width, self.widths.sizes)
+
     def of(self, node: torch.fx.Node) -> list[Width]:
         return [self.widths.of(dim) for dim in self.channels[node.name]]
 
@@ -238,7 +259,7 @@ def _by_output(node: torch.fx.Node, sizes: Sizes) -> Expected:
     own = sizes.of(node)
     for i, (value, width) in enumerate(zip(given, own[len(own) - len(given) :], strict=True)):
         if value != -1:
-            yield (name, i), rule_of(width)
+            yield (name, i), sizes.rule(width)
 
 
 def _unflatten(node: torch.fx.Node, sizes: Sizes) -> Expected:
@@ -246,7 +267,7 @@ def _unflatten(node: torch.fx.Node, sizes: Sizes) -> Expected:
     axis = int(arguments(node)["dim"]) % (len(own) - len(given) + 1)
     for i, value in enumerate(given):
         if value != -1:
-            yield ("sizes", i), rule_of(own[axis + i])
+            yield ("sizes", i), sizes.rule(own[axis + i])
 
 
 def _split(node: torch.fx.Node, sizes: Sizes) -> Expected:
@@ -258,7 +279,7 @@ def _split(node: torch.fx.Node, sizes: Sizes) -> Expected:
     given = values[name]
     start = 0
     for i, size in enumerate([given] if isinstance(given, int) else given):
-        yield (name, i), rule_of(sizes.part(source, axis, start, start + size))
+        yield (name, i), sizes.rule(sizes.part(source, axis, start, start + size))
         start += size
 
 
@@ -274,10 +295,9 @@ def _slice(node: torch.fx.Node, sizes: Sizes) -> Expected:
         if given is None or given >= size or given == 0:
             continue
         if given > 0:
-            yield (name, 0), rule_of(sizes.part(source, axis, 0, place))
+            yield (name, 0), sizes.rule(sizes.part(source, axis, 0, place))
         else:
-            behind = sizes.part(source, axis, place, size)
-            yield (name, 0), SizeRule(groups=behind.groups, at=lambda kept, behind=behind: -behind.at(kept))  # type: ignore[misc]
+            yield (name, 0), negative(sizes.rule(sizes.part(source, axis, place, size)))
 
 
 def _convolution(node: torch.fx.Node, sizes: Sizes) -> Expected:
@@ -296,7 +316,7 @@ def _transposed(node: torch.fx.Node, sizes: Sizes) -> Expected:
 def _layer_norm(node: torch.fx.Node, sizes: Sizes) -> Expected:
     given = arguments(node)["normalized_shape"]
     for i, width in enumerate(sizes.of(node)[-len(given) :]):
-        yield ("normalized_shape", i), rule_of(width)
+        yield ("normalized_shape", i), sizes.rule(width)
 
 
 def _group_norm(node: torch.fx.Node, sizes: Sizes) -> Expected:

@@ -88,10 +88,13 @@ class Width:
     """The size of one tensor dimension as a function of the groups' widths: fixed + sum of times x product of kept.
 
     A term names one group, or several where every channel of one meets every channel of the others (heads x width).
+    Where the size depends on which channels are kept, not only on how many (behind a slice), `uneven` names all groups
+    that it depends on, and the size is that of the average.
     """
 
     fixed: int = 0
     terms: tuple[tuple[tuple[str, ...], int], ...] = ()
+    uneven: tuple[str, ...] = ()
 
     def at(self, kept: Mapping[str, int]) -> int:
         """Size when group g keeps `kept[g]` channels."""

@@ -22,23 +22,28 @@ class Widths:
     def of(self, channels: Indices) -> Width:
         """The width of a dimension with these channels, int64 [k, size].
 
-        A group that repeats unevenly is counted by its average.
+        A group of which only some channels are there, or some more often, is counted by its average (`uneven`).
         """
         if id(channels) not in self.known:
             self.known[id(channels)] = channels, self._width(channels)
         return self.known[id(channels)][1]
 
     def _width(self, channels: Indices) -> Width:
-        groups = np.sort(self.group_of[channels], axis=0)
-        if (groups == -1).all():
-            return Width(fixed=channels.shape[1])
-        columns, counts = np.unique(groups, axis=1, return_counts=True)
+        order = np.argsort(self.group_of[channels], axis=0, kind="stable")
+        columns, counts = np.unique(np.take_along_axis(channels, order, axis=0), axis=1, return_counts=True)
+        kinds, kind_of = np.unique(self.group_of[columns], axis=1, return_inverse=True)
         terms = []
-        for column, count in zip(columns.T.tolist(), counts.tolist(), strict=True):
-            term = tuple(self.names[i] for i in column if i >= 0)
+        uneven = False
+        for i, kind in enumerate(kinds.T.tolist()):
+            term = tuple(self.names[group] for group in kind if group >= 0)
+            own = counts[kind_of.ravel() == i]
             full = prod(self.sizes[group] for group in term)
-            if term and count >= full:
-                terms.append((term, count // full))
+            if not term:
+                continue
+            uneven = uneven or len(own) != full or len(set(own.tolist())) > 1
+            if own.sum() >= full:
+                terms.append((term, int(own.sum()) // full))
         terms.sort()
         fixed = channels.shape[1] - sum(times * prod(self.sizes[g] for g in term) for term, times in terms)
-        return Width(fixed=fixed, terms=tuple(terms))
+        touched = {self.names[group] for group in np.unique(self.group_of[channels]).tolist() if group >= 0}
+        return Width(fixed=fixed, terms=tuple(terms), uneven=tuple(sorted(touched)) if uneven else ())
