@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from edgeprune.errors import SurgeryError, did_you_mean
 from edgeprune.graph import Block, ModelGraph, trace
@@ -33,21 +34,30 @@ SIZE_ATTRIBUTES = {
 
 
 class ZeroBranch(torch.nn.Module):
-    """Stands where a dropped block ended: zeros of the branch's shape, whatever comes in.
+    """Stands where a dropped block ended: gives what the module there gave, with zeros for its tensors.
 
-    `shape` holds the sizes after the batch dimension.
+    `result` holds a `torch.Size` for every tensor; where the first size is that of the input's first dimension (the
+    batch) it follows it.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, result: Any, batch: int) -> None:
         super().__init__()
-        self.shape = shape
+        self.leaves, self.spec = tree_flatten(result, is_leaf=lambda leaf: isinstance(leaf, torch.Size))
+        self.batch = batch
 
-    def forward(self, x: torch.Tensor, *_: object) -> torch.Tensor:
-        """[N, ...] to zeros of [N, *shape]."""
-        return x.new_zeros((x.shape[0], *self.shape))
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Whatever comes in: zeros."""
+        x = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+
+        def zeros(shape: Any) -> Any:
+            if not isinstance(shape, torch.Size):
+                return shape
+            return x.new_zeros((x.shape[0] if shape[:1] == (self.batch,) else shape[0], *shape[1:]) if shape else ())
+
+        return tree_unflatten([zeros(leaf) for leaf in self.leaves], self.spec)
 
     def extra_repr(self) -> str:
-        return f"shape={self.shape}"
+        return ", ".join(str(tuple(leaf)) for leaf in self.leaves if isinstance(leaf, torch.Size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +156,29 @@ def _drop(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) ->
     New ones: were it to hand its input on, an in-place operator behind it would write into the trunk.
     """
     stays = np.array([*(channel in cut.kept[group] for group, channel in graph.channel_names), True])
+
+    def size(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.shape
+        if not isinstance(value, torch.fx.Node):
+            return value
+        channels = graph.channels.get(value.name)
+        return value.meta["val"].shape if channels is None else torch.Size(
+            int(stays[dim].all(axis=0).sum()) for dim in channels
+        )
+
+    batch = int(graph.nodes[0].shape[0]) if graph.nodes and graph.nodes[0].shape else 1
+    last = {node.name: node for node in graph.program.graph.nodes}
     for name in (block.zero_module, *block.skipped_modules):
         inside = [n for n in graph.nodes if n.name in block.nodes and f"{n.where}.".startswith(f"{name}.")]
-        sizes = [int(stays[channels].all(axis=0).sum()) for channels in graph.channels[inside[-1].name]]
-        module.set_submodule(name, ZeroBranch(tuple(sizes[1:])))
+        result = graph.program.results.get(name, last[inside[-1].name])
+        source = last[inside[0].name].all_input_nodes
+        own = next((shape_of(node)[0] for node in source if shape_of(node)), batch)
+        module.set_submodule(name, ZeroBranch(tree_map(size, result, is_leaf=_is_node), own))
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, torch.fx.Node)
 
 
 def _cut_tensors(module: torch.nn.Module, cut: Cut) -> None:

@@ -65,17 +65,19 @@ def random_plan(graph: ModelGraph, seed: int, *, share: float = 1 / 3, drop: flo
     return Plan(structure_hash=graph.structure_hash, kept=kept, dropped=dropped)
 
 
-def shift_one(plan: Plan, graph: ModelGraph) -> Plan:
+def shift_one(plan: Plan, graph: ModelGraph, which: int = 0) -> Plan:
     """The same plan with one kept channel replaced by a removed one: the negative control.
 
-    Taken from the group with the most members that no dropped block hides, so that the change reaches the output.
+    Taken from the group with the most members that no dropped block hides, so that the change reaches the output; it
+    may be one that a ReLU silences all the same: `which` takes others.
     """
     hidden = {group for block in graph.blocks if block.id in plan.dropped for group in block.inside}
     shown = [g for g in graph.groups if g.id not in hidden and len(plan.kept[g.id]) < (g.first.channels >= 0).sum()]
-    group_id = max(shown, key=lambda g: (len(g.members), g.id)).id
+    ordered = sorted(shown, key=lambda g: (len(g.members), g.id), reverse=True)
+    group_id = ordered[which % len(ordered)].id
     kept = np.unique(graph.group(group_id).first.channels[list(plan.kept[group_id])])
     gone = np.setdiff1d(np.arange(graph.group(group_id).num_channels), kept)
-    moved = np.sort(np.append(kept[kept != kept[0]], gone[0]))
+    moved = np.sort(np.append(kept[kept != kept[which % len(kept)]], gone[which % len(gone)]))
     return Plan(
         structure_hash=plan.structure_hash,
         kept={**plan.kept, group_id: positions_of(graph, group_id, moved)},

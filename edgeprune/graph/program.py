@@ -19,7 +19,8 @@ class Program:
     `parameters`: placeholder name to qualified name, for parameters and buffers and for the tensors that Python code
     of the model holds beside them (`constants`, by that name). A tensor with several names (tied weights) goes by the
     first, as in `Module.named_parameters`. `inputs`: placeholder names of the model's own inputs, in order.
-    `comparisons` are the sizes that Python code compared; `tracer` names what made the trace.
+    `comparisons` are the sizes that Python code compared; `results` what modules return that return no single tensor,
+    by qualified name, with nodes for tensors; `tracer` names what made the trace.
     """
 
     graph: torch.fx.Graph
@@ -28,7 +29,7 @@ class Program:
     inputs: tuple[str, ...]
     comparisons: tuple[Comparison, ...] = ()
     tracer: str = "recording"
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def module(self) -> torch.fx.GraphModule:

@@ -61,6 +61,7 @@ class Recorder(SchemaCheckMode):
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
         self.stack: dict[str, tuple[str, type]] = {}
+        self.results: dict[str, Any] = {}
         self.log: list[Comparison] = []
         self.sizes = SizeMode(self._known, self.log)
         self.first_call: torch.fx.Node | None = None
@@ -137,6 +138,10 @@ class Recorder(SchemaCheckMode):
                 return node
             return None
         return node
+
+    def as_node(self, value: Any) -> Any:
+        """The node that made a tensor; anything else as it is."""
+        return self.nodes.get(id(value), value) if isinstance(value, torch.Tensor) else value
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -215,9 +220,11 @@ class Recorder(SchemaCheckMode):
                 calls[name] = times + 1
                 self.stack[f"{name}#{times}"] = (f"{name}@{times}" if times else name, type(module))
 
-        def leave(module: torch.nn.Module, *_: Any) -> None:
+        def leave(module: torch.nn.Module, _: Any, output: Any) -> None:
             if module in names and self.stack:
                 self.stack.popitem()
+                if not isinstance(output, torch.Tensor):
+                    self.results[names[module]] = output
 
         with ExitStack() as exit_stack:
             exit_stack.callback(hooks.register_module_forward_pre_hook(enter).remove)
@@ -272,6 +279,7 @@ def record(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], *, 
         constants=recorder.constants,
         inputs=names,
         comparisons=tuple(recorder.log),
+        results={name: tree_map(recorder.as_node, value) for name, value in recorder.results.items()},
     )
 
 
