@@ -129,12 +129,17 @@ def exactness(row: Row, model: torch.nn.Module, inputs: Inputs, groups: list[str
     number = 1 if row["parameters"] > FEW_PLANS else PLANS
     if number < PLANS:
         row["notes"].append("float64 on the first plan only")
+    with torch.no_grad():
+        single = outputs_of(model(*inputs))
     model.double()
     inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     errors: list[float] = []
     controls: list[float] = []
     row.update(errors=errors, controls=controls)
     with float64(), torch.no_grad():
+        row["float32_error"] = largest([y.double() for y in single], outputs_of(model(*inputs)))
+        if row["float32_error"] > ONNX_LIMIT / 10:
+            row["notes"].append(f"ill-conditioned: float32 is off by {row['float32_error']:.0e}")
         graph = trace(model, inputs)
         if groups != [group.id for group in graph.groups]:
             row["notes"].append("float64 gives other groups than float32")

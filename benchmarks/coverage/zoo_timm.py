@@ -40,7 +40,7 @@ MODELS: dict[str, tuple[str, int] | tuple[str, int, dict[str, Any]]] = {
     "efficientformer": ("efficientformer_l1", 224),
     "efficientformer_v2": ("efficientformerv2_s0", 64, {"img_size": 64}),
     "efficientnet": ("mobilenetv2_035", 64),
-    "efficientvim": ("efficientvim_m1", 64),
+    "efficientvim": ("efficientvim_m1", 128),
     "efficientvit_mit": ("efficientvit_b0", 96),
     "efficientvit_msra": ("efficientvit_m0", 96, {"img_size": 96}),
     "eva": ("vit_tiny_patch16_dinov3_qkvb", 96, {"img_size": 96}),
