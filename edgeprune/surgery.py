@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -62,10 +63,18 @@ class ZeroBranch(torch.nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Which indices of every tensor stay, and the channels that every group keeps."""
+    """Which indices of every tensor stay, the channels that every group keeps, and whether each channel stays.
+
+    `stays` counts as `ModelGraph.channel_names` does; its last entry answers for -1, an index of no group.
+    """
 
     indices: Mapping[tuple[str, int], Indices]
     kept: Mapping[str, Indices]
+    stays: npt.NDArray[np.bool_]
+
+    def sizes(self, dims: tuple[Indices, ...]) -> tuple[int, ...]:
+        """What is left of dimensions with these channels, int64 [k, size] each."""
+        return tuple(int(self.stays[dim].all(axis=0).sum()) if (dim >= 0).any() else dim.shape[1] for dim in dims)
 
 
 def apply(
@@ -82,16 +91,13 @@ def apply(
     """
     graph = graph or trace(model, example_inputs)
     cut = read_plan(plan, graph)
-    module = copy.deepcopy(model).eval()
-    pruned = Pruned(module=module, plan=plan, example_inputs=example_inputs, origin=weights_hash(model))
-    _cut_tensors(module, cut)
-    _set_attributes(module, graph, cut)
-    _check(pruned, graph, cut)
     dropped = [block for block in graph.blocks if block.id in plan.dropped]
+    module = _cut_copy(model, cut)
+    pruned = Pruned(module=module, plan=plan, example_inputs=example_inputs, origin=weights_hash(model))
+    _set_attributes(module, graph, cut)
     for block in dropped:
         _drop(module, block, graph, cut)
-    if dropped:
-        _record(pruned, graph)
+    _check(pruned, graph, cut, frozenset(n for block in dropped for n in (block.zero_module, *block.skipped_modules)))
     return pruned
 
 
@@ -122,7 +128,8 @@ def read_plan(plan: Plan, graph: ModelGraph) -> Cut:
             mask = masks.setdefault(key, np.ones(len(member.channels), dtype=np.int64))
             mask[np.isin(member.channels, gone)] = 0
     indices = {key: np.flatnonzero(mask).astype(np.int64) for key, mask in masks.items() if not mask.all()}
-    return Cut(indices=indices, kept=kept)
+    parts = [np.isin(np.arange(group.num_channels), kept[group.id]) for group in graph.groups]
+    return Cut(indices=indices, kept=kept, stays=np.concatenate([*parts, np.array([True])]))
 
 
 def _kept_channels(plan: Plan, graph: ModelGraph, group_id: str) -> Indices:
@@ -155,7 +162,6 @@ def _drop(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) ->
 
     New ones: were it to hand its input on, an in-place operator behind it would write into the trunk.
     """
-    stays = np.array([*(channel in cut.kept[group] for group, channel in graph.channel_names), True])
 
     def size(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -163,9 +169,7 @@ def _drop(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) ->
         if not isinstance(value, torch.fx.Node):
             return value
         channels = graph.channels.get(value.name)
-        return value.meta["val"].shape if channels is None else torch.Size(
-            int(stays[dim].all(axis=0).sum()) for dim in channels
-        )
+        return value.meta["val"].shape if channels is None else torch.Size(cut.sizes(channels))
 
     batch = int(graph.nodes[0].shape[0]) if graph.nodes and graph.nodes[0].shape else 1
     last = {node.name: node for node in graph.program.graph.nodes}
@@ -181,21 +185,27 @@ def _is_node(value: Any) -> bool:
     return isinstance(value, torch.fx.Node)
 
 
-def _cut_tensors(module: torch.nn.Module, cut: Cut) -> None:
-    """Replace every cut parameter and buffer, one object for all its names, and the sizes its module repeats."""
-    done: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the old one too: its id must stay its own
-    for path, owner in module.named_modules():
+def _cut_copy(model: torch.nn.Module, cut: Cut) -> torch.nn.Module:
+    """A copy of the model with every cut parameter and buffer replaced, one object for all its names."""
+    memo: dict[int, Any] = {}
+    shapes: list[tuple[str, str, torch.Size]] = []
+    for path, owner in model.named_modules():
         for registry in (owner._parameters, owner._buffers):
-            for name, tensor in list(registry.items()):
+            for name, tensor in registry.items():
                 if tensor is None:
                     continue
-                qualified = f"{path}.{name}" if path else name
-                smaller = done[id(tensor)][1] if id(tensor) in done else _cut(tensor, qualified, cut)
-                if smaller is tensor:
-                    continue
-                done[id(tensor)] = tensor, smaller
-                registry[name] = smaller
-                _resize_attributes(owner, name, tensor.shape, smaller.shape)
+                smaller = memo.get(id(tensor))
+                if smaller is None:
+                    smaller = _cut(tensor, f"{path}.{name}" if path else name, cut)
+                    if smaller is tensor:
+                        continue
+                    memo[id(tensor)] = smaller
+                shapes.append((path, name, tensor.shape))
+    module = copy.deepcopy(model, memo).eval()
+    for path, name, before in shapes:
+        owner = module.get_submodule(path)
+        _resize_attributes(owner, name, before, getattr(owner, name).shape)
+    return module
 
 
 def _cut(tensor: torch.Tensor, qualified: str, cut: Cut) -> torch.Tensor:
@@ -236,35 +246,40 @@ def _set_attributes(module: torch.nn.Module, graph: ModelGraph, cut: Cut) -> Non
             owner.in_channels, owner.out_channels = (first, second) if transposed else (second, first)
 
 
-def _check(pruned: Pruned, graph: ModelGraph, cut: Cut) -> None:
+def _check(pruned: Pruned, graph: ModelGraph, cut: Cut, zeros: frozenset[str]) -> None:
     """The pruned model must call the same operators, on the sizes that the cut leaves and with the same numbers.
 
     A number that is derived from a size in Python (`x * x.shape[1] ** -0.5`) would change with it, and the pruned
-    network would compute something else than the dense one with zeros.
+    network would compute something else than the dense one with zeros. `zeros` are the modules that dropped blocks
+    ended in.
     """
     program = _record(pruned, graph)
-    stays = np.array([*(channel in cut.kept[group] for group, channel in graph.channel_names), True])
     kept = {group: len(channels) for group, channels in cut.kept.items()}
     sizes = Sizes(channels=graph.channels, widths=Widths(graph.groups))
-    dense, own = (
-        [n for n in p.graph.nodes if n.op == "call_function"] for p in (graph.program, program)
-    )
-    for before, after in zip_longest(dense, own):
+    for before, after in zip_longest(*(_calls(p, zeros) for p in (graph.program, program))):
         names = [operator_name(node) if node is not None else "nothing" for node in (before, after)]
         if names[0] != names[1]:
             raise _differs(pruned, after or before, f"calls {names[1]} after pruning, {names[0]} before")
-        expected = tuple(int(stays[dim].all(axis=0).sum()) for dim in graph.channels[before.name])
+        expected = cut.sizes(graph.channels[before.name])
         if shape_of(after) != expected:
             raise _differs(pruned, after, f"gives {names[1]} of shape {shape_of(after)} after pruning, not {expected}")
         _check_sizes(pruned, before, after, sizes, kept)
         numbers = [_numbers(node) for node in (before, after)]
         if numbers[0] != numbers[1]:
-            raise _differs(
-                pruned, after, f"computes with a size that pruning changes: {names[0]}{numbers[0]} before, {numbers[1]} after"
-            )
+            was = f"{names[0]}{numbers[0]} before, {numbers[1]} after"
+            raise _differs(pruned, after, f"computes with a size that pruning changes: {was}")
     found, wanted = ([shape_of(node) for node in p.outputs] for p in (program, graph.program))
     if found != wanted:
         raise SurgeryError(f"{type(pruned.module).__name__} gives {found} after pruning, {wanted} before")
+
+
+def _calls(program: Program, zeros: frozenset[str]) -> Iterator[torch.fx.Node]:
+    """The calls of a program outside the modules that give zeros."""
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            names = [str(value[0]).partition("@")[0] for value in (node.meta.get("nn_module_stack") or {}).values()]
+            if zeros.isdisjoint(names):
+                yield node
 
 
 def _check_sizes(pruned: Pruned, before: Any, after: Any, sizes: Sizes, kept: Mapping[str, int]) -> None:

@@ -205,21 +205,31 @@ def _classes(
     atoms: Atoms, roots: Mapping[Key, Indices]
 ) -> tuple[list[tuple[tuple[Key, ...], list[int]]], tuple[Refusal, ...]]:
     """Classes that may go, by the dimensions they touch and by what they share columns with; and what may not go."""
-    touched: dict[int, list[Key]] = defaultdict(list)
-    partners: dict[int, set[int]] = defaultdict(set)
+    signature = np.zeros(atoms.count, dtype=np.uint64)
+    random = np.random.default_rng(0)
+    present: dict[Key, Indices] = {}
+    pairs: list[Indices] = []
     for key in sorted(roots):
-        for root in np.unique(roots[key]).tolist():
-            if root != FREE:
-                touched[root].append(key)
-        if len(roots[key]) > 1:
-            _note_partners(roots[key], partners)
-    by_keys: dict[tuple[Key, ...], list[int]] = defaultdict(list)
-    for root, keys in touched.items():
-        if atoms.must_stay(root) is None and any(atoms.roles.get(key) == "producer" for key in keys):
-            by_keys[tuple(keys)].append(root)
+        rows = roots[key]
+        own = np.unique(rows)
+        present[key] = own = own[own != FREE]
+        signature[own] += random.integers(1, 2**63, dtype=np.uint64)
+        if len(rows) > 1:
+            pairs += [rows[[i, j]] for i in range(len(rows)) for j in range(i + 1, len(rows))]
+    keys_of: dict[int, list[Key]] = defaultdict(list)
+    roots_of: dict[int, Indices] = {}
+    for key, own in present.items():
+        for number in np.unique(signature[own]).tolist():
+            keys_of[number].append(key)
+            if number not in roots_of:
+                roots_of[number] = own[signature[own] == number]
+    partners = _partners(pairs)
     classes = []
-    for keys in sorted(by_keys):
-        classes += [(keys, members) for members in _apart(by_keys[keys], partners)]
+    for number, keys in sorted(keys_of.items(), key=lambda item: item[1]):
+        if any(atoms.roles.get(key) == "producer" for key in keys):
+            own = roots_of[number]
+            members = own[atoms.reason[own] < 0].tolist()
+            classes += [(tuple(keys), part) for part in _apart(members, partners)]
     return classes, _refused(atoms)
 
 
@@ -234,18 +244,22 @@ def _refused(atoms: Atoms) -> tuple[Refusal, ...]:
     return tuple(refused)
 
 
-def _note_partners(rows: Indices, partners: dict[int, set[int]]) -> None:
-    for i in range(len(rows)):
-        for j in range(i + 1, len(rows)):
-            pairs = np.unique(rows[[i, j]], axis=1)
-            for a, b in pairs.T.tolist():
-                if a != FREE and b != FREE:
-                    partners[a].add(b)
-                    partners[b].add(a)
+def _partners(pairs: list[Indices]) -> dict[int, set[int]]:
+    """Atoms that meet in a column."""
+    partners: dict[int, set[int]] = defaultdict(set)
+    if pairs:
+        together = np.concatenate(pairs, axis=1)
+        together = np.unique(together[:, (together != FREE).all(axis=0)], axis=1)
+        for a, b in together.T.tolist():
+            partners[a].add(b)
+            partners[b].add(a)
+    return partners
 
 
 def _apart(members: list[int], partners: Mapping[int, set[int]]) -> list[list[int]]:
     """Two factors of one product are different groups, also where they touch the same dimensions."""
+    if not members or not partners or partners.keys().isdisjoint(members):
+        return [members] if members else []
     parts: list[list[int]] = []
     for root in sorted(members):
         own = partners.get(root, set())

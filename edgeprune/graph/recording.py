@@ -252,14 +252,14 @@ def record(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], *, 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     recorder = Recorder(_constants(model))
-    tensors = {name: fake.from_tensor(tensor) for name, tensor in named.items()}
+    tensors = {name: _fake(fake, tensor) for name, tensor in named.items()}
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_without_fast_attention())
         for i, (name, tensor) in enumerate(tensors.items()):
             node = recorder.placeholder(f"p_{i}", tensor)
             recorder.parameters[node.name] = name
-        inputs = tuple(fake.from_tensor(value) for value in example_inputs)
+        inputs = tuple(_fake(fake, value) for value in example_inputs)
         names = tuple(recorder.placeholder(f"x_{i}", value).name for i, value in enumerate(inputs))
         if sized:
             stack.enter_context(sized_attributes(model, recorder.log))
@@ -281,6 +281,14 @@ def record(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], *, 
         comparisons=tuple(recorder.log),
         results={name: tree_map(recorder.as_node, value) for name, value in recorder.results.items()},
     )
+
+
+def _fake(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of that shape, layout, type and device without elements."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return mode.from_tensor(tensor)
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return FakeTensor(mode, empty, tensor.device)
 
 
 def _constants(model: torch.nn.Module) -> dict[int, tuple[str, torch.Tensor]]:

@@ -99,23 +99,28 @@ def test_depthwise_filters_follow_their_channels() -> None:
         b=nn.Conv2d(4, 8, 3, groups=4, bias=False),
         c=nn.Conv2d(8, 2, 1),
     )
-    (group,) = graph.groups
-    assert members(group) == {"a.weight:0": "producer", "b.weight:0": "per_channel", "c.weight:1": "consumer"}
+    group, multiplier = graph.groups
+    assert members(group) == {"a.weight:0": "producer", "b.weight:0": "producer", "c.weight:1": "consumer"}
     assert channels(group, "a.weight", 0) == [0, 1, 2, 3]
     assert channels(group, "b.weight", 0) == channels(group, "c.weight", 1) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert channels(multiplier, "b.weight", 0) == [0, 1, 0, 1, 0, 1, 0, 1], "one of the two filters of every channel"
 
 
-def test_of_a_grouped_convolution_whole_groups_go() -> None:
+def test_a_grouped_convolution_loses_whole_groups_or_channels_of_each() -> None:
     graph = graph_of(
         lambda m, x: m["c"](m["b"](m["a"](x))),
         a=nn.Conv2d(3, 6, 1, bias=False),
         b=nn.Conv2d(6, 3, 3, groups=3, bias=False),
         c=nn.Conv2d(3, 2, 1),
     )
-    (group,) = graph.groups
-    assert group.num_channels == 3
+    group, within = graph.groups
     assert channels(group, "a.weight", 0) == [0, 0, 1, 1, 2, 2]
     assert channels(group, "b.weight", 0) == channels(group, "c.weight", 1) == [0, 1, 2]
+    assert channels(within, "a.weight", 0) == [0, 1, 0, 1, 0, 1]
+    assert channels(within, "b.weight", 1) == [0, 1]
+    width = next(n for n in graph.nodes if n.operator == "conv2d").widths[1]
+    assert width.terms == (((group.id, within.id), 1),)
+    assert width.at({group.id: 2, within.id: 1}) == 2
 
 
 def test_concatenation_puts_groups_side_by_side() -> None:
@@ -130,7 +135,7 @@ def test_concatenation_puts_groups_side_by_side() -> None:
     assert channels(a, "c.weight", 1) == [0, 1, -1, -1, -1]
     assert channels(b, "c.weight", 1) == [-1, -1, 0, 1, 2]
     node = next(n for n in graph.nodes if n.operator == "cat")
-    assert node.widths[1].terms == ((a.id, 1), (b.id, 1))
+    assert node.widths[1].terms == (((a.id,), 1), ((b.id,), 1))
     assert node.widths[1].at({a.id: 1, b.id: 3}) == 4
 
 
@@ -177,7 +182,7 @@ def test_flattening_repeats_a_channel_once_a_position() -> None:
     (group,) = graph.groups
     assert channels(group, "head.weight", 1) == [0, 0, 0, 0, 1, 1, 1, 1]
     node = next(n for n in graph.nodes if n.operator == "flatten")
-    assert node.widths[1].terms == ((group.id, 4),)
+    assert node.widths[1].terms == (((group.id,), 4),)
 
 
 def test_a_layer_called_twice_has_one_width() -> None:
@@ -238,17 +243,29 @@ def test_the_structure_hash_is_stable_and_sensitive() -> None:
     assert len({reference, hashed(chain(6)), hashed(chain(4, norm=False)), hashed(chain(4), dtype=torch.float64)}) == 4
 
 
-def test_a_number_that_python_computes_from_a_size_is_caught() -> None:
-    """It runs after pruning, and would give something else than the dense network with zeros."""
+def test_a_number_that_python_computes_from_a_size_is_refused() -> None:
+    """It would run after pruning, and give something else than the dense network with zeros."""
     net = Net(
         lambda m, x: m["b"](torch.relu(m["a"](x)) * m["b"].get_parameter("weight").shape[1] ** -0.5),
+        a=nn.Conv2d(3, 4, 1, bias=False),
+        b=nn.Conv2d(4, 2, 1),
+    )
+    with pytest.raises(RefusedError) as caught:
+        trace(net, (torch.randn(1, 3, 4, 4),))
+    assert any("test_coupling.py" in reason and "computes by this size" in reason for reason in caught.value.reasons)
+
+
+def test_a_number_that_only_apply_sees_is_caught() -> None:
+    """`len` gives a plain integer, which no trace can follow."""
+    net = Net(
+        lambda m, x: m["b"](torch.relu(m["a"](x)) * len(m["a"].get_parameter("weight")) ** -0.5),
         a=nn.Conv2d(3, 4, 1, bias=False),
         b=nn.Conv2d(4, 2, 1),
     )
     x = (torch.randn(1, 3, 4, 4),)
     graph = trace(net, x)
     plan = Plan(structure_hash=graph.structure_hash, kept={graph.groups[0].id: (0,)})
-    with pytest.raises(SurgeryError, match=r"mul.Tensor\(other=0.5\) before, mul.Tensor\(other=1.0\) after"):
+    with pytest.raises(SurgeryError, match=r"computes with a size that pruning changes: mul\[0.5\] before, \[1.0\] after"):
         apply(plan, net, x, graph=graph)
 
 
