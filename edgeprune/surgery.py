@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -38,22 +38,25 @@ class ZeroBranch(torch.nn.Module):
     """Stands where a dropped block ended: gives what the module there gave, with zeros for its tensors.
 
     `result` holds a `torch.Size` for every tensor; where the first size is that of the input's first dimension (the
-    batch) it follows it.
+    batch) it follows it. `zero` gives their type and device.
     """
 
-    def __init__(self, result: Any, batch: int) -> None:
+    def __init__(self, result: Any, batch: int, zero: torch.Tensor) -> None:
         super().__init__()
         self.leaves, self.spec = tree_flatten(result, is_leaf=lambda leaf: isinstance(leaf, torch.Size))
         self.batch = batch
+        self.zero: torch.Tensor
+        self.register_buffer("zero", zero.new_zeros(()), persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Whatever comes in: zeros."""
-        x = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+        x = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()), None)
 
         def zeros(shape: Any) -> Any:
             if not isinstance(shape, torch.Size):
                 return shape
-            return x.new_zeros((x.shape[0] if shape[:1] == (self.batch,) else shape[0], *shape[1:]) if shape else ())
+            follows = x is not None and shape[:1] == (self.batch,)
+            return self.zero.new_zeros((x.shape[0], *shape[1:]) if follows else shape)
 
         return tree_unflatten([zeros(leaf) for leaf in self.leaves], self.spec)
 
@@ -95,9 +98,11 @@ def apply(
     module = _cut_copy(model, cut)
     pruned = Pruned(module=module, plan=plan, example_inputs=example_inputs, origin=weights_hash(model))
     _set_attributes(module, graph, cut)
+    _check(pruned, graph, cut)
     for block in dropped:
         _drop(module, block, graph, cut)
-    _check(pruned, graph, cut, frozenset(n for block in dropped for n in (block.zero_module, *block.skipped_modules)))
+    if dropped:
+        _record(pruned, graph)
     return pruned
 
 
@@ -172,13 +177,14 @@ def _drop(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) ->
         return value.meta["val"].shape if channels is None else torch.Size(cut.sizes(channels))
 
     batch = int(graph.nodes[0].shape[0]) if graph.nodes and graph.nodes[0].shape else 1
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     last = {node.name: node for node in graph.program.graph.nodes}
     for name in (block.zero_module, *block.skipped_modules):
         inside = [n for n in graph.nodes if n.name in block.nodes and f"{n.where}.".startswith(f"{name}.")]
         result = graph.program.results.get(name, last[inside[-1].name])
         source = last[inside[0].name].all_input_nodes
         own = next((shape_of(node)[0] for node in source if shape_of(node)), batch)
-        module.set_submodule(name, ZeroBranch(tree_map(size, result, is_leaf=_is_node), own))
+        module.set_submodule(name, ZeroBranch(tree_map(size, result, is_leaf=_is_node), own, like))
 
 
 def _is_node(value: Any) -> bool:
@@ -246,17 +252,16 @@ def _set_attributes(module: torch.nn.Module, graph: ModelGraph, cut: Cut) -> Non
             owner.in_channels, owner.out_channels = (first, second) if transposed else (second, first)
 
 
-def _check(pruned: Pruned, graph: ModelGraph, cut: Cut, zeros: frozenset[str]) -> None:
+def _check(pruned: Pruned, graph: ModelGraph, cut: Cut) -> None:
     """The pruned model must call the same operators, on the sizes that the cut leaves and with the same numbers.
 
     A number that is derived from a size in Python (`x * x.shape[1] ** -0.5`) would change with it, and the pruned
-    network would compute something else than the dense one with zeros. `zeros` are the modules that dropped blocks
-    ended in.
+    network would compute something else than the dense one with zeros.
     """
     program = _record(pruned, graph)
     kept = {group: len(channels) for group, channels in cut.kept.items()}
     sizes = Sizes(channels=graph.channels, widths=Widths(graph.groups))
-    for before, after in zip_longest(*(_calls(p, zeros) for p in (graph.program, program))):
+    for before, after in zip_longest(_calls(graph.program), _calls(program)):
         names = [operator_name(node) if node is not None else "nothing" for node in (before, after)]
         if names[0] != names[1]:
             raise _differs(pruned, after or before, f"calls {names[1]} after pruning, {names[0]} before")
@@ -273,13 +278,8 @@ def _check(pruned: Pruned, graph: ModelGraph, cut: Cut, zeros: frozenset[str]) -
         raise SurgeryError(f"{type(pruned.module).__name__} gives {found} after pruning, {wanted} before")
 
 
-def _calls(program: Program, zeros: frozenset[str]) -> Iterator[torch.fx.Node]:
-    """The calls of a program outside the modules that give zeros."""
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            names = [str(value[0]).partition("@")[0] for value in (node.meta.get("nn_module_stack") or {}).values()]
-            if zeros.isdisjoint(names):
-                yield node
+def _calls(program: Program) -> list[torch.fx.Node]:
+    return [node for node in program.graph.nodes if node.op == "call_function"]
 
 
 def _check_sizes(pruned: Pruned, before: Any, after: Any, sizes: Sizes, kept: Mapping[str, int]) -> None:
