@@ -235,13 +235,13 @@ def _classes(
 
 def _refused(atoms: Atoms) -> tuple[Refusal, ...]:
     """Why what a contraction produces must stay, where it must, each reason once."""
-    refused: dict[Refusal, None] = {}
+    refused: dict[int, None] = {}
     for key in sorted(key for key, role in atoms.roles.items() if role == "producer"):
-        for root in np.unique(atoms.roots(atoms.dims[key], whole=True)).tolist():
-            refusal = atoms.must_stay(root) if root != FREE else None
-            if refusal is not None:
-                refused.setdefault(refusal)
-    return tuple(refused)
+        rows = atoms.roots(atoms.dims[key], whole=True)
+        for number in np.unique(atoms.reason[rows[rows != FREE]]).tolist():
+            if number >= 0:
+                refused.setdefault(number)
+    return tuple(atoms.refusals[number] for number in refused)
 
 
 def _partners(pairs: list[Indices]) -> dict[int, set[int]]:

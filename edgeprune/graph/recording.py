@@ -256,6 +256,7 @@ def record(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], *, 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_without_fast_attention())
+        stack.enter_context(_unchanged(model))
         for i, (name, tensor) in enumerate(tensors.items()):
             node = recorder.placeholder(f"p_{i}", tensor)
             recorder.parameters[node.name] = name
@@ -281,6 +282,22 @@ def record(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], *, 
         comparisons=tuple(recorder.log),
         results={name: tree_map(recorder.as_node, value) for name, value in recorder.results.items()},
     )
+
+
+@contextmanager
+def _unchanged(model: torch.nn.Module) -> Iterator[None]:
+    """Whatever the forward keeps in modules (caches) is taken out again: it would be fake."""
+    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    held = [(v, type(v)(v)) for _, values in before for v in values.values() if type(v) in (dict, list)]
+    try:
+        yield
+    finally:
+        for now, values in before:
+            now.clear()
+            now.update(values)
+        for now, values in held:
+            now.clear()
+            now.update(values) if isinstance(now, dict) else now.extend(values)
 
 
 def _fake(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:

@@ -232,8 +232,8 @@ def test_modules_of_a_dropped_branch_keep_their_shapes() -> None:
     model, x, graph = example(Around(Widening()))
     pruned = apply(Plan(structure_hash=graph.structure_hash, dropped=(block.id,)), model, x, graph=graph).module
     wide, end = pruned.get_submodule("body.wide"), pruned.get_submodule("body.f")
-    assert isinstance(wide, ZeroBranch) and wide.leaves == [torch.Size((1, 12, 6, 6))]
-    assert isinstance(end, ZeroBranch) and end.leaves == [torch.Size((1, 8, 6, 6))]
+    assert isinstance(wide, ZeroBranch) and wide.leaves == [torch.Size((2, 12, 6, 6))]
+    assert isinstance(end, ZeroBranch) and end.leaves == [torch.Size((2, 8, 6, 6))]
 
 
 class SharedBody(nn.Module):
