@@ -16,10 +16,12 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.nn.modules import module as hooks
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from edgeprune.graph.program import Program, writes_in_place
+from edgeprune.graph.shortcuts import shape_without_running, writes_same_shape
 from edgeprune.graph.sizes import Comparison, SizeMode, integers, match, sized_attributes
 
 aten = torch.ops.aten
@@ -49,8 +51,9 @@ class _View:
 class Recorder(SchemaCheckMode):
     """Writes operators into `graph`. A `SchemaCheckMode` only because torch lets no other user mode in this place."""
 
-    def __init__(self, constants: dict[int, tuple[str, torch.Tensor]]) -> None:
+    def __init__(self, mode: FakeTensorMode, constants: dict[int, tuple[str, torch.Tensor]]) -> None:
         TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
+        self.mode = mode
         self.graph = torch.fx.Graph()
         self.nodes: dict[int, torch.fx.Node] = {}
         self.made: dict[int, torch.fx.Node] = {}  # by memory: torch hands out what it makes under another identity
@@ -88,7 +91,7 @@ class Recorder(SchemaCheckMode):
             raise NotRecorded(f"{func} is no ATen operator")
         if func.namespace == "prim" or func is aten._assert_async.default:
             return func(*args, **kwargs)
-        out = func(*args, **kwargs)
+        out = self._output(func, args, kwargs)
         node = self._call(func, args, kwargs, out)
         node.meta["source"] = self.sizes.source
         reached = list(integers((args, kwargs)))
@@ -96,6 +99,16 @@ class Recorder(SchemaCheckMode):
             node.meta["sizes"] = match(self.sizes.integers, reached)
         self._assign(func, args, kwargs, out, node)
         return out
+
+    def _output(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if writes_same_shape(func, args, kwargs):
+            return args[0]
+        shape = shape_without_running(func, args, kwargs)
+        if shape is None:
+            return func(*args, **kwargs)
+        x = args[0]
+        with no_dispatch():
+            return FakeTensor(self.mode, torch.empty(shape, dtype=x.dtype, device="meta"), x.device)
 
     def _call(self, func: Any, args: Any, kwargs: Any, out: Any) -> torch.fx.Node:
         new_args = tree_map(self._argument, tuple(args))
@@ -251,7 +264,7 @@ def record(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], *, 
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    recorder = Recorder(_constants(model))
+    recorder = Recorder(fake, _constants(model))
     tensors = {name: _fake(fake, tensor) for name, tensor in named.items()}
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
