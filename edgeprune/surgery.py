@@ -223,8 +223,8 @@ def _cut(tensor: torch.Tensor, qualified: str, cut: Cut) -> torch.Tensor:
     if smaller.shape == tensor.shape:
         return tensor
     if isinstance(tensor, torch.nn.Parameter):
-        return torch.nn.Parameter(smaller.clone(), requires_grad=tensor.requires_grad)
-    return smaller.clone()
+        return torch.nn.Parameter(smaller, requires_grad=tensor.requires_grad)
+    return smaller
 
 
 def _resize_attributes(owner: torch.nn.Module, name: str, before: torch.Size, after: torch.Size) -> None:

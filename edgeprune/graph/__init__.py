@@ -69,7 +69,6 @@ def analyse(program: Program) -> ModelGraph:
         blocks=find_blocks(program, coupling.groups),
         refused=coupling.refused,
         channels=coupling.channels,
-        channel_names=coupling.channel_names,
         parameter_shapes=shapes,
         parameter_dtypes=dtypes,
         prunable_macs_share=macs_share,

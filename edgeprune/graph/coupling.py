@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 import torch
 
-from edgeprune.graph.atoms import FREE, Atoms, no_atoms
+from edgeprune.graph.atoms import FREE, Atoms, is_free, no_atoms
 from edgeprune.graph.program import Program, arguments, integer_slots, module_name, operator_name, shape_of
 from edgeprune.graph.rules import RULES, Call, Dims, unknown
 from edgeprune.graph.sizes import Expression
@@ -26,14 +26,13 @@ Key = tuple[str, int]
 class Coupling:
     """Groups and refusals, and for every node and dimension the channels of each index, int64 [k, size] (-1: none).
 
-    A channel number counts through `channel_names`, pairs of group id and channel within the group. `roots` are the
-    atoms of every group, int64 [1, channels].
+    A channel's number counts through the groups in their order. `roots` are the atoms of every group, int64
+    [1, channels].
     """
 
     groups: tuple[Group, ...]
     refused: tuple[Refusal, ...]
     channels: Mapping[str, Dims]
-    channel_names: tuple[tuple[str, int], ...]
     roots: Mapping[str, Indices]
 
 
@@ -109,28 +108,25 @@ def _keep_outputs(node: torch.fx.Node, dims: Mapping[torch.fx.Node, Dims], atoms
 
 def read_groups(atoms: Atoms, dims: Mapping[torch.fx.Node, Dims]) -> Coupling:
     """Groups from what is known of the atoms: classes that touch the same parameter dimensions form one."""
-    groups, refused, number = _groups(atoms)
-    names = tuple((group.id, channel) for group in groups for channel in range(group.num_channels))
+    groups, refused, ordered = _groups(atoms)
     table = np.full(atoms.count + 1, FREE, dtype=np.int64)
-    for root, channel in number.items():
-        table[root] = channel
+    every = np.concatenate([np.zeros(0, dtype=np.int64), *ordered])
+    table[every] = np.arange(len(every))
     found: dict[int, Indices] = {}
     kept = []
 
     def channels(dim: Indices) -> Indices:
         if id(dim) not in found:
             kept.append(dim)
-            found[id(dim)] = _without_empty(table[atoms.roots(dim)])
+            found[id(dim)] = dim[:1] if is_free(dim) else _without_empty(table[atoms.roots(dim)])
         return found[id(dim)]
 
     of_nodes = {
-        node.name: tuple(channels(dim) for dim in (of_node[0] if isinstance(of_node, list) else of_node))
+        node.name: tuple(map(channels, of_node[0] if isinstance(of_node, list) else of_node))
         for node, of_node in dims.items()
     }
-    ordered = np.fromiter(number, dtype=np.int64, count=len(number))
-    starts = np.cumsum([0, *(group.num_channels for group in groups)])
-    of_groups = {g.id: ordered[None, a:b] for g, a, b in zip(groups, starts, starts[1:], strict=False)}
-    return Coupling(groups=groups, refused=refused, channels=of_nodes, channel_names=names, roots=of_groups)
+    roots = {group.id: own[None] for group, own in zip(groups, ordered, strict=True)}
+    return Coupling(groups=groups, refused=refused, channels=of_nodes, roots=roots)
 
 
 def _without_empty(rows: Indices) -> Indices:
@@ -139,8 +135,8 @@ def _without_empty(rows: Indices) -> Indices:
     return rows[used]
 
 
-def _groups(atoms: Atoms) -> tuple[tuple[Group, ...], tuple[Refusal, ...], dict[int, int]]:
-    """Groups, refusals, and the channel number of each class.
+def _groups(atoms: Atoms) -> tuple[tuple[Group, ...], tuple[Refusal, ...], list[Indices]]:
+    """Groups, refusals, and for each group the representatives of its channels in order.
 
     A group is named by its smallest dimension that no group before it is named by: behind a concatenation, and for
     the two factors of a product, they share the smallest.
@@ -150,27 +146,29 @@ def _groups(atoms: Atoms) -> tuple[tuple[Group, ...], tuple[Refusal, ...], dict[
         classes, refused = _classes(atoms, roots)
         if not _fix_torn_products(atoms, roots, classes):
             break
-    statistics = {root for dim in atoms.statistics for root in np.unique(atoms.roots(dim)).tolist()}
+    statistics = [np.unique(atoms.roots(dim)) for dim in atoms.statistics]
+    changing = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *statistics]))
     groups: list[Group] = []
-    number: dict[int, int] = {}
+    ordered: list[Indices] = []
+    table = np.full(atoms.count + 1, FREE, dtype=np.int64)
     taken: dict[str, int] = {}
     for keys, members in classes:
-        own = set(members)
-        if len(own) < 2:  # a single channel can't shrink
+        if len(members) < 2:  # a single channel can't shrink
             continue
         naming = next((key for key in keys if _name(key) not in taken), keys[0])
         times = taken[_name(naming)] = taken.get(_name(naming), 0) + 1
-        present = [root for row in roots[naming].T.tolist() for root in row]
-        order = [root for root in dict.fromkeys(present) if root in own]
-        start = len(number)
-        number.update({root: start + i for i, root in enumerate(order)})
+        along = roots[naming].T.ravel()
+        present, first = np.unique(along[np.isin(along, members)], return_index=True)
+        order = present[np.argsort(first)]
         group_id = _name(naming) if times == 1 else f"{_name(naming)}#{times}"
-        groups.append(_group(group_id, keys, order, roots, atoms, changes_statistics=bool(own & statistics)))
-    return tuple(groups), refused, number
+        changes = bool(np.isin(order, changing).any())
+        groups.append(_group(group_id, keys, order, roots, atoms.roles, table, changes_statistics=changes))
+        ordered.append(order)
+    return tuple(groups), refused, ordered
 
 
 def _fix_torn_products(
-    atoms: Atoms, roots: Mapping[Key, Indices], classes: list[tuple[tuple[Key, ...], list[int]]]
+    atoms: Atoms, roots: Mapping[Key, Indices], classes: list[tuple[tuple[Key, ...], Indices]]
 ) -> bool:
     """Where two groups meet, each channel of one must meet each of the other: else one of them has to stay.
 
@@ -178,7 +176,7 @@ def _fix_torn_products(
     """
     table = np.full(atoms.count + 1, FREE, dtype=np.int64)
     for number, (_, members) in enumerate(classes):
-        table[np.array(members)] = number
+        table[members] = number
     torn = False
     for (name, _), rows in sorted(roots.items()):
         if len(rows) < 2:
@@ -192,7 +190,7 @@ def _fix_torn_products(
             if len(meeting) > 1 and count != prod(len(classes[number][1]) for number in meeting):
                 smallest = min(meeting, key=lambda number: (len(classes[number][1]), number))
                 reason = "its channels meet those of another group only in part"
-                atoms.fix(np.array([classes[smallest][1]]), Refusal(operator="group", where=name, reason=reason))
+                atoms.fix(classes[smallest][1][None], Refusal(operator="group", where=name, reason=reason))
                 torn = True
     return torn
 
@@ -203,7 +201,7 @@ def _name(key: Key) -> str:
 
 def _classes(
     atoms: Atoms, roots: Mapping[Key, Indices]
-) -> tuple[list[tuple[tuple[Key, ...], list[int]]], tuple[Refusal, ...]]:
+) -> tuple[list[tuple[tuple[Key, ...], Indices]], tuple[Refusal, ...]]:
     """Classes that may go, by the dimensions they touch and by what they share columns with; and what may not go."""
     signature = np.zeros(atoms.count, dtype=np.uint64)
     random = np.random.default_rng(0)
@@ -228,7 +226,7 @@ def _classes(
     for number, keys in sorted(keys_of.items(), key=lambda item: item[1]):
         if any(atoms.roles.get(key) == "producer" for key in keys):
             own = roots_of[number]
-            members = own[atoms.reason[own] < 0].tolist()
+            members = own[atoms.reason[own] < 0]
             classes += [(tuple(keys), part) for part in _apart(members, partners)]
     return classes, _refused(atoms)
 
@@ -256,41 +254,45 @@ def _partners(pairs: list[Indices]) -> dict[int, set[int]]:
     return partners
 
 
-def _apart(members: list[int], partners: Mapping[int, set[int]]) -> list[list[int]]:
+def _apart(members: Indices, partners: Mapping[int, set[int]]) -> list[Indices]:
     """Two factors of one product are different groups, also where they touch the same dimensions."""
-    if not members or not partners or partners.keys().isdisjoint(members):
-        return [members] if members else []
+    if not len(members):
+        return []
+    if not partners or partners.keys().isdisjoint(members.tolist()):
+        return [members]
     parts: list[list[int]] = []
-    for root in sorted(members):
+    for root in members.tolist():
         own = partners.get(root, set())
         part = next((part for part in parts if own.isdisjoint(part)), None)
         if part is None:
             parts.append([root])
         else:
             part.append(root)
-    return parts
+    return [np.array(part, dtype=np.int64) for part in parts]
 
 
 def _group(
     group_id: str,
     keys: tuple[Key, ...],
-    order: list[int],
+    order: Indices,
     roots: Mapping[Key, Indices],
-    atoms: Atoms,
+    roles: Mapping[Key, str],
+    table: Indices,
     *,
     changes_statistics: bool,
 ) -> Group:
-    table = np.full(atoms.count + 1, FREE, dtype=np.int64)
-    table[np.array(order)] = np.arange(len(order))
+    """`table` is -1 for every atom, and again afterwards."""
+    table[order] = np.arange(len(order))
     members = tuple(
         Member(
             parameter=name,
             dim=dim,
             channels=table[roots[name, dim]].max(axis=0),
-            role=atoms.roles.get((name, dim), "per_channel"),
+            role=roles.get((name, dim), "per_channel"),
         )
         for name, dim in keys
     )
+    table[order] = FREE
     return Group(id=group_id, num_channels=len(order), members=members, changes_statistics=changes_statistics)
 
 

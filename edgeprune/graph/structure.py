@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any, TypeAlias
 
@@ -150,7 +151,6 @@ class ModelGraph:
     blocks: tuple[Block, ...]
     refused: tuple[Refusal, ...]
     channels: Mapping[str, tuple[Indices, ...]]
-    channel_names: tuple[tuple[str, int], ...]
     parameter_shapes: Mapping[str, tuple[int, ...]]
     parameter_dtypes: Mapping[str, str]
     prunable_macs_share: float
@@ -161,6 +161,11 @@ class ModelGraph:
     def group(self, group_id: str) -> Group:
         """The group of that id; `KeyError` if there is none."""
         return {g.id: g for g in self.groups}[group_id]
+
+    @cached_property
+    def channel_names(self) -> tuple[tuple[str, int], ...]:
+        """Group id and channel within the group, by the numbers that `channels` holds."""
+        return tuple((group.id, channel) for group in self.groups for channel in range(group.num_channels))
 
     @property
     def dense_widths(self) -> dict[str, int]:

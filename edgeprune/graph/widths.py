@@ -29,21 +29,45 @@ class Widths:
         return self.known[id(channels)][1]
 
     def _width(self, channels: Indices) -> Width:
-        order = np.argsort(self.group_of[channels], axis=0, kind="stable")
-        columns, counts = np.unique(np.take_along_axis(channels, order, axis=0), axis=1, return_counts=True)
-        kinds, kind_of = np.unique(self.group_of[columns], axis=1, return_inverse=True)
+        size = channels.shape[1]
+        if len(channels) == 1 and (channels[0] < 0).all():
+            return Width(fixed=size)
+        kinds = self._kinds(channels)
         terms = []
         uneven = False
-        for i, kind in enumerate(kinds.T.tolist()):
-            term = tuple(self.names[group] for group in kind if group >= 0)
-            own = counts[kind_of.ravel() == i]
+        for kind, own in kinds.items():
+            term = tuple(self.names[group] for group in kind)
             full = prod(self.sizes[group] for group in term)
-            if not term:
-                continue
-            uneven = uneven or len(own) != full or len(set(own.tolist())) > 1
-            if own.sum() >= full:
-                terms.append((term, int(own.sum()) // full))
+            total = int(own.sum())
+            uneven = uneven or len(own) != full or bool((own != own[0]).any())
+            if total >= full:
+                terms.append((term, total // full))
         terms.sort()
-        fixed = channels.shape[1] - sum(times * prod(self.sizes[g] for g in term) for term, times in terms)
-        touched = {self.names[group] for group in np.unique(self.group_of[channels]).tolist() if group >= 0}
+        fixed = size - sum(times * prod(self.sizes[g] for g in term) for term, times in terms)
+        touched = {self.names[group] for kind in kinds for group in kind}
         return Width(fixed=fixed, terms=tuple(terms), uneven=tuple(sorted(touched)) if uneven else ())
+
+    def _kinds(self, channels: Indices) -> dict[tuple[int, ...], Indices]:
+        """Groups that meet in columns, to how often each of their channels (or pairs of channels) is there."""
+        base = len(self.group_of)
+        code = np.zeros(channels.shape[1], dtype=np.int64)
+        for row in np.sort(channels, axis=0) if len(channels) > 1 else channels:
+            code = code * base + (row + 1)
+        codes, counts = np.unique(code, return_counts=True)
+        groups = []
+        for _ in range(len(channels)):
+            groups.append(self.group_of[codes % base - 1])
+            codes = codes // base
+        kind = np.stack(groups[::-1])
+        if len(kind) == 1:
+            found = {}
+            for group in np.unique(kind[0]).tolist():
+                if group >= 0:
+                    found[(group,)] = counts[kind[0] == group]
+            return found
+        kinds, inverse = np.unique(np.sort(kind, axis=0), axis=1, return_inverse=True)
+        return {
+            tuple(group for group in column if group >= 0): counts[inverse.ravel() == i]
+            for i, column in enumerate(kinds.T.tolist())
+            if max(column) >= 0
+        }
