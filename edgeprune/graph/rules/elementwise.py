@@ -14,10 +14,10 @@ NOT_BOTH = "the other operand can't be pruned along this dimension"
     "relu relu6 hardtanh hardswish hardsigmoid silu sigmoid tanh gelu elu leaky_relu softplus mish clamp clamp_min "
     "clamp_max neg exp exp2 expm1 log log2 log10 log1p sqrt rsqrt abs square reciprocal sin cos tan asin acos atan erf "
     "erfc floor ceil round trunc frac sign sgn dropout feature_dropout alpha_dropout feature_alpha_dropout "
-    "dropout2d native_dropout clone contiguous detach alias to _to_copy lift_fresh lift_fresh_copy lift hardshrink "
-    "softshrink tanhshrink softsign log_sigmoid logsigmoid selu celu threshold zeros_like ones_like full_like "
+    "native_dropout clone contiguous detach alias to _to_copy lift_fresh lift_fresh_copy lift hardshrink "
+    "softshrink log_sigmoid selu celu threshold zeros_like ones_like full_like "
     "empty_like rand_like randn_like logical_not bitwise_not isnan isinf isfinite nan_to_num fill zero resolve_conj "
-    "resolve_neg real requires_grad float double half bfloat16 type_as view_as_real_copy rrelu pin_memory _assert_tensor_metadata positive"
+    "resolve_neg real type_as rrelu positive"
 )
 def pointwise(call: Call) -> Results:
     """Acts on every element alone."""
@@ -33,7 +33,7 @@ def pointwise(call: Call) -> Results:
 @rule(
     "add sub mul div rsub maximum minimum fmax fmin pow remainder fmod floor_divide true_divide atan2 where lerp "
     "masked_fill eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor addcmul "
-    "addcdiv prelu copysign hypot xlogy __and__ __or__ clamp.Tensor subtract multiply divide logaddexp expand_as"
+    "addcdiv prelu copysign hypot xlogy __and__ __or__ subtract multiply divide logaddexp expand_as"
 )
 def broadcast(call: Call) -> Results:
     """Tensors (or a tensor and numbers), element by element; dimensions of size 1 stretch."""

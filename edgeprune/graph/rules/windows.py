@@ -11,7 +11,7 @@ from edgeprune.graph.rules.contractions import INPUT
 RANK = {"1d": 1, "2d": 2, "3d": 3}
 
 
-@rule("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d")
+@rule("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d")
 @rule("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d")
 @rule("adaptive_max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices")
 @rule("_adaptive_avg_pool2d _adaptive_avg_pool3d")
@@ -43,7 +43,7 @@ def unfold(call: Call) -> Results:
     return (*x[:-3], np.repeat(x[-3], window, axis=1), no_atoms(call.shape[-1]))
 
 
-@rule("fold col2im")
+@rule("col2im")
 def fold(call: Call) -> Results:
     """[N, C x window, patches] back to [N, C, H, W]."""
     x = call.x
