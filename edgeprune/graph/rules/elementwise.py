@@ -27,7 +27,7 @@ def pointwise(call: Call) -> Results:
     for other in call.tensors[1:]:
         if call.operator not in ("type_as", "fill") or any(not is_free(dim) for dim in call.dims[other]):
             return unknown(call)
-    return x
+    return [x] * len(call.shapes) if len(call.shapes) > 1 else x
 
 
 @rule(
