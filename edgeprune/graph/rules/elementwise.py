@@ -22,6 +22,8 @@ NOT_BOTH = "the other operand can't be pruned along this dimension"
 def pointwise(call: Call) -> Results:
     """Acts on every element alone."""
     x = call.x
+    if call.operator.startswith("clamp") and len(call.tensors) > 1:
+        return broadcast(call)
     if tuple(dim.shape[1] for dim in x) != call.shape:
         return unknown(call)
     for other in call.tensors[1:]:
