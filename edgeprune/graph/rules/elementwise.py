@@ -69,12 +69,14 @@ def _prelu(call: Call) -> Results:
 @rule("copy")
 def copy(call: Call) -> Results:
     """The second tensor's elements, broadcast to the shape of the first."""
-    result = []
+    result = list(call.x)
     source = call.dims[call.tensors[-1]]
-    for i, size in enumerate(reversed(call.shape)):
-        dim = source[-1 - i] if i < len(source) else None
-        result.append(no_atoms(size) if dim is None or dim.shape[1] != size else dim)
-    return tuple(reversed(result))
+    for i, dim in enumerate(source, start=len(result) - len(source)):
+        if dim.shape[1] == result[i].shape[1]:
+            result[i] = call.unite(result[i], dim, NOT_BOTH)
+        else:
+            call.fix(dim, "a single channel is stretched over many")
+    return tuple(result)
 
 
 @rule("getitem")
