@@ -23,7 +23,9 @@ def permutation(call: Call) -> Results:
         order = list(range(len(x)))
         if len(x) < 2:
             return x
-        first, second = (0, 1) if call.operator in ("t", "numpy_T") else (-2, -1)
+        if call.operator == "numpy_T":
+            return x[::-1]
+        first, second = (0, 1) if call.operator == "t" else (-2, -1)
         a = call.arguments.get("dim0", call.arguments.get("axis0", first))
         b = call.arguments.get("dim1", call.arguments.get("axis1", second))
         order[a], order[b] = order[b], order[a]
