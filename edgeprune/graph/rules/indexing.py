@@ -82,6 +82,8 @@ def index_select(call: Call) -> Results:
     """Indices of one dimension in a given order."""
     x = list(call.x)
     axis = int(call.arguments["dim"]) % len(x)
+    for dim in call.of("index"):
+        call.fix(dim, "channels serve as positions")
     call.fix(x[axis], PICKS)
     x[axis] = no_atoms(call.shape[axis])
     return tuple(x)
