@@ -62,7 +62,8 @@ def grid_sampler(call: Call) -> Results:
     x, grid = call.of("input"), call.of("grid")
     for dim in (*x[2:], *grid[1:]):
         call.fix(dim, "positions are read along a dimension that holds channels")
-    return (x[0], x[1], *(no_atoms(size) for size in call.shape[2:]))
+    batch = call.unite(x[0], grid[0], "the other operand's batches are not prunable")
+    return (batch, x[1], *(no_atoms(size) for size in call.shape[2:]))
 
 
 @rule("roi_align roi_pool")
