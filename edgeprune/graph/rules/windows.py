@@ -82,9 +82,9 @@ def deformable_convolution(call: Call) -> Results:
     arguments = call.arguments
     weight, offsets = call.of("weight"), [call.of(name) for name in ("offset", "mask") if call.given(name)]
     x = call.of("input")
-    for dims in offsets:
+    for dims in (*offsets, (x[0], *x[2:], *weight[2:])):
         for dim in dims:
-            call.fix(dim, "its channels are offsets")
+            call.fix(dim, "it reads a dimension that holds channels by offsets")
     if arguments.get("groups", 1) != 1 or arguments.get("offset_groups", 1) != 1:
         return refuse(call, "a deformable convolution in groups")
     call.unite(weight[1], x[1], INPUT)
