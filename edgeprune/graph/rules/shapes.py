@@ -187,6 +187,8 @@ def pixel_shuffle(call: Call) -> Results:
     blocks = channels.reshape(len(channels), -1, factor * factor)
     leaders = np.repeat(blocks[:, :, :1], factor * factor, axis=2).reshape(len(channels), -1)
     call.unite(leaders, channels, "these channels become positions of one")
+    for position in x[-2:]:
+        call.fix(position, "it mixes a dimension that holds channels with others")
     return (*x[:-3], blocks[:, :, 0], no_atoms(call.shape[-2]), no_atoms(call.shape[-1]))
 
 
@@ -194,6 +196,8 @@ def pixel_shuffle(call: Call) -> Results:
 def pixel_unshuffle(call: Call) -> Results:
     """[.., C, H r, W r] to [.., C r r, H, W]."""
     x, factor = call.x, int(call.arguments["downscale_factor"])
+    for position in x[-2:]:
+        call.fix(position, "it mixes a dimension that holds channels with others")
     return (*x[:-3], np.repeat(x[-3], factor * factor, axis=1), no_atoms(call.shape[-2]), no_atoms(call.shape[-1]))
 
 
