@@ -71,6 +71,9 @@ def reshape(call: Call) -> Results:
                 continue
             for j, dim in zip(new, call.atoms.divided(whole, shape, reason), strict=True):
                 result[j] = dim
+    if call.operator in ("view_as", "reshape_as"):
+        sizes = call.of("other")
+        result = [call.unite(a, b, NOT_BOTH) for a, b in zip(result, sizes, strict=True)]
     return tuple(result)
 
 
