@@ -107,7 +107,7 @@ def _as_long_as(call: Call, size: Expression, n: int) -> Indices:
 
 @rule(
     "arange linspace eye rand randn scalar_tensor tril_indices triu_indices logspace randint randperm hann_window "
-    "new_empty_strided empty_strided sym_size _assert_tensor_metadata"
+    "new_empty_strided empty_strided _assert_tensor_metadata"
 )
 def constant(call: Call) -> Results:
     """Made from numbers."""
