@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.graph.rule_case import Case, case
+from tests.graph.rule_case import case
 
 aten = torch.ops.aten
 X = "2 4* 3 5"
@@ -32,7 +32,7 @@ POINTWISE = [
     for name in (
         "relu relu6 hardtanh hardswish hardsigmoid silu sigmoid tanh gelu elu leaky_relu softplus mish neg exp exp2 expm1 "
         "log log2 log10 log1p sqrt rsqrt abs square reciprocal sin cos tan asin acos atan erf erfc floor ceil round trunc "
-        "frac sign sgn clone contiguous detach alias lift_fresh lift_fresh_copy hardshrink softshrink "
+        "frac sign sgn clone lift contiguous detach alias lift_fresh lift_fresh_copy hardshrink softshrink "
         "log_sigmoid selu celu zeros_like ones_like logical_not isnan isinf isfinite nan_to_num zero resolve_conj "
         "resolve_neg real rrelu positive"
     ).split()
@@ -142,9 +142,9 @@ RESHAPED = [
     case("view", lambda x: x.view(torch.float32), "2 4*", ". .", refused="operator 'view' has no coupling rule"),
     case("unflatten", lambda x, out=(2, 2, 2): x.unflatten(1, out[1:]), "2 4*", ". 4,5 6,7"),
     case("squeeze", lambda x: x.squeeze(2), "2 4* 1", ". 0,1,2,3"),
-    case("squeeze", lambda x: x.squeeze(1), "2 1* 3", ". .", refused="the dimension of its only channel goes away"),
+    case("squeeze", lambda x: x.squeeze(1), "2 1*", ".", refused="the dimension of its only channel goes away"),
     case("unsqueeze", lambda x: x.unsqueeze(1), "2 4*", ". . 0,1,2,3"),
-    *(case(name, called(name), "2 4*; 8", "0,1,2,3,0,1,2,3") for name in ("view_as", "reshape_as")),
+    *(case(name, called(name), "2 3*; 2 3*", ". 0,1,2") for name in ("view_as", "reshape_as")),
 ]
 MIXES = "the other operand can't be pruned along this dimension"
 JOINED = [
@@ -164,7 +164,12 @@ PARTED = [
         for name in "chunk unsafe_chunk tensor_split".split()
     ),
     *(
-        case(name, lambda x, out=((2, 2), (2, 2)), name=name: getattr(aten, name)(x, out[0][1], 1), "2 4*", ". 0,1 | . 0,1")
+        case(
+            name,
+            lambda x, out=((2, 2), (2, 2)), name=name: getattr(aten, name)(x, out[0][1], 1),
+            "2 4*",
+            ". 0,1 | . 0,1",
+        )
         for name in "split unsafe_split split_copy".split()
     ),
     case("split", lambda x: x.split(3, 1), "2 4*", ". 0,1,2 | . 3", refused=f"it splits {HOLDS} into unequal parts"),
@@ -176,7 +181,7 @@ PARTED = [
             "2 4*",
             ". 0 | . 1,2,3",
         )
-        for name in ("split", "split_with_sizes")
+        for name in ("split_with_sizes",)
     ),
     case(
         "tensor_split",
@@ -192,12 +197,13 @@ PARTED = [
     ),
 ]
 REPEATED = [
-    *(case(name, called(name, (2, 4, 3)), "2 4* 1", ". 0,1,2,3 .") for name in ()),
     *(
         case(name, lambda x, out=(2, 4, 3), name=name: getattr(aten, name)(x, out), "4* 1", ". 0,1,2,3 .")
         for name in ("expand", "broadcast_to")
     ),
-    case("expand", lambda x: x.expand(2, 4), "2 1*", ". .", refused="a single channel is stretched over many"),
+    case(
+        "expand", lambda x, out=(2, 4): x.expand(out), "2 1*", ". .", refused="a single channel is stretched over many"
+    ),
     *(case(name, called(name, (1, 2)), "2 2*", ". 0,1,0,1") for name in ("repeat", "tile")),
     case("repeat_interleave", lambda x: x.repeat_interleave(2, 1), "2 2*", ". 0,0,1,1"),
     case(
@@ -232,14 +238,28 @@ PICKS = "it picks channels by number"
 PICKED = [
     *(case(name, called(name, 2, 0), X, ". 0,1,2,3 .") for name in ("select", "select_copy")),
     case("select", lambda x: x[:, 0], "2 4*", ".", refused=PICKS),
-    *(case(name, called(name, 2, 1), X, SAME) for name in ("slice", "slice_copy")),
+    *(
+        case(
+            name,
+            lambda x, out=(2, 4, 2, 5), name=name: getattr(aten, name)(x, 2, x.shape[2] - out[2]),
+            X,
+            ". 0,1,2,3 . .",
+        )
+        for name in ("slice", "slice_copy")
+    ),
     case("slice", lambda x, out=(2, 2): x[:, : out[1]], "2 4*", ". 0,1"),
     case("slice", lambda x, out=(2, 1): x[:, x.shape[1] - out[1] :], "2 4*", ". 3"),
     case("slice", lambda x: x[:, ::2], "2 4*", ". 0,2", refused=PICKS),
     case("slice", lambda x: x[::2], "4 4*", ". 0,1,2,3"),
-    case("narrow", lambda x: x.narrow(0, 0, 1), "2 4*", ". 0,1,2,3"),
+    case("narrow", lambda x, out=(1, 4): x.narrow(0, 0, out[0]), "2 4*", ". 0,1,2,3"),
     case("narrow", lambda x, out=(2, 2): x.narrow(1, 0, out[1]), "2 4*", ". 0,1"),
-    case("slice_scatter", lambda x, y: x.slice_scatter(y, 0, 0, 1), "2 4*; 1 4*", ". 0,1,2,3", then=". 0,1,2,3 | . 0,1,2,3"),
+    case(
+        "slice_scatter",
+        lambda x, y: x.slice_scatter(y, 0, 0, 1),
+        "2 4*; 1 4*",
+        ". 0,1,2,3",
+        then=". 0,1,2,3 | . 0,1,2,3",
+    ),
     case("slice_scatter", lambda x, y: x.slice_scatter(y, 1, 0, 2), "2 4*; 2 2*", ". 0,1,2,3", refused=PICKS),
     case("select_scatter", lambda x, y: x.select_scatter(y, 0, 1), "2 4*; 4*", ". 0,1,2,3", then=". 0,1,2,3 | 0,1,2,3"),
     case("select_scatter", lambda x, y: x.select_scatter(y, 1, 1), "2 4*; 2", ". 0,1,2,3", refused=PICKS),
@@ -250,11 +270,29 @@ PICKED = [
     case("index", lambda x, i: x[:, i], "2 4*; 3 long", ". .", refused=PICKS),
     case("index", lambda x, i: x[i], "2 4*; 3* long", ". 0,1,2,3", refused="channels serve as positions"),
     case("index", lambda x, i: x[i, :, i], "2 4* 2; 3 long", ". .", refused=PICKS),
-    case("index_put", lambda x, i, y: aten.index_put(x, [i], y), "2 4*; 1 long; 1 4*", ". .", refused="it writes to positions"),
-    case("index_copy", lambda x, i, y: x.index_copy(0, i, y), "2 4*; 1 long; 1 4*", ". .", refused="it writes to positions"),
+    case(
+        "index_put",
+        lambda x, i, y: aten.index_put(x, [i], y),
+        "2 4*; 1 long; 1 4*",
+        ". .",
+        refused="it writes to positions",
+    ),
+    case(
+        "index_copy",
+        lambda x, i, y: x.index_copy(0, i, y),
+        "2 4*; 1 long; 1 4*",
+        ". .",
+        refused="it writes to positions",
+    ),
     case("index_select", lambda x, i: x.index_select(0, i), "2 4*; 3 long", ". 0,1,2,3"),
     case("index_select", lambda x, i: x.index_select(1, i), "2 4*; 3 long", ". .", refused=PICKS),
-    case("index_select", lambda x, i: x.index_select(0, i), "2 4*; 3* long", ". 0,1,2,3", refused="channels serve as positions"),
+    case(
+        "index_select",
+        lambda x, i: x.index_select(0, i),
+        "2 4*; 3* long",
+        ". 0,1,2,3",
+        refused="channels serve as positions",
+    ),
     case("gather", lambda x, i: x.gather(0, i), "2 4*; 3 4* long", ". 0,1,2,3", then=". 0,1,2,3 | . 0,1,2,3"),
     case("gather", lambda x, i: x.gather(1, i), "2 4*; 2 3 long", ". .", refused=PICKS),
     case("take_along_dim", lambda x, i: x.take_along_dim(i, 0), "2 4*; 3 4* long", ". 0,1,2,3"),
@@ -274,7 +312,13 @@ PICKED = [
     case("replication_pad2d", called("replication_pad2d", (1, 1, 1, 1)), X, SAME),
     case("replication_pad3d", called("replication_pad3d", (1,) * 6), "1 4* 2 2 2", ". 0,1,2,3 . . ."),
     case("_pad_circular", called("_pad_circular", (1, 1)), "2 4* 3", ". 0,1,2,3 ."),
-    case("reflection_pad1d", called("reflection_pad1d", (1, 1)), "2 4 3*", ". . .", refused="it pads channels by other channels"),
+    case(
+        "reflection_pad1d",
+        called("reflection_pad1d", (1, 1)),
+        "2 4 3*",
+        ". . .",
+        refused="it pads channels by other channels",
+    ),
 ]
 VALUES = [
     case("one_hot", lambda x: F.one_hot(x, 2), "4* long", ". .", refused="its result depends on values"),
@@ -287,10 +331,7 @@ REDUCED = [
         for name in "mean sum amax amin var std logsumexp nanmean count_nonzero".split()
     ),
     *(case(name, called(name, dim=2), X, ". 0,1,2,3 .") for name in "prod argmax argmin all any".split()),
-    *(
-        case(name, called(name, 2), X, ". 0,1,2,3 . | . 0,1,2,3 .")
-        for name in "max min median".split()
-    ),
+    *(case(name, called(name, 2), X, ". 0,1,2,3 . | . 0,1,2,3 .") for name in "max min median".split()),
     case("max", called("max"), TWO, SAME, then=TIED),
     case("max", lambda x: x.max(), "2 4*", "", refused=f"it reduces {HOLDS}"),
     case("aminmax", called("aminmax", dim=2), X, ". 0,1,2,3 . | . 0,1,2,3 ."),
@@ -300,12 +341,12 @@ REDUCED = [
     case("mean", lambda x: x.mean(2, keepdim=True), X, ". 0,1,2,3 . ."),
     case("mean", lambda x: x.mean(1), X, ". . .", refused=f"it averages over {HOLDS}"),
     case("mean", lambda x: x.mean(), X, "", refused=f"it averages over {HOLDS}"),
-    case("mean", lambda x: x.pow(2).mean(1), "2 4*", ".", meaning="statistics"),
-    case("mean", lambda x: (x * x).mean(1), "2 4*", ".", meaning="statistics"),
-    case("mean", lambda x: x.square().mean(1), "2 4*", ".", meaning="statistics"),
+    case("mean", lambda x: x.pow(2).mean(1), "2 4*", "."),
+    case("mean", lambda x: (x * x).mean(1), "2 4*", "."),
+    case("mean", lambda x: x.square().mean(1), "2 4*", "."),
     case("mean", lambda x: (x * 2).mean(1), "2 4*", ".", refused=f"it averages over {HOLDS}"),
     case("mean", lambda x: (x * x[:1]).mean(1), "2 4*", ".", refused=f"it averages over {HOLDS}"),
-    case("mean", lambda x: x - x.mean(1, keepdim=True), "2 4*", ". 0,1,2,3", meaning="statistics"),
+    case("mean", lambda x: x - x.mean(1, keepdim=True), "2 4*", ". 0,1,2,3"),
     case("mean", lambda x: x.mean(1, keepdim=True) - x, "2 4*", ". 0,1,2,3", refused=f"it averages over {HOLDS}"),
     case("sum", lambda x: x.sum(1), X, ". . .", refused=f"it sums over {HOLDS}"),
     case("amax", lambda x: x.amax(1), X, ". . .", refused=f"it reduces {HOLDS}"),
@@ -322,7 +363,13 @@ REDUCED = [
     case("topk", called("topk", 1, 1), "2 4*", ". . | . .", refused=f"it works along {HOLDS}"),
 ]
 NORMED = [
-    case("batch_norm", lambda x, m, v: F.batch_norm(x, m, v.abs()), f"{X}; 4*; 4*", SAME, then=f"{SAME} | 0,1,2,3 | 0,1,2,3"),
+    case(
+        "batch_norm",
+        lambda x, m, v: F.batch_norm(x, m, v.abs()),
+        f"{X}; 4*; 4*",
+        SAME,
+        then=f"{SAME} | 0,1,2,3 | 0,1,2,3",
+    ),
     case(
         "batch_norm",
         lambda x: F.batch_norm(x, None, None, training=True),
@@ -343,35 +390,35 @@ NORMED = [
         SAME,
     ),
     case("instance_norm", lambda x, w: F.instance_norm(x, weight=w), f"{X}; 4*", SAME, then=". 0,1,2,3 . . | 0,1,2,3"),
-    case(
-        "instance_norm", lambda x: F.instance_norm(x), "2 4 3*", ". . 0,1,2", refused=f"it normalises over {HOLDS}"
-    ),
-    case("layer_norm", lambda x: F.layer_norm(x, x.shape[-1:]), "2 4* 3", ". 0,1,2 ."),
+    case("instance_norm", lambda x: F.instance_norm(x), "2 4 3*", ". . 0,1,2", refused=f"it normalises over {HOLDS}"),
+    case("layer_norm", lambda x: F.layer_norm(x, x.shape[-1:]), "2 4* 3", ". 0,1,2,3 ."),
     case(
         "layer_norm",
         lambda x, w: F.layer_norm(x, x.shape[-1:], w),
         "2 4*; 4*",
         ". 0,1,2,3",
         then=". 0,1,2,3 | 0,1,2,3",
-        meaning="statistics",
     ),
     case(
         "native_layer_norm",
         lambda x, w: aten.native_layer_norm(x, x.shape[-1:], w, None, 1e-5)[0],
         "2 4*; 4*",
         ". 0,1,2,3",
-        meaning="statistics",
     ),
-    case("native_layer_norm", lambda x: aten.native_layer_norm(x, [3], None, None, 1e-5), "2 4* 3", ". 0,1,2,3 . | . 0,1,2,3 . | . 0,1,2,3 ."),
-    case("rms_norm", lambda x, w: F.rms_norm(x, x.shape[-1:], w), "2 4*; 4*", ". 0,1,2,3", meaning="statistics"),
+    case(
+        "native_layer_norm",
+        lambda x: aten.native_layer_norm(x, x.shape[-1:], None, None, 1e-5),
+        "2 4* 3",
+        ". 0,1,2,3 . | . 0,1,2,3 . | . 0,1,2,3 .",
+    ),
+    case("rms_norm", lambda x, w: F.rms_norm(x, x.shape[-1:], w), "2 4*; 4*", ". 0,1,2,3"),
     case(
         "_fused_rms_norm",
         lambda x, w: aten._fused_rms_norm(x, x.shape[-1:], w, 1e-5)[0],
         "2 4*; 4*",
         ". 0,1,2,3",
-        meaning="statistics",
     ),
-    case("group_norm", lambda x: F.group_norm(x, 1), "2 4* 3", ". 0,1,2,3 .", meaning="statistics"),
+    case("group_norm", lambda x: F.group_norm(x, 1), "2 4* 3", ". 0,1,2,3 ."),
     case("group_norm", lambda x: F.group_norm(x, x.shape[1] // 2), "2 4* 3", ". 0,0,2,2 ."),
     case("group_norm", lambda x: F.group_norm(x, x.shape[1]), "2 4* 3", ". 0,1,2,3 ."),
     case(
@@ -383,7 +430,12 @@ NORMED = [
 ]
 POOLS = [
     *(
-        case(f"{kind}_pool{rank}d", called(f"{kind}_pool{rank}d", [2] * rank), f"2 4*{' 2' * rank}", ". 0,1,2,3" + " ." * rank)
+        case(
+            f"{kind}_pool{rank}d",
+            called(f"{kind}_pool{rank}d", [2] * rank),
+            f"2 4*{' 2' * rank}",
+            ". 0,1,2,3" + " ." * rank,
+        )
         for kind in ("max", "avg", "adaptive_avg")
         for rank in (1, 2, 3)
     ),
@@ -398,7 +450,12 @@ POOLS = [
         for name in (f"adaptive_max_pool{rank}d", f"max_pool{rank}d_with_indices")
     ),
     *(
-        case(f"_adaptive_avg_pool{rank}d", called(f"_adaptive_avg_pool{rank}d", [2] * rank), f"2 4*{' 2' * rank}", ". 0,1,2,3" + " ." * rank)
+        case(
+            f"_adaptive_avg_pool{rank}d",
+            called(f"_adaptive_avg_pool{rank}d", [2] * rank),
+            f"2 4*{' 2' * rank}",
+            ". 0,1,2,3" + " ." * rank,
+        )
         for rank in (2, 3)
     ),
     *(
@@ -426,7 +483,12 @@ WINDOWS = [
     case("col2im", lambda x: F.fold(x, (1, 3), (1, 2)), "2 4* 2", ". 0,2 . .", then=". 0,0,2,2 ."),
     case("grid_sampler", partial(F.grid_sample, align_corners=False), "2 4* 3 3; 2 3 3 2", SAME),
     *(
-        case(f"grid_sampler_{rank}d", called(f"grid_sampler_{rank}d", 0, 0, False), f"2 4*{' 2' * rank}; 2{' 2' * rank} {rank}", ". 0,1,2,3" + " ." * rank)
+        case(
+            f"grid_sampler_{rank}d",
+            called(f"grid_sampler_{rank}d", 0, 0, False),
+            f"2 4*{' 2' * rank}; 2{' 2' * rank} {rank}",
+            ". 0,1,2,3" + " ." * rank,
+        )
         for rank in (2, 3)
     ),
     case(

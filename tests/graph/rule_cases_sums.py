@@ -138,7 +138,13 @@ PRODUCTS = [
     sums("dot", torch.dot, "3*; 3*", "", then="0,1,2 | 0,1,2"),
     sums("addmm", torch.addmm, "4*; 2 3*; 3* 4*", ". 0,1,2,3", then="0,1,2,3 | . 4,5,6 | 4,5,6 0,1,2,3"),
     sums("baddbmm", torch.baddbmm, "2* 1 4*; 2* 2 3*; 2* 3* 4*", "0,1 . 2,3,4,5"),
-    sums("bilinear", F.bilinear, "1 2*; 1 3*; 4* 2* 3*; 4*", ". 5,6,7,8", then=". 0,1 | . 2,3,4 | 5,6,7,8 0,1 2,3,4 | 5,6,7,8"),
+    sums(
+        "bilinear",
+        F.bilinear,
+        "1 2*; 1 3*; 4* 2* 3*; 4*",
+        ". 5,6,7,8",
+        then=". 0,1 | . 2,3,4 | 5,6,7,8 0,1 2,3,4 | 5,6,7,8",
+    ),
     case("embedding", F.embedding, "3 long; 4 5*", ". 0,1,2,3,4"),
     case("embedding", F.embedding, "3 long; 4* 5", ". .", refused="rows are picked by number"),
 ]
