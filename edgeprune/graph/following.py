@@ -227,8 +227,14 @@ class Sizes:
     def of(self, node: torch.fx.Node) -> list[Width]:
         return [self.widths.of(dim) for dim in self.channels[node.name]]
 
-    def part(self, node: torch.fx.Node, axis: int, start: int, end: int) -> Width:
-        return self.widths.of(self.channels[node.name][axis][:, start:end])
+    def part(self, node: torch.fx.Node, axis: int, start: int, end: int) -> SizeRule:
+        """The width of some indices; no number is right where a group that they hold only a part of shrinks."""
+        channels = self.channels[node.name][axis][:, start:end]
+        torn = self.widths.torn(channels)
+        if not torn:
+            return rule_of(self.widths.of(channels))
+        dense, size = self.widths.sizes, channels.shape[1]
+        return SizeRule(groups=torn, at=lambda kept: size if all(kept[g] == dense[g] for g in torn) else -1)
 
 
 def _by_output(node: torch.fx.Node, sizes: Sizes) -> Expected:
@@ -258,7 +264,7 @@ def _split(node: torch.fx.Node, sizes: Sizes) -> Expected:
     given = values[name]
     start = 0
     for i, size in enumerate([given] if isinstance(given, int) else given):
-        yield (name, i), rule_of(sizes.part(source, axis, start, start + size))
+        yield (name, i), sizes.part(source, axis, start, start + size)
         start += size
 
 
@@ -274,10 +280,21 @@ def _slice(node: torch.fx.Node, sizes: Sizes) -> Expected:
         if given is None or given >= size or given == 0:
             continue
         if given > 0:
-            yield (name, 0), rule_of(sizes.part(source, axis, 0, place))
+            yield (name, 0), sizes.part(source, axis, 0, place)
         else:
             behind = sizes.part(source, axis, place, size)
             yield (name, 0), SizeRule(groups=behind.groups, at=lambda kept, behind=behind: -behind.at(kept))  # type: ignore[misc]
+
+
+def _narrow(node: torch.fx.Node, sizes: Sizes) -> Expected:
+    values = arguments(node)
+    source = node.args[0]
+    assert isinstance(source, torch.fx.Node)
+    own = sizes.channels[source.name]
+    axis = int(values["dim"]) % len(own)
+    start = int(values["start"]) % own[axis].shape[1]
+    yield ("start", 0), sizes.part(source, axis, 0, start)
+    yield ("length", 0), sizes.part(source, axis, start, start + int(values["length"]))
 
 
 def _convolution(node: torch.fx.Node, sizes: Sizes) -> Expected:
@@ -314,6 +331,7 @@ EXPECTED: dict[str, Callable[[torch.fx.Node, Sizes], Expected]] = {
     **dict.fromkeys(("slice", "slice_copy"), _slice),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
+    "narrow": _narrow,
     "unflatten": _unflatten,
     "layer_norm": _layer_norm,
     "rms_norm": _layer_norm,

@@ -28,6 +28,18 @@ class Widths:
             self.known[id(channels)] = channels, self._width(channels)
         return self.known[id(channels)][1]
 
+    def torn(self, channels: Indices) -> tuple[str, ...]:
+        """The groups of which these indices do not hold every channel equally often."""
+        columns, counts = np.unique(np.sort(channels, axis=0), axis=1, return_counts=True)
+        groups = self.group_of[columns]
+        found: dict[str, None] = {}
+        for kind in np.unique(groups, axis=1).T:
+            own = (groups == kind[:, None]).all(axis=0)
+            term = [self.names[i] for i in kind.tolist() if i >= 0]
+            if term and (own.sum() != prod(self.sizes[group] for group in term) or len(set(counts[own])) > 1):
+                found.update(dict.fromkeys(term))
+        return tuple(found)
+
     def _width(self, channels: Indices) -> Width:
         groups = np.sort(self.group_of[channels], axis=0)
         if (groups == -1).all():
