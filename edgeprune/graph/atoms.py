@@ -84,7 +84,7 @@ class Atoms:
         Atoms that must stay are left out beside others, unless `whole`.
         """
         if is_free(dim):
-            return dim[:1]
+            return no_atoms(dim.shape[1])
         rows = self._find(dim)
         while True:
             split = (rows != FREE) & (self.factors[rows, 0] != FREE)

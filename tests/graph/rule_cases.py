@@ -30,9 +30,9 @@ def called(name: str, *more: Any, **options: Any) -> Callable[..., Any]:
 POINTWISE = [
     case(name, called(name), X, SAME)
     for name in (
-        "relu relu6 hardtanh hardswish hardsigmoid silu sigmoid tanh gelu elu leaky_relu softplus mish neg exp exp2 expm1 "
-        "log log2 log10 log1p sqrt rsqrt abs square reciprocal sin cos tan asin acos atan erf erfc floor ceil round trunc "
-        "frac sign sgn clone lift contiguous detach alias lift_fresh lift_fresh_copy hardshrink softshrink "
+        "relu relu6 hardtanh hardswish hardsigmoid silu sigmoid tanh gelu elu leaky_relu softplus mish neg exp exp2 "
+        "expm1 log log2 log10 log1p sqrt rsqrt abs square reciprocal sin cos tan asin acos atan erf erfc floor ceil "
+        "round trunc frac sign sgn clone lift contiguous detach alias lift_fresh lift_fresh_copy hardshrink softshrink "
         "log_sigmoid selu celu zeros_like ones_like logical_not isnan isinf isfinite nan_to_num zero resolve_conj "
         "resolve_neg real rrelu positive"
     ).split()
@@ -61,8 +61,8 @@ BROADCAST = [
     *(
         case(name, called(name), TWO, SAME, then=TIED)
         for name in (
-            "add sub mul div rsub maximum minimum fmax fmin pow remainder fmod floor_divide true_divide atan2 eq ne lt le "
-            "gt ge logical_and logical_or logical_xor copysign hypot xlogy subtract multiply divide logaddexp"
+            "add sub mul div rsub maximum minimum fmax fmin pow remainder fmod floor_divide true_divide atan2 eq ne "
+            "lt le gt ge logical_and logical_or logical_xor copysign hypot xlogy subtract multiply divide logaddexp"
         ).split()
     ),
     *(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 WHY = Refusal(operator="add", where="layer", reason="why not")
 LATER = Refusal(operator="mul", where="layer", reason="too late")
-Alive = npt.NDArray[np.bool_]
+Alive = npt.NDArray[Any]
 
 
 def roots(atoms: Atoms, dim: Indices) -> list[list[int]]:
@@ -117,7 +118,12 @@ def test_a_split_atom_that_must_stay_leaves_that_to_its_factors() -> None:
     features = atoms.new(4)
     atoms.fix(features[:, :1], WHY)
     heads, width = atoms.divided(features, (2, 2), LATER)
-    assert [atoms.must_stay(root) for root in (*roots(atoms, heads)[0], *roots(atoms, width)[0])] == [WHY, None, WHY, None]
+    assert [atoms.must_stay(root) for root in (*roots(atoms, heads)[0], *roots(atoms, width)[0])] == [
+        WHY,
+        None,
+        WHY,
+        None,
+    ]
 
 
 def test_beside_others_what_must_stay_is_left_out() -> None:
@@ -136,7 +142,7 @@ def assignments(atoms: Atoms, dims: list[Indices]) -> Iterator[list[Alive]]:
     loose = [root for root in found.tolist() if root != FREE and atoms.must_stay(root) is None]
     for gone in itertools.product((False, True), repeat=min(len(loose), 9)):
         dead = [root for root, is_gone in zip(loose, gone, strict=False) if is_gone]
-        yield [~np.isin(rows, dead).any(axis=0) for rows in canonical]
+        yield [np.asarray(~np.isin(rows, dead).any(axis=0)) for rows in canonical]
 
 
 @st.composite

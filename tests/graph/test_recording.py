@@ -29,9 +29,7 @@ def run(program: Program, model: nn.Module, inputs: tuple[Tensor, ...]) -> list[
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), **program.constants}
     given = iter(inputs)
     placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
-    values = [
-        tensors[program.parameters[name]] if name in program.parameters else next(given) for name in placeholders
-    ]
+    values = [tensors[program.parameters[name]] if name in program.parameters else next(given) for name in placeholders]
     with torch.no_grad():
         return list(program.module(*values))
 
@@ -247,5 +245,7 @@ def test_what_nobody_reads_is_left_out() -> None:
 
 
 def test_a_failing_model_gives_its_own_error() -> None:
-    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied|a and b must have same reduction"):
+    with pytest.raises(
+        RuntimeError, match="mat1 and mat2 shapes cannot be multiplied|a and b must have same reduction"
+    ):
         record(nn.Linear(3, 3), (torch.zeros(1, 4),))

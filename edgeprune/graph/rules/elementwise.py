@@ -23,7 +23,8 @@ def pointwise(call: Call) -> Results:
     """Acts on every element alone."""
     x = call.x
     if call.operator.startswith("clamp") and len(call.tensors) > 1:
-        return broadcast(call)
+        clamped: Results = broadcast(call)
+        return clamped
     if tuple(dim.shape[1] for dim in x) != call.shape:
         return unknown(call)
     for other in call.tensors[1:]:
