@@ -184,7 +184,16 @@ def _drop(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) ->
         result = graph.program.results.get(name, last[inside[-1].name])
         source = last[inside[0].name].all_input_nodes
         own = next((shape_of(node)[0] for node in source if shape_of(node)), batch)
-        module.set_submodule(name, ZeroBranch(tree_map(size, result, is_leaf=_is_node), own, like))
+        zeros = ZeroBranch(tree_map(size, result, is_leaf=_is_node), own, like)
+        _keep_attributes(module.get_submodule(name), zeros)
+        module.set_submodule(name, zeros)
+
+
+def _keep_attributes(old: torch.nn.Module, new: torch.nn.Module) -> None:
+    """Other code may read the plain attributes of the module that goes (`self.attn.q_stride`)."""
+    for name, value in vars(old).items():
+        if not name.startswith("_") and isinstance(value, (bool, int, float, str, tuple)):
+            vars(new).setdefault(name, value)
 
 
 def _is_node(value: Any) -> bool:

@@ -236,6 +236,11 @@ class Atoms:
         atoms = atoms[self.reason[atoms] < 0]
         self.reason[atoms] = number
 
+    def must_stay(self, atom: int) -> Refusal | None:
+        """Why the class of this representative must stay, None if it need not."""
+        number = int(self.reason[atom])
+        return self.refusals[number] if number >= 0 else None
+
     def divided(self, dim: Indices, shape: tuple[int, ...], refusal: Refusal) -> list[Indices]:
         """A dimension seen as several, outermost first: the indices of `dim` under `shape`.
 

@@ -84,7 +84,7 @@ def _block(
 ) -> Block | None:
     inside = {name for name, called in modules.items() if nodes.issuperset(called)}
     shared = {name.split("@")[0] for name in modules if name not in inside}
-    largest = {name for name in inside if "@" not in name and name not in shared and _parent(name) not in inside}
+    largest = {name for name in inside if "@" not in name and name not in shared and not _held(name, inside)}
     last = end
     while operator_name(last) in ZERO_PRESERVING and not _ends(last, largest, modules):
         data = [source for source in last.all_input_nodes if source in nodes]
@@ -109,8 +109,10 @@ def _ends(node: torch.fx.Node, largest: set[str], modules: dict[str, list[torch.
     return any(modules[name][-1] is node for name in largest)
 
 
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]
+def _held(name: str, by: set[str]) -> bool:
+    """Whether one of the modules that hold this one is among those."""
+    parts = name.split(".")
+    return any(".".join(parts[:i]) in by for i in range(1, len(parts)))
 
 
 def _unique_ids(blocks: list[Block]) -> list[Block]:

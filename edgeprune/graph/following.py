@@ -300,6 +300,17 @@ def _slice(node: torch.fx.Node, sizes: Sizes) -> Expected:
             yield (name, 0), negative(sizes.rule(sizes.part(source, axis, place, size)))
 
 
+def _narrow(node: torch.fx.Node, sizes: Sizes) -> Expected:
+    values = arguments(node)
+    source = node.args[0]
+    assert isinstance(source, torch.fx.Node)
+    own = sizes.channels[source.name]
+    axis = int(values["dim"]) % len(own)
+    start = int(values["start"]) % own[axis].shape[1]
+    yield ("start", 0), sizes.rule(sizes.part(source, axis, 0, start))
+    yield ("length", 0), sizes.rule(sizes.part(source, axis, start, start + int(values["length"])))
+
+
 def _convolution(node: torch.fx.Node, sizes: Sizes) -> Expected:
     values = arguments(node)
     if values["groups"] > 1:
@@ -334,6 +345,7 @@ EXPECTED: dict[str, Callable[[torch.fx.Node, Sizes], Expected]] = {
     **dict.fromkeys(("slice", "slice_copy"), _slice),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
+    "narrow": _narrow,
     "unflatten": _unflatten,
     "layer_norm": _layer_norm,
     "rms_norm": _layer_norm,

@@ -318,7 +318,10 @@ def _fake(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         return mode.from_tensor(tensor)
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return FakeTensor(mode, empty, tensor.device)
+    fake = FakeTensor(mode, empty, tensor.device)
+    if isinstance(tensor, torch.nn.Parameter):
+        fake._is_param = True  # type: ignore[attr-defined]  # what torch's isinstance looks at
+    return fake
 
 
 def _constants(model: torch.nn.Module) -> dict[int, tuple[str, torch.Tensor]]:

@@ -1,124 +1,122 @@
-"""One tiny case per rule: which channel each index of the output comes from, and what is refused with which reason."""
+"""Every rule alone: which channel each index of the output comes from, what is refused, and that both are true."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision  # noqa: F401  registers its operators
 from torch import Tensor, nn
 
-from edgeprune.graph import trace, tracing
-from edgeprune.graph.atoms import FREE, Atoms
+from edgeprune.errors import RefusedError
+from edgeprune.graph import analyse, trace, tracing
+from edgeprune.graph.atoms import Atoms
 from edgeprune.graph.coupling import propagate
-from edgeprune.graph.program import writes_in_place
-from edgeprune.plan_json import Plan
-from edgeprune.surgery import apply
-from tests.reference import difference, masked_output, random_plan, redraw
+from edgeprune.graph.program import operator_name
+from edgeprune.graph.rules import RULES
+from tests.graph import rule_cases as one
+from tests.graph import rule_cases_sums as summed
+from tests.graph.rule_case import Case, all_starred, carried, check_removal, labels
 
 pytestmark = pytest.mark.unit
 
-CONSTANT = torch.ones(4, 1, 1)
-Function = Callable[[Tensor], Tensor]
-BATCH, HEIGHT, WIDTH = [FREE] * 2, [FREE] * 3, [FREE] * 5
+CASES = [
+    *itertools.chain.from_iterable(
+        getattr(module, family)
+        for module in (one, summed)
+        for family in vars(module)
+        if family.isupper() and isinstance(getattr(module, family), list)
+    )
+]
+UNSEEN = {
+    "cudnn_batch_norm": "needs a GPU",
+    "_assert_tensor_metadata": "comes up only in what torch.export traces",
+    **dict.fromkeys(
+        ("bincount", "masked_select", "nonzero", "_unique2"), "its output's shape depends on values: not traced at all"
+    ),
+}
+"""Rules without a case, and why."""
 
 
-class Net(nn.Module):
-    """`function` of what a convolution with four output channels gives, float32 [2, 4, 3, 5]."""
+def named(cases: list[Case]) -> list[object]:
+    return [pytest.param(each, id=f"{each.name}-{each.inputs.replace(' ', '_')}") for each in cases]
 
-    def __init__(self, function: Function) -> None:
+
+@pytest.mark.parametrize("each", named(CASES))
+def test_labels_and_refusals(each: Case) -> None:
+    found = carried(each.function, each.inputs)
+    assert each.name in found.operators
+    assert (labels(found.atoms, found.outputs), found.reasons) == (each.labels, each.refused)
+    if each.then:
+        assert labels(found.atoms, found.inputs) == each.then
+
+
+@pytest.mark.parametrize("each", named(CASES))
+def test_removing_channels_does_what_the_labels_say(each: Case) -> None:
+    check_removal(each, each.inputs, seeds=range(5))
+
+
+@pytest.mark.parametrize("each", named(CASES))
+def test_it_also_holds_with_channels_in_every_dimension(each: Case) -> None:
+    check_removal(each, all_starred(each.inputs), seeds=range(12))
+
+
+def test_most_cases_have_something_to_remove() -> None:
+    """Against a test that passes because nothing was ever removed."""
+    tried = [
+        check_removal(each, each.inputs, seeds=range(5)) > 0
+        for each in CASES
+        if "*" in each.inputs and not each.refused
+    ]
+    assert sum(tried) > 0.9 * len(tried)
+
+
+def test_a_wrong_label_is_noticed() -> None:
+    """The negative control: a result whose indices were shifted by one."""
+    wrong = Case(
+        name="roll",
+        function=lambda x: x.roll(1, 0),
+        inputs="4*",
+        labels="",
+        refused=frozenset(),
+        then="",
+        meaning="carries",
+    )
+    RULES["roll"], rule = RULES["relu"], RULES["roll"]
+    try:
+        with pytest.raises(AssertionError):
+            check_removal(wrong, wrong.inputs, seeds=range(5))
+    finally:
+        RULES["roll"] = rule
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_every_rule_is_for_an_operator_that_exists(name: str) -> None:
+    assert name == "getitem" or hasattr(torch.ops.aten, name) or hasattr(torch.ops.torchvision, name)
+
+
+def test_every_rule_has_a_case() -> None:
+    seen = {each.name for each in CASES}
+    assert set(RULES) - seen == set(UNSEEN)
+
+
+class Cast(nn.Module):
+    def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1, bias=False)
-        self.function = function
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function(self.conv(x))
+        result: Tensor = self.second(self.first(x).to(torch.float32))
+        return result
 
 
-def carried(function: Function) -> tuple[list[list[int]], set[str]]:
-    """For every dimension of the result the channel of the convolution that each index comes from; what was refused."""
-    program = tracing.trace_program(Net(function), (torch.zeros(2, 3, 3, 5),))
-    atoms = Atoms()
-    dims = propagate(program, atoms)
-    output = next(node for node in program.graph.nodes if node.op == "output")
-    (result,) = output.all_input_nodes
-    own = atoms.dims["conv.weight", 0].tolist()
-    first = own[0]
-    channels = [[FREE if atom == FREE else int(atom) - first for atom in dim] for dim in dims[result]]
-    reasons = {f"{r.operator}: {r.reason}" for atom, r in atoms.fixed.items() if atom in own}
-    return channels, reasons - {"output: the model's output keeps its shape"}
-
-
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        pytest.param(torch.relu, [BATCH, [0, 1, 2, 3], HEIGHT, WIDTH], id="pointwise"),
-        pytest.param(lambda x: x * 2 + 1, [BATCH, [0, 1, 2, 3], HEIGHT, WIDTH], id="with a number"),
-        pytest.param(lambda x: x + x.mean((2, 3), keepdim=True), [BATCH, [0, 1, 2, 3], HEIGHT, WIDTH], id="broadcast"),
-        pytest.param(lambda x: F.max_pool2d(x, 3), [BATCH, [0, 1, 2, 3], [FREE], [FREE]], id="pooling"),
-        pytest.param(lambda x: x.mean((2, 3)), [BATCH, [0, 1, 2, 3]], id="mean over positions"),
-        pytest.param(lambda x: x.permute(0, 2, 3, 1), [BATCH, HEIGHT, WIDTH, [0, 1, 2, 3]], id="permute"),
-        pytest.param(lambda x: x.transpose(1, -1), [BATCH, WIDTH, HEIGHT, [0, 1, 2, 3]], id="transpose"),
-        pytest.param(
-            lambda x: torch.cat([x, x], 1), [BATCH, [0, 1, 2, 3, 0, 1, 2, 3], HEIGHT, WIDTH], id="concatenation"
-        ),
-        pytest.param(
-            lambda x: torch.cat([x, x], 2), [BATCH, [0, 1, 2, 3], [FREE] * 6, WIDTH], id="concatenation, height"
-        ),
-        pytest.param(lambda x: x.softmax(-1), [BATCH, [0, 1, 2, 3], HEIGHT, WIDTH], id="softmax over positions"),
-        pytest.param(lambda x: x[:, :, 1:], [BATCH, [0, 1, 2, 3], [FREE] * 2, WIDTH], id="slice of positions"),
-        pytest.param(lambda x: x[:, :, 0], [BATCH, [0, 1, 2, 3], WIDTH], id="select a position"),
-        pytest.param(lambda x: x[:1].expand(2, 4, 3, 5), [BATCH, [0, 1, 2, 3], HEIGHT, WIDTH], id="expand the batch"),
-        pytest.param(
-            lambda x: x.mean((2, 3), keepdim=True).flatten(1), [BATCH, [0, 1, 2, 3]], id="flatten without positions"
-        ),
-        pytest.param(
-            lambda x: x.flatten(1), [BATCH, [0] * 15 + [1] * 15 + [2] * 15 + [3] * 15], id="flatten, channels outside"
-        ),
-        pytest.param(
-            lambda x: x[:, :, :1, :2].permute(0, 2, 3, 1).flatten(1),
-            [BATCH, [0, 1, 2, 3, 0, 1, 2, 3]],
-            id="flatten, channels inside",
-        ),
-        pytest.param(lambda x: x.flatten(2), [BATCH, [0, 1, 2, 3], [FREE] * 15], id="flatten of positions"),
-        pytest.param(lambda x: x.flatten(2).unsqueeze(1), [BATCH, [FREE], [0, 1, 2, 3], [FREE] * 15], id="unsqueeze"),
-    ],
-)
-def test_channels_are_carried(function: Function, expected: list[list[int]]) -> None:
-    assert carried(function) == (expected, set())
-
-
-@pytest.mark.parametrize(
-    ("function", "reason"),
-    [
-        pytest.param(
-            lambda x: x.softmax(1), "softmax: it normalises over a dimension that holds channels", id="softmax"
-        ),
-        pytest.param(lambda x: x.mean(1), "mean: it averages over a dimension that holds channels", id="mean"),
-        pytest.param(lambda x: x.mean(), "mean: it averages over a dimension that holds channels", id="mean over all"),
-        pytest.param(
-            lambda x: x.view(2, 2, 2, 3, 5), "view: it splits or mixes a dimension that holds channels", id="split"
-        ),
-        pytest.param(
-            lambda x: x[:, :2], "slice: it cuts or stretches a dimension that holds channels", id="slice of channels"
-        ),
-        pytest.param(lambda x: x[:, 0], "select: it picks single channels by number", id="select"),
-        pytest.param(
-            lambda x: x + torch.ones(4, 1, 1),
-            "add: the other operand can't be pruned along this dimension",
-            id="a tensor made on the way",
-        ),
-        pytest.param(
-            lambda x: F.max_pool2d(x.permute(0, 2, 3, 1), 2),
-            "max_pool2d: pooling mixes a dimension that holds channels",
-            id="pooling over channels",
-        ),
-        pytest.param(lambda x: x.cumsum(1), "cumsum: operator 'cumsum' has no coupling rule", id="unknown operator"),
-    ],
-)
-def test_what_cannot_be_proven_is_refused(function: Function, reason: str) -> None:
-    assert reason in carried(function)[1]
+def test_the_asserts_that_torch_export_adds_refuse_nothing() -> None:
+    program = tracing.exported(Cast().eval(), (torch.zeros(1, 3),))
+    assert "_assert_tensor_metadata" in {operator_name(node) for node in program.graph.nodes}
+    (group,) = analyse(program).groups
+    assert (group.id, group.num_channels) == ("first.bias:0", 4)
 
 
 class TwoBranches(nn.Module):
@@ -130,7 +128,8 @@ class TwoBranches(nn.Module):
         self.head = nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.head(torch.cat([self.known(x), self.strange(x).cumsum(1)], 1).mean((2, 3)))
+        strange = torch.special.bessel_j0(self.strange(x))
+        result: Tensor = self.head(torch.cat([self.known(x), strange], 1).mean((2, 3)))
         return result
 
 
@@ -138,97 +137,75 @@ def test_an_unknown_operator_refuses_only_what_it_touches() -> None:
     graph = trace(TwoBranches(), (torch.zeros(1, 3, 4, 4),))
     (group,) = graph.groups
     assert {m.parameter for m in group.members} == {"known.weight", "known.bias", "head.weight"}
-    assert group.first.channels.tolist() == [0, 1, 2, 3, -1, -1, -1, -1]
-    assert ("cumsum", "operator 'cumsum' has no coupling rule") in {(r.operator, r.reason) for r in graph.refused}
+    assert next(m for m in group.members if m.parameter == "head.weight").channels.tolist() == [
+        0,
+        1,
+        2,
+        3,
+        -1,
+        -1,
+        -1,
+        -1,
+    ]
+    name = "special_bessel_j0"
+    assert (name, f"operator '{name}' has no coupling rule") in {(r.operator, r.reason) for r in graph.refused}
 
 
-@pytest.mark.parametrize(
-    ("layer", "fixed"),
-    [
-        pytest.param(nn.Conv2d(4, 8, 1, groups=2), set(), id="whole convolution groups"),
-        pytest.param(nn.ConvTranspose2d(4, 8, 1), {"conv_transpose2d"}, id="transposed"),
-    ],
-)
-def test_layers_behind(layer: nn.Module, fixed: set[str]) -> None:
-    net = Net(torch.relu)
-    program = tracing.trace_program(nn.Sequential(net, layer), (torch.zeros(2, 3, 3, 5),))
+def test_a_convolution_whose_kernel_is_computed_keeps_its_positions() -> None:
+    """Features of the linear become [out, in, height, width] of a kernel: three channels out may go, no position."""
+    found = carried(lambda x, features: F.conv2d(x, features.view(3, 2, 2, 2)), "1 2* 4 4; 24*")
+    kernel = [root for root in range(found.atoms.count) if found.atoms.must_stay(root)]
+    assert {found.atoms.must_stay(root).reason for root in kernel} == {"the positions of its kernel hold channels"}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("role", "dim"), [("consumer", 1), ("producer", 0)])
+def test_roles_of_a_linear(role: str, dim: int) -> None:
+    program = tracing.trace_program(nn.Linear(3, 4), (torch.zeros(1, 3),))
     atoms = Atoms()
     propagate(program, atoms)
-    channels = atoms.dims["0.conv.weight", 0]
-    assert {atoms.fixed[a].operator for a in channels.tolist() if a in atoms.fixed} == fixed
-    pairs = atoms.roots(channels).tolist()
-    assert (pairs[0] == pairs[1]) == (not fixed), "a grouped convolution ties the channels of one convolution group"
+    assert atoms.roles["weight", dim] == role
 
 
-def test_an_input_without_batch_is_refused_not_misread() -> None:
-    program = tracing.trace_program(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)), (torch.zeros(3, 5, 5),))
+def test_a_parameter_from_a_product_of_parameters_stays() -> None:
+    """Along the sum; its rows and columns may go."""
+
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.zeros(4, 2)), nn.Parameter(torch.zeros(2, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.a @ self.b)
+
     atoms = Atoms()
-    propagate(program, atoms)
-    assert {r.reason for r in atoms.fixed.values()} >= {"its input has no batch dimension"}
+    propagate(tracing.trace_program(Product(), (torch.zeros(1, 3),)), atoms)
+    reasons = {atoms.must_stay(root) for root in atoms.roots(atoms.dims["a", 1]).ravel().tolist()}
+    assert {refusal.reason for refusal in reasons if refusal} == {
+        "it computes a parameter from a sum over this dimension"
+    }
 
 
-class InPlace(nn.Module):
-    """`function` between two convolutions, whose result both the second one and a later reader see."""
+CONSTANT = torch.ones(4, 1, 1)
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+
+class Held(nn.Module):
+    """Python code holds a tensor that is no parameter and no buffer."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Linear(6, 3)
-        self.function = function
+        self.conv = nn.Conv2d(3, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.head(self.second(self.function(self.first(x))).mean((2, 3)))
+        result: Tensor = (self.conv(x) * CONSTANT).sum((2, 3))
         return result
 
 
-def relu_of_a_value(x: Tensor) -> Tensor:
-    y = x + 1
-    y.relu_()
-    return y * 2
-
-
-def residual_after_relu(x: Tensor) -> Tensor:
-    y = torch.relu_(x)
-    return x + y  # x is what relu_ has written
-
-
-def relu_of_a_view(x: Tensor) -> Tensor:
-    x.flatten(2).relu_()
-    return x
-
-
-def relu_of_a_part(x: Tensor) -> Tensor:
-    a, _ = x.chunk(2, 0)
-    a.relu_()
-    return x
-
-
-def relu_of_dropout(x: Tensor) -> Tensor:
-    y = F.dropout(x, training=False)  # hands x itself on
-    y.relu_()
-    return x + 1
-
-
-@pytest.mark.parametrize(
-    "function", [relu_of_a_value, residual_after_relu, relu_of_a_view, relu_of_a_part, relu_of_dropout]
-)
-def test_operators_that_write_into_their_input_are_followed(function: Callable[[Tensor], Tensor]) -> None:
-    model = redraw(InPlace(function).double(), 0)
-    x = (torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
-    graph = trace(model, x)
-    assert not any(writes_in_place(n) and n.users == {} for n in graph.program.graph.nodes)
-    dense = masked_output(graph, Plan(structure_hash=graph.structure_hash), model, x)
-    with torch.no_grad():
-        assert difference(dense, model(*x)) <= 1e-12, "the traced program computes something else"
-        plan = random_plan(graph, 1)
-        assert difference(apply(plan, model, x, graph=graph).module(*x), masked_output(graph, plan, model, x)) <= 1e-9
-
-
 def test_a_tensor_that_python_code_holds_stays_whole() -> None:
-    program = tracing.trace_program(Net(lambda x: x * CONSTANT), (torch.zeros(2, 3, 3, 5),))
     atoms = Atoms()
-    propagate(program, atoms)
-    root = atoms.roots(atoms.dims["conv.weight", 0])[0]
-    assert atoms.reasons()[root].reason == "it is no parameter and no buffer"
+    propagate(tracing.trace_program(Held(), (torch.zeros(2, 3, 3, 5),)), atoms)
+    refusal = atoms.must_stay(int(atoms.roots(atoms.dims["conv.weight", 0])[0, 0]))
+    assert refusal is not None
+    assert (refusal.operator, refusal.reason) == ("constant", "it is no parameter and no buffer")
 
 
 def test_tracing_leaves_every_module_in_its_mode() -> None:
@@ -236,3 +213,8 @@ def test_tracing_leaves_every_module_in_its_mode() -> None:
     model[1].eval()
     tracing.trace_program(model, (torch.zeros(1, 3, 2, 2),))
     assert [model.training, model[0].training, model[1].training] == [True, True, False]
+
+
+def test_a_model_without_parameters_is_refused() -> None:
+    with pytest.raises(RefusedError, match="nothing in this model can be pruned"):
+        trace(nn.ReLU(), (torch.zeros(1, 3),))

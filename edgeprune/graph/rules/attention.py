@@ -25,6 +25,8 @@ def attention(call: Call) -> Results:
         call.fix(q[-1], "the operator scales by this width, which the call does not give")
     call.unite(k[-2], v[-2], "keys and values are paired along this dimension")
     call.fix(k[-2], "it normalises over a dimension that holds channels")
+    if call.arguments.get("is_causal"):
+        call.fix(q[-2], "it compares the positions of channels")
     heads = broadcast_dims(call, broadcast_dims(call, q[:-2], k[:-2]), v[:-2])
     if call.given("attn_mask"):
         mask = call.of("attn_mask")

@@ -67,6 +67,8 @@ def _contract(call: Call, c_in: Indices, per_group: Indices, c_out: Indices, gro
 def _convolved(call: Call, x: Dims, c_out: Indices) -> Dims:
     for spatial in x[2:]:
         call.fix(spatial, "the convolution slides along a dimension that holds channels")
+    for position in call.of("weight")[2:]:
+        call.fix(position, "the positions of its kernel hold channels")
     if call.given("bias"):
         c_out = call.unite(call.of("bias")[0], c_out, BIAS)
     return (x[0], c_out, *(no_atoms(size) for size in call.shape[2:]))

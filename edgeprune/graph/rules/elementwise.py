@@ -14,26 +14,29 @@ NOT_BOTH = "the other operand can't be pruned along this dimension"
     "relu relu6 hardtanh hardswish hardsigmoid silu sigmoid tanh gelu elu leaky_relu softplus mish clamp clamp_min "
     "clamp_max neg exp exp2 expm1 log log2 log10 log1p sqrt rsqrt abs square reciprocal sin cos tan asin acos atan erf "
     "erfc floor ceil round trunc frac sign sgn dropout feature_dropout alpha_dropout feature_alpha_dropout "
-    "dropout2d native_dropout clone contiguous detach alias to _to_copy lift_fresh lift_fresh_copy lift hardshrink "
-    "softshrink tanhshrink softsign log_sigmoid logsigmoid selu celu threshold zeros_like ones_like full_like "
+    "native_dropout clone contiguous detach alias to _to_copy lift_fresh lift_fresh_copy lift hardshrink "
+    "softshrink log_sigmoid selu celu threshold zeros_like ones_like full_like "
     "empty_like rand_like randn_like logical_not bitwise_not isnan isinf isfinite nan_to_num fill zero resolve_conj "
-    "resolve_neg real requires_grad float double half bfloat16 type_as view_as_real_copy rrelu pin_memory _assert_tensor_metadata positive"
+    "resolve_neg real type_as rrelu positive"
 )
 def pointwise(call: Call) -> Results:
     """Acts on every element alone."""
     x = call.x
+    if call.operator.startswith("clamp") and len(call.tensors) > 1:
+        clamped: Results = broadcast(call)
+        return clamped
     if tuple(dim.shape[1] for dim in x) != call.shape:
         return unknown(call)
     for other in call.tensors[1:]:
         if call.operator not in ("type_as", "fill") or any(not is_free(dim) for dim in call.dims[other]):
             return unknown(call)
-    return x
+    return [x] * len(call.shapes) if len(call.shapes) > 1 else x
 
 
 @rule(
     "add sub mul div rsub maximum minimum fmax fmin pow remainder fmod floor_divide true_divide atan2 where lerp "
     "masked_fill eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor addcmul "
-    "addcdiv prelu copysign hypot xlogy __and__ __or__ clamp.Tensor subtract multiply divide logaddexp expand_as"
+    "addcdiv prelu copysign hypot xlogy __and__ __or__ subtract multiply divide logaddexp expand_as"
 )
 def broadcast(call: Call) -> Results:
     """Tensors (or a tensor and numbers), element by element; dimensions of size 1 stretch."""
@@ -67,12 +70,14 @@ def _prelu(call: Call) -> Results:
 @rule("copy")
 def copy(call: Call) -> Results:
     """The second tensor's elements, broadcast to the shape of the first."""
-    result = []
+    result = list(call.x)
     source = call.dims[call.tensors[-1]]
-    for i, size in enumerate(reversed(call.shape)):
-        dim = source[-1 - i] if i < len(source) else None
-        result.append(no_atoms(size) if dim is None or dim.shape[1] != size else dim)
-    return tuple(reversed(result))
+    for i, dim in enumerate(source, start=len(result) - len(source)):
+        if dim.shape[1] == result[i].shape[1]:
+            result[i] = call.unite(result[i], dim, NOT_BOTH)
+        else:
+            call.fix(dim, "a single channel is stretched over many")
+    return tuple(result)
 
 
 @rule("getitem")
@@ -103,7 +108,7 @@ def _as_long_as(call: Call, size: Expression, n: int) -> Indices:
 
 @rule(
     "arange linspace eye rand randn scalar_tensor tril_indices triu_indices logspace randint randperm hann_window "
-    "new_empty_strided empty_strided sym_size"
+    "new_empty_strided empty_strided _assert_tensor_metadata"
 )
 def constant(call: Call) -> Results:
     """Made from numbers."""

@@ -82,6 +82,8 @@ def index_select(call: Call) -> Results:
     """Indices of one dimension in a given order."""
     x = list(call.x)
     axis = int(call.arguments["dim"]) % len(x)
+    for dim in call.of("index"):
+        call.fix(dim, "channels serve as positions")
     call.fix(x[axis], PICKS)
     x[axis] = no_atoms(call.shape[axis])
     return tuple(x)
@@ -157,7 +159,7 @@ def pad(call: Call) -> Results:
     return tuple(x)
 
 
-@rule("one_hot bincount nonzero masked_select unique _unique2 bucketize searchsorted")
+@rule("one_hot bincount nonzero masked_select _unique2 bucketize searchsorted")
 def values(call: Call) -> Results:
     """Shapes or contents that depend on values."""
     return refuse(call, "its result depends on values")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeprune.graph.atoms import is_free
+from edgeprune.graph.atoms import is_free, no_atoms
 from edgeprune.graph.rules.call import Call, Dims, Results, free, refuse, rule
 from edgeprune.graph.rules.contractions import whole_groups
 
@@ -47,7 +47,8 @@ def layer_norm(call: Call) -> Results:
                 x[i] = call.unite(call.of(name)[i], x[i], NORM)
         if not is_free(x[i]):
             call.atoms.statistics.append(x[i])
-    return _first_output(call, tuple(x))
+    statistics = (*x[:-rank], *(no_atoms(1) for _ in range(rank)))
+    return [tuple(x), *[statistics] * (len(call.shapes) - 1)] if len(call.shapes) > 1 else tuple(x)
 
 
 @rule("group_norm native_group_norm")

@@ -47,7 +47,8 @@ def is_statistic(source: torch.fx.Node) -> bool:
     if name in ("pow", "square"):
         return name == "square" or source.args[1] == 2
     if name == "mul":
-        return len(source.all_input_nodes) == 1
+        left, right = source.args
+        return left is right
     means = [user for user in source.users if operator_name(user) == "mean"]
     return bool(means) and all(
         operator_name(user) == "sub" and user.args[0] is source for mean in means for user in mean.users

@@ -23,7 +23,9 @@ def permutation(call: Call) -> Results:
         order = list(range(len(x)))
         if len(x) < 2:
             return x
-        first, second = (0, 1) if call.operator in ("t", "numpy_T") else (-2, -1)
+        if call.operator == "numpy_T":
+            return x[::-1]
+        first, second = (0, 1) if call.operator == "t" else (-2, -1)
         a = call.arguments.get("dim0", call.arguments.get("axis0", first))
         b = call.arguments.get("dim1", call.arguments.get("axis1", second))
         order[a], order[b] = order[b], order[a]
@@ -69,6 +71,9 @@ def reshape(call: Call) -> Results:
                 continue
             for j, dim in zip(new, call.atoms.divided(whole, shape, reason), strict=True):
                 result[j] = dim
+    if call.operator in ("view_as", "reshape_as"):
+        sizes = call.of("other")
+        result = [call.unite(a, b, NOT_BOTH) for a, b in zip(result, sizes, strict=True)]
     return tuple(result)
 
 
@@ -132,6 +137,9 @@ def split(call: Call) -> Results:
     sizes = [shape[axis] for shape in call.shapes]
     ends = np.cumsum(sizes)
     parts = [x[axis][:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    if call.operator == "tensor_split" and "sections" not in call.arguments:
+        call.fix(x[axis], "it splits a dimension that holds channels at given places")
+        return [tuple(part if i == axis else dim for i, dim in enumerate(x)) for part in parts]
     by_sizes = call.operator == "split_with_sizes" or "split_sizes" in call.arguments
     if not by_sizes and not is_free(x[axis]):
         if len(set(sizes)) > 1:
@@ -182,6 +190,8 @@ def pixel_shuffle(call: Call) -> Results:
     blocks = channels.reshape(len(channels), -1, factor * factor)
     leaders = np.repeat(blocks[:, :, :1], factor * factor, axis=2).reshape(len(channels), -1)
     call.unite(leaders, channels, "these channels become positions of one")
+    for position in x[-2:]:
+        call.fix(position, "it mixes a dimension that holds channels with others")
     return (*x[:-3], blocks[:, :, 0], no_atoms(call.shape[-2]), no_atoms(call.shape[-1]))
 
 
@@ -189,6 +199,8 @@ def pixel_shuffle(call: Call) -> Results:
 def pixel_unshuffle(call: Call) -> Results:
     """[.., C, H r, W r] to [.., C r r, H, W]."""
     x, factor = call.x, int(call.arguments["downscale_factor"])
+    for position in x[-2:]:
+        call.fix(position, "it mixes a dimension that holds channels with others")
     return (*x[:-3], np.repeat(x[-3], factor * factor, axis=1), no_atoms(call.shape[-2]), no_atoms(call.shape[-1]))
 
 

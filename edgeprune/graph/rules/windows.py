@@ -11,7 +11,7 @@ from edgeprune.graph.rules.contractions import INPUT
 RANK = {"1d": 1, "2d": 2, "3d": 3}
 
 
-@rule("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d")
+@rule("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d")
 @rule("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d")
 @rule("adaptive_max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices")
 @rule("_adaptive_avg_pool2d _adaptive_avg_pool3d")
@@ -43,7 +43,7 @@ def unfold(call: Call) -> Results:
     return (*x[:-3], np.repeat(x[-3], window, axis=1), no_atoms(call.shape[-1]))
 
 
-@rule("fold col2im")
+@rule("col2im")
 def fold(call: Call) -> Results:
     """[N, C x window, patches] back to [N, C, H, W]."""
     x = call.x
@@ -62,7 +62,8 @@ def grid_sampler(call: Call) -> Results:
     x, grid = call.of("input"), call.of("grid")
     for dim in (*x[2:], *grid[1:]):
         call.fix(dim, "positions are read along a dimension that holds channels")
-    return (x[0], x[1], *(no_atoms(size) for size in call.shape[2:]))
+    batch = call.unite(x[0], grid[0], "the other operand's batches are not prunable")
+    return (batch, x[1], *(no_atoms(size) for size in call.shape[2:]))
 
 
 @rule("roi_align roi_pool")
@@ -81,9 +82,9 @@ def deformable_convolution(call: Call) -> Results:
     arguments = call.arguments
     weight, offsets = call.of("weight"), [call.of(name) for name in ("offset", "mask") if call.given(name)]
     x = call.of("input")
-    for dims in offsets:
+    for dims in (*offsets, (x[0], *x[2:], *weight[2:])):
         for dim in dims:
-            call.fix(dim, "its channels are offsets")
+            call.fix(dim, "it reads a dimension that holds channels by offsets")
     if arguments.get("groups", 1) != 1 or arguments.get("offset_groups", 1) != 1:
         return refuse(call, "a deformable convolution in groups")
     call.unite(weight[1], x[1], INPUT)
