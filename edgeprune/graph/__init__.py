@@ -100,5 +100,5 @@ def _width(size: int, dim: Indices, names: tuple[tuple[str, int], ...], sizes: d
         if channel >= 0:
             group = names[channel][0]
             counts[group] = counts.get(group, 0) + 1
-    terms = tuple((group, count // sizes[group]) for group, count in counts.items() if count >= sizes[group])
-    return Width(fixed=size - sum(times * sizes[group] for group, times in terms), terms=terms)
+    terms = tuple(((group,), count // sizes[group]) for group, count in counts.items() if count >= sizes[group])
+    return Width(fixed=size - sum(times * sizes[group] for (group,), times in terms), terms=terms)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -77,19 +78,22 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class Width:
-    """The size of one tensor dimension as a function of the groups' widths: fixed + sum of times x kept channels."""
+    """The size of one tensor dimension as a function of the groups' widths.
+
+    Fixed + sum over the terms of times x the product of the kept channels of a term's groups (heads x head width).
+    """
 
     fixed: int = 0
-    terms: tuple[tuple[str, int], ...] = ()
+    terms: tuple[tuple[tuple[str, ...], int], ...] = ()
 
     def at(self, kept: Mapping[str, int]) -> int:
         """Size when group g keeps `kept[g]` channels."""
-        return self.fixed + sum(times * kept[group] for group, times in self.terms)
+        return self.fixed + sum(times * prod(kept[group] for group in groups) for groups, times in self.terms)
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Ids of the groups that this size depends on."""
-        return tuple(group for group, _ in self.terms)
+        return tuple(dict.fromkeys(group for groups, _ in self.terms for group in groups))
 
 
 @dataclass(frozen=True, kw_only=True)

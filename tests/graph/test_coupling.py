@@ -130,7 +130,7 @@ def test_concatenation_puts_groups_side_by_side() -> None:
     assert channels(a, "c.weight", 1) == [0, 1, -1, -1, -1]
     assert channels(b, "c.weight", 1) == [-1, -1, 0, 1, 2]
     node = next(n for n in graph.nodes if n.operator == "cat")
-    assert node.widths[1].terms == ((a.id, 1), (b.id, 1))
+    assert node.widths[1].terms == (((a.id,), 1), ((b.id,), 1))
     assert node.widths[1].at({a.id: 1, b.id: 3}) == 4
 
 
@@ -177,7 +177,7 @@ def test_flattening_repeats_a_channel_once_a_position() -> None:
     (group,) = graph.groups
     assert channels(group, "head.weight", 1) == [0, 0, 0, 0, 1, 1, 1, 1]
     node = next(n for n in graph.nodes if n.operator == "flatten")
-    assert node.widths[1].terms == ((group.id, 4),)
+    assert node.widths[1].terms == (((group.id,), 4),)
 
 
 def test_a_layer_called_twice_has_one_width() -> None:
