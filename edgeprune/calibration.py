@@ -130,8 +130,10 @@ def _unit_times(cost: CostModel, widths: Mapping[str, int], nodes: NodeTimes | N
         # runtimes add what they made of it: `fc/WithoutBiases`
         owners = dict.fromkeys(owner[base] for name in names if (base := name.partition("/")[0]) in owner)
         tabled = {name: float(cost.unit_us(units[name], [widths])[0]) for name in owners}
+        every = sum(tabled.values())
         for name, us in tabled.items():
-            found[name] = found.get(name, 0.0) + float(node["time_us"]) * us / sum(tabled.values())
+            share = us / every if every else 1 / len(tabled)
+            found[name] = found.get(name, 0.0) + float(node["time_us"]) * share
     return _UnitTimes(unit_us=found, total_us=nodes.total_us)
 
 

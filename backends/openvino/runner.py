@@ -140,11 +140,14 @@ def _difference(before: tuple[int, float], after: tuple[int, float]) -> float:
 
 
 def _averages(handle: Handle) -> dict[tuple[str, str], float]:
-    """Half a microsecond is added to what was cut. Below one a node says NOT_RUN; what is fused has no kernel."""
+    """Half a microsecond is added to what was cut. Below one a node says NOT_RUN.
+
+    What is fused or works in place has no kernel and takes no time; a transposition has none either, and does.
+    """
     return {
         (info.node_name, info.node_type): info.real_time.total_seconds() * 1e6 + 0.5
         for info in handle.request.get_profiling_info()
-        if not info.exec_type.startswith(("undef", "unknown"))
+        if info.real_time.total_seconds() > 0 or not info.exec_type.startswith(("undef", "unknown"))
     }
 
 
