@@ -15,7 +15,7 @@ from edgeprune.device import Device
 from edgeprune.errors import UnstableError
 from edgeprune.exporting import export
 from edgeprune.graph import ModelGraph
-from edgeprune.measurement import Measurement, NodeTimes, Timing
+from edgeprune.measurement import KERNELS, Measurement, NodeTimes, Timing
 from edgeprune.plan_json import Plan
 from edgeprune.profiling import COMPUTE, load_references
 from edgeprune.surgery import apply, positions_of
@@ -25,7 +25,14 @@ NETWORKS = 3
 """Networks of random widths that are measured beside the dense one."""
 LEAST_WIDTH_SHARE = 0.35
 MOST_DISTURBED = 0.5
-TIMING = Timing(warmup_ms=100.0, min_rounds=8, max_rounds=24, max_seconds=20.0, tolerance=0.01)
+TIMING = Timing(
+    warmup_ms=100.0,
+    min_rounds=8,
+    max_rounds=24,
+    max_seconds=20.0,
+    tolerance=0.01,
+    burst_percentile=KERNELS.burst_percentile,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +82,7 @@ def calibrated(
             raise UnstableError("the reference kernels kept changing during calibration: try when the device is idle")
         nodes = [session.node_times(key) for key in keys]
     timings = [
-        _timing(measured, key, chosen, _unit_times(cost, chosen, times), references_us)
+        _timing(measured, key, chosen, unit_times(cost, chosen, times), references_us)
         for key, chosen, times in zip(keys, widths, nodes, strict=True)
     ]
     return calibrate(cost, timings)
@@ -104,14 +111,14 @@ def first_channels(graph: ModelGraph, widths: Mapping[str, int]) -> Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _UnitTimes:
+class UnitTimes:
     """Time of each unit in us by name, on the clock of the run, which took `total_us`."""
 
     unit_us: Mapping[str, float]
     total_us: float
 
 
-def _unit_times(cost: CostModel, widths: Mapping[str, int], nodes: NodeTimes | None) -> _UnitTimes | None:
+def unit_times(cost: CostModel, widths: Mapping[str, int], nodes: NodeTimes | None) -> UnitTimes | None:
     """Lay every executed node at the door of the units that went into it, in proportion to their tabled times.
 
     What belongs to no unit stays in the total. Where the runtime tells what each node covers, a unit of which nothing
@@ -134,14 +141,15 @@ def _unit_times(cost: CostModel, widths: Mapping[str, int], nodes: NodeTimes | N
         for name, us in tabled.items():
             share = us / every if every else 1 / len(tabled)
             found[name] = found.get(name, 0.0) + float(node["time_us"]) * share
-    return _UnitTimes(unit_us=found, total_us=nodes.total_us)
+    every = sum(float(node["time_us"]) for node in nodes.nodes)
+    return UnitTimes(unit_us=found, total_us=max(nodes.total_us, every))
 
 
 def _timing(
     measured: Measurement,
     key: str,
     widths: Mapping[str, int],
-    times: _UnitTimes | None,
+    times: UnitTimes | None,
     references_us: Mapping[str, float],
 ) -> NetworkTiming:
     """On the table's clock: ratios to the compute-bound reference times its time in the table."""

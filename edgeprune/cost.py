@@ -104,9 +104,7 @@ class CostModel:
         kept = {**self.graph.dense_widths, **widths}
         gone = self.vanishing(dropped)
         us = self.overhead_us + sum(
-            float(self.unit_us(unit, [kept])[0])
-            for unit in self.units
-            if unit.name not in gone
+            float(self.unit_us(unit, [kept])[0]) for unit in self.units if unit.name not in gone
         )
         return Prediction(us=us, error_us=us * self.relative_error)
 
@@ -191,9 +189,7 @@ def _narrow(
 
 
 def _covers(surface: Surface, unit: Unit, kept: Mapping[str, int]) -> bool:
-    return all(
-        sizes[0] <= size <= sizes[-1] for sizes, size in zip(surface.sizes, unit.sizes(kept), strict=True)
-    )
+    return all(sizes[0] <= size <= sizes[-1] for sizes, size in zip(surface.sizes, unit.sizes(kept), strict=True))
 
 
 def _surface(kernels: Sequence[Kernel], latency_us: Mapping[Kernel, float]) -> Surface | None:

@@ -37,7 +37,8 @@ class Kernel:
     """One operator with its shapes and everything that the runtime fuses into it.
 
     `epilogue` names what follows inside the same kernel, in order: `bias`, `add` (a second input of the output's
-    shape; in `attention` a bias or mask on the scores), `relu`, `relu6`, `silu`, `hardswish`, `hardsigmoid`, `sigmoid`, `gelu`.
+    shape; in `attention` a bias or mask on the scores), `relu`, `relu6`, `silu`, `hardswish`, `hardsigmoid`,
+    `sigmoid`, `gelu`.
     """
 
     operator: str

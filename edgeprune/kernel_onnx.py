@@ -119,10 +119,9 @@ def _shape_out(kernel: Kernel) -> tuple[int, ...]:
 
 
 def _two_axes(kernel: Kernel) -> tuple[int, int]:
-    """The positions of a copy as two axes, which it exchanges."""
-    if len(kernel.spatial) < 2:
-        return 1, prod(kernel.spatial)
-    return kernel.spatial[0], prod(kernel.spatial[1:])
+    """The positions of a copy as two axes, which it exchanges: were one of them 1, there would be nothing to do."""
+    first, rest = kernel.spatial[0], prod(kernel.spatial[1:])
+    return (first, rest) if min(first, rest) > 1 else (2, -(-first * rest // 2))
 
 
 def _per_channel(kernel: Kernel) -> tuple[int, ...]:
@@ -239,8 +238,8 @@ def _attention(graph: _Graph, kernel: Kernel) -> None:
 
 def _matmul(graph: _Graph, kernel: Kernel) -> None:
     sizes = kernel.c_in // kernel.groups, kernel.c_out // kernel.groups
-    other = graph.input("other", (kernel.batch, kernel.groups, *sizes))
-    graph.node("MatMul", graph.input("x", _shape_in(kernel)), other)
+    x = graph.input("x", _shape_in(kernel))
+    graph.node("MatMul", x, graph.input("other", (kernel.batch, kernel.groups, *sizes)))
 
 
 def _layer_norm(graph: _Graph, kernel: Kernel) -> None:

@@ -337,11 +337,7 @@ def dense_choice(cost: CostModel, saliency: Saliency) -> Choice:
 def floor_layers(cost: CostModel, choice: Choice, count: int = 3) -> list[str]:
     """The units that take most of a network's latency: `name (share)`."""
     gone = cost.vanishing(choice.dropped)
-    us = {
-        unit.name: float(cost.unit_us(unit, [choice.widths])[0])
-        for unit in cost.units
-        if unit.name not in gone
-    }
+    us = {unit.name: float(cost.unit_us(unit, [choice.widths])[0]) for unit in cost.units if unit.name not in gone}
     total = sum(us.values()) + cost.overhead_us
     top: Sequence[str] = sorted(us, key=lambda name: (-us[name], name))[:count]
     return [f"{name} ({us[name] / total:.0%})" for name in top]

@@ -123,7 +123,7 @@ def samples(units: Iterable[Unit], options: Mapping[str, tuple[int, ...]]) -> di
 
 
 def _sizes(unit: Unit, options: Mapping[str, tuple[int, ...]]) -> tuple[set[int], set[int], set[int]]:
-    """What each of the unit's `sizes` can be: of all groups together from least to dense, of a few groups each alone."""
+    """What each of the unit's `sizes` can be: with all groups from least to dense together, with a few each alone."""
     dense = {group: options[group][-1] for group in unit.groups}
     alone = unit.groups if len(unit.groups) <= MOST_ALONE else ()
     points = [dense | {group: option} for group in alone for option in options[group]]

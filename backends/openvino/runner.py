@@ -60,7 +60,9 @@ def _covers(runtime_model: Any, named: set[str]) -> dict[str, list[str]]:
         originals = str(info["originalLayersNames"].value).split(",") if "originalLayersNames" in info else []
         found = [name for name in originals if name in named]
         if not found:
-            readers = {port.get_node().get_friendly_name() for out in node.outputs() for port in out.get_target_inputs()}
+            readers = {
+                port.get_node().get_friendly_name() for out in node.outputs() for port in out.get_target_inputs()
+            }
             found = covers.get(readers.pop(), []) if len(readers) == 1 else []
         covers[node.get_friendly_name()] = found
     return covers
