@@ -79,6 +79,9 @@ Size = Width | Product | ConvolutionGroups
 """A size as a function of the groups' widths."""
 
 
+ONE = Width(fixed=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unit:
     """One kernel instance. `name`, unique, is the qualified module of a contraction's weight, else the node's name.
@@ -92,7 +95,7 @@ class Unit:
     c_in: Size
     c_out: Size
     nodes: frozenset[str]
-    kernel_groups: Size = Width(fixed=1)
+    kernel_groups: Size = ONE
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -172,7 +175,7 @@ class _Builder:
 
     def _matmul(self, node: Node) -> Unit:
         first = self.nodes[operands(node)[0]]
-        heads = width_of(node, -3) if len(node.shape) > 2 else Width(fixed=1)
+        heads = width_of(node, -3) if len(node.shape) > 2 else ONE
         groups = node.shape[-3] if len(node.shape) > 2 else 1
         kernel = Kernel(
             operator="matmul",

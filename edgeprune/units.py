@@ -118,7 +118,8 @@ def samples(units: Iterable[Unit], options: Mapping[str, tuple[int, ...]]) -> di
         for unit in members:
             for axis, sizes in zip(axes, _sizes(unit, options), strict=True):
                 axis.update(sizes)
-        found[key] = tuple(dense.resized(sizes) for sizes in product(*map(_axis, axes)))
+        groups, c_in, c_out = map(_axis, axes)
+        found[key] = tuple(dense.resized(sizes) for sizes in product(groups, c_in, c_out))
     return found
 
 

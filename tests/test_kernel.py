@@ -180,15 +180,16 @@ def test_attention_is_that_of_torch(biased: bool) -> None:
     query, key, value = torch.randn(2, 5, 24), torch.randn(2, 9, 24), torch.randn(2, 9, 12)
     bias = next((w for w in weights(kernel) if w.dim() == 4), None)
     assert (bias is not None) == biased
-    heads = [x.unflatten(2, (3, -1)).transpose(1, 2) for x in (query, key, value)]
-    expected = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=bias).transpose(1, 2).flatten(2)
+    q, k, v = (x.view(2, x.shape[1], 3, -1).transpose(1, 2) for x in (query, key, value))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
     torch.testing.assert_close(outcome(kernel, query, key, value), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_runs_beside_attention_is_that_of_torch() -> None:
     x, size = torch.randn(2, 7, 5, 6), dict[str, Any](batch=2, c_in=6, c_out=6, spatial=(7, 5))
     norm = Kernel(operator="layer_norm", **size)
-    torch.testing.assert_close(outcome(norm, x), torch.nn.functional.layer_norm(x, (6,), *weights(norm)))
+    scale, shift = weights(norm)
+    torch.testing.assert_close(outcome(norm, x), torch.nn.functional.layer_norm(x, (6,), scale, shift))
     torch.testing.assert_close(outcome(Kernel(operator="copy", **size), x), x.transpose(1, 2))
     channels_first = torch.randn(2, 6, 7, 5)
     last = outcome(Kernel(operator="transpose", **size), channels_first)
