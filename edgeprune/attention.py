@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from edgeprune.graph.structure import ModelGraph, Node, Width
+from edgeprune.sizes import width_of
 
 FUSED = "scaled_dot_product_attention"
 SOFTMAX = frozenset({"softmax", "_softmax"})
@@ -62,12 +63,6 @@ def operands(node: Node) -> tuple[str, str]:
     """Names of what a matmul multiplies."""
     first, second = (*node.inputs, *node.inputs)[-2:]
     return first, second
-
-
-def width_of(node: Node, axis: int) -> Width:
-    """The width of one axis of the node's output; as it is in the dense network where the graph knows no more."""
-    known = len(node.widths) == len(node.shape)
-    return node.widths[axis] if known else Width(fixed=node.shape[axis])
 
 
 def find_attention(graph: ModelGraph) -> tuple[Attention, ...]:
