@@ -15,7 +15,7 @@ from edgeprune.device import Device
 from edgeprune.errors import UnstableError
 from edgeprune.exporting import export
 from edgeprune.graph import ModelGraph
-from edgeprune.measurement import Measurement, NodeTimes, Timing
+from edgeprune.measurement import KERNELS, Measurement, NodeTimes, Timing
 from edgeprune.plan_json import Plan
 from edgeprune.profiling import COMPUTE, load_references
 from edgeprune.surgery import apply, positions_of
@@ -25,7 +25,14 @@ NETWORKS = 3
 """Networks of random widths that are measured beside the dense one."""
 LEAST_WIDTH_SHARE = 0.35
 MOST_DISTURBED = 0.5
-TIMING = Timing(warmup_ms=100.0, min_rounds=8, max_rounds=24, max_seconds=20.0, tolerance=0.01)
+TIMING = Timing(
+    warmup_ms=100.0,
+    min_rounds=8,
+    max_rounds=24,
+    max_seconds=20.0,
+    tolerance=0.01,
+    burst_percentile=KERNELS.burst_percentile,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +82,7 @@ def calibrated(
             raise UnstableError("the reference kernels kept changing during calibration: try when the device is idle")
         nodes = [session.node_times(key) for key in keys]
     timings = [
-        _timing(measured, key, chosen, times, references_us)
+        _timing(measured, key, chosen, unit_times(cost, chosen, times), references_us)
         for key, chosen, times in zip(keys, widths, nodes, strict=True)
     ]
     return calibrate(cost, timings)
@@ -103,20 +110,50 @@ def first_channels(graph: ModelGraph, widths: Mapping[str, int]) -> Plan:
     return Plan(structure_hash=graph.structure_hash, kept=kept)
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnitTimes:
+    """Time of each unit in us by name, on the clock of the run, which took `total_us`."""
+
+    unit_us: Mapping[str, float]
+    total_us: float
+
+
+def unit_times(cost: CostModel, widths: Mapping[str, int], nodes: NodeTimes | None) -> UnitTimes | None:
+    """Lay every executed node at the door of the units that went into it, in proportion to their tabled times.
+
+    What belongs to no unit stays in the total. Where the runtime tells what each node covers, a unit of which nothing
+    was executed took no time; else it just goes by another name.
+    """
+    if nodes is None or nodes.total_us <= 0:
+        return None
+    owner = {node: unit.name for unit in cost.units for node in unit.nodes} | {u.name: u.name for u in cost.units}
+    units = {unit.name: unit for unit in cost.units}
+    told = any(node.get("covers") for node in nodes.nodes)
+    found = dict.fromkeys(units, 0.0) if told else {}
+    for node in nodes.nodes:
+        if not node["compute"]:
+            continue
+        names = node.get("covers") or [str(node["name"])]
+        # runtimes add what they made of it: `fc/WithoutBiases`
+        owners = dict.fromkeys(owner[base] for name in names if (base := name.partition("/")[0]) in owner)
+        tabled = {name: float(cost.unit_us(units[name], [widths])[0]) for name in owners}
+        every = sum(tabled.values())
+        for name, us in tabled.items():
+            share = us / every if every else 1 / len(tabled)
+            found[name] = found.get(name, 0.0) + float(node["time_us"]) * share
+    every = sum(float(node["time_us"]) for node in nodes.nodes)
+    return UnitTimes(unit_us=found, total_us=max(nodes.total_us, every))
+
+
 def _timing(
     measured: Measurement,
     key: str,
     widths: Mapping[str, int],
-    nodes: NodeTimes | None,
+    times: UnitTimes | None,
     references_us: Mapping[str, float],
 ) -> NetworkTiming:
     """On the table's clock: ratios to the compute-bound reference times its time in the table."""
     total_us = measured.ratio(key, COMPUTE, measured.disturbed()).value * references_us[COMPUTE]
-    node_us: dict[str, float] = {}
-    if nodes is not None and nodes.total_us > 0:
-        scale = total_us / nodes.total_us
-        for node in nodes.nodes:
-            if node["compute"]:
-                name = str(node["name"]).partition("/")[0]  # runtimes add what they made of it: `fc/WithoutBiases`
-                node_us[name] = node_us.get(name, 0.0) + float(node["time_us"]) * scale
-    return NetworkTiming(widths=dict(widths), total_us=total_us, node_us=node_us)
+    scale = total_us / times.total_us if times is not None else 0.0
+    unit_us = {name: us * scale for name, us in times.unit_us.items()} if times is not None else {}
+    return NetworkTiming(widths=dict(widths), total_us=total_us, node_us=unit_us)

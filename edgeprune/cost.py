@@ -1,16 +1,19 @@
 """The cost model: from measured kernels to the latency of a whole network at any offered widths, with an error bar.
 
-latency(w) = overhead + sum over units u of correction_u * surface_u(c_in(w), c_out(w))
+latency(w) = overhead + sum over units u of correction_u * surface_u(groups(w), c_in(w), c_out(w))
 
-A surface interpolates the measured kernels of one shape, bilinearly and inside the measured range only. Corrections
+A surface interpolates the measured kernels of one shape, multilinearly and inside the measured range only. Corrections
 and overhead come from a handful of whole networks that were measured node by node (`calibrate`); without them they are
 1 and 0. All microseconds are on the clock of the table: ratios to the session references times their table value.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -31,31 +34,29 @@ SHRINKAGE = 2.0
 """A unit's own correction counts like its family's after this many measured networks."""
 UNCALIBRATED_ERROR = 0.15
 """Relative error stated for a prediction from kernels alone: isolated kernels sum to 5 to 17 % off."""
-TIED = (0,)
-"""Stands for the sizes of a c_out that follows from c_in."""
 LEAST_ERROR = 0.015
 """No error bar is narrower than this: the repeatability of the measurements themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """Latency over sampled widths: `us[i, j]` at `c_in[i]`, `c_out[j]`; one row or column where a width is tied."""
+    """Latency over sampled `Kernel.sizes`: `us[i, j, k]` at `sizes[0][i]` groups, `sizes[1][j]` c_in and
+    `sizes[2][k]` c_out of one group."""
 
-    c_in: tuple[int, ...]
-    c_out: tuple[int, ...]
+    sizes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     us: FloatArray
 
     def at(self, points: npt.ArrayLike) -> FloatArray:
-        """Latencies in us, float64 [n], at points [n, 2] of (c_in, c_out). `TableError` outside the measured range."""
-        wanted = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-        for axis, sizes in enumerate((self.c_in, self.c_out)):
-            low, high = wanted[:, axis].min(), wanted[:, axis].max()
-            if len(sizes) > 1 and (low < sizes[0] or high > sizes[-1]):
+        """Latencies in us, float64 [n], at points [n, 3] of `Kernel.sizes`. `TableError` outside the measured range."""
+        wanted = np.asarray(points, dtype=np.float64).reshape(-1, 3)
+        for sizes, column in zip(self.sizes, wanted.T, strict=True):
+            low, high = column.min(), column.max()
+            if low < sizes[0] or high > sizes[-1]:
                 raise TableError(f"width {low:g} to {high:g} is outside the measured {sizes[0]} to {sizes[-1]}")
-        axes = [axis for axis, sizes in enumerate((self.c_in, self.c_out)) if len(sizes) > 1]
+        axes = [axis for axis, sizes in enumerate(self.sizes) if len(sizes) > 1]
         if not axes:
             return np.full(len(wanted), self.us.item())
-        grid = RegularGridInterpolator([(self.c_in, self.c_out)[axis] for axis in axes], self.us.squeeze())
+        grid = RegularGridInterpolator([self.sizes[axis] for axis in axes], self.us.squeeze())
         return np.asarray(grid(wanted[:, axes]), dtype=np.float64)
 
 
@@ -63,7 +64,7 @@ class Surface:
 class NetworkTiming:
     """A whole network measured node by node: its widths, end-to-end latency and the time of each unit by name.
 
-    `node_us` is empty where the runtime does not tell. All on the table's clock.
+    `node_us` is empty where the runtime does not tell, and 0 for a unit that it does without. All on the table's clock.
     """
 
     widths: Mapping[str, int]
@@ -93,8 +94,9 @@ class CostModel:
     relative_error: float = UNCALIBRATED_ERROR
     networks: int = 0
 
-    def unit_us(self, unit: Unit, points: npt.ArrayLike) -> FloatArray:
-        """Latency of a unit in us, float64 [n], at points [n, 2] of (c_in, c_out)."""
+    def unit_us(self, unit: Unit, kept: Sequence[Mapping[str, int]]) -> FloatArray:
+        """Latency of a unit in us, float64 [n], for n choices of the channels that each of its groups keeps."""
+        points = [unit.sizes(widths) for widths in kept]
         return self.correction.get(unit.name, 1.0) * self.surfaces[shape_key(unit.dense)].at(points)
 
     def predict(self, widths: Mapping[str, int], dropped: Iterable[str] = ()) -> Prediction:
@@ -102,9 +104,7 @@ class CostModel:
         kept = {**self.graph.dense_widths, **widths}
         gone = self.vanishing(dropped)
         us = self.overhead_us + sum(
-            float(self.unit_us(unit, [(unit.c_in.at(kept), unit.c_out.at(kept))])[0])
-            for unit in self.units
-            if unit.name not in gone
+            float(self.unit_us(unit, [kept])[0]) for unit in self.units if unit.name not in gone
         )
         return Prediction(us=us, error_us=us * self.relative_error)
 
@@ -162,47 +162,55 @@ def _covered(
     covered = dict(options)
     for unit in units:
         surface = surfaces[shape_key(unit.dense)]
-        for width, sizes in ((unit.c_in, surface.c_in), (unit.c_out, surface.c_out)):
-            if not width.terms or sizes == TIED:
-                continue
-            if len(width.terms) > 1:
-                ends = [width.at({g: options[g][i] for g in width.groups}) for i in (0, -1)]
-                if sizes[0] > ends[0] or sizes[-1] < ends[1]:
-                    raise TableError(
-                        f"{unit.name} ({unit.dense.key}) could not be measured over widths {ends[0]} to {ends[1]}: "
-                        "see the failed kernels, or try them again with `edgeprune profile --retry-failed`"
-                    )
-                continue
-            (group,) = width.groups
-            kept = tuple(w for w in covered[group] if sizes[0] <= width.at({group: w}) <= sizes[-1])
-            if not kept or kept[-1] != options[group][-1]:
-                raise TableError(f"{unit.name} ({unit.dense.key}) could not be measured at its full width")
-            covered[group] = kept
+        if not _covers(surface, unit, {group: options[group][-1] for group in unit.groups}):
+            raise TableError(f"{unit.name} ({unit.dense.key}) could not be measured at its full width")
+        if _covers(surface, unit, {group: options[group][0] for group in unit.groups}):
+            continue
+        if len(unit.groups) > 1:
+            _narrow(covered, surface, unit, options)
+            continue
+        (group,) = unit.groups
+        covered[group] = tuple(width for width in covered[group] if _covers(surface, unit, {group: width}))
     return covered
+
+
+def _narrow(
+    covered: dict[str, tuple[int, ...]], surface: Surface, unit: Unit, options: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Take away what leaves the surface with every other group dense; all groups at their least must then be on it."""
+    dense = {group: options[group][-1] for group in unit.groups}
+    for group in unit.groups:
+        covered[group] = tuple(width for width in covered[group] if _covers(surface, unit, dense | {group: width}))
+    if not _covers(surface, unit, {group: covered[group][0] for group in unit.groups}):
+        raise TableError(
+            f"{unit.name} ({unit.dense.key}) could not be measured at its narrower widths: see the failed kernels, or "
+            "try them again with `edgeprune profile --retry-failed`"
+        )
+
+
+def _covers(surface: Surface, unit: Unit, kept: Mapping[str, int]) -> bool:
+    return all(sizes[0] <= size <= sizes[-1] for sizes, size in zip(surface.sizes, unit.sizes(kept), strict=True))
 
 
 def _surface(kernels: Sequence[Kernel], latency_us: Mapping[Kernel, float]) -> Surface | None:
     """The largest full grid among the measured kernels of one shape."""
-    measured = {(k.c_in, k.c_out): latency_us[k] for k in kernels if k in latency_us}
-    tied = len({k.c_in for k in kernels}) == len(kernels) and len({k.c_out for k in kernels}) > 1
-    ins = sorted({k.c_in for k in kernels})
-    if tied:
-        here = [(c_in, us) for (c_in, _), us in sorted(measured.items())]
-        if not here:
+    wanted = {kernel.sizes: kernel for kernel in kernels}
+    measured = {sizes: latency_us[kernel] for sizes, kernel in wanted.items() if kernel in latency_us}
+    axes = [sorted({sizes[axis] for sizes in wanted}) for axis in range(3)]
+    while missing := [sizes for sizes in product(*axes) if sizes not in measured]:
+        worst_share, worst_axis, worst = 0.0, 0, 0
+        for axis, sizes in enumerate(axes):
+            slice_size = prod(map(len, axes)) // len(sizes)
+            for size, count in Counter(point[axis] for point in missing).items():
+                if count / slice_size > worst_share and len(sizes) > 1:
+                    worst_share, worst_axis, worst = count / slice_size, axis, size
+        if not worst:
             return None
-        return Surface(c_in=tuple(c for c, _ in here), c_out=TIED, us=np.array([[us] for _, us in here]))
-    outs = sorted({k.c_out for k in kernels})
-    while missing := [(i, j) for i in ins for j in outs if (i, j) not in measured]:
-        rows, columns = [i for i, _ in missing], [j for _, j in missing]
-        worst_row, worst_column = max(ins, key=rows.count), max(outs, key=columns.count)
-        if rows.count(worst_row) / len(outs) >= columns.count(worst_column) / len(ins):
-            ins.remove(worst_row)
-        else:
-            outs.remove(worst_column)
-        if not ins or not outs:
-            return None
-    us = np.array([[measured[i, j] for j in outs] for i in ins], dtype=np.float64)
-    return Surface(c_in=tuple(ins), c_out=tuple(outs), us=us)
+        axes[worst_axis].remove(worst)
+    shape = tuple(map(len, axes))
+    us = np.array([measured[groups, c_in, c_out] for groups, c_in, c_out in product(*axes)], dtype=np.float64)
+    groups, c_in, c_out = map(tuple, axes)
+    return Surface(sizes=(groups, c_in, c_out), us=us.reshape(shape))
 
 
 def calibrate(model: CostModel, timings: Sequence[NetworkTiming]) -> CostModel:
@@ -236,6 +244,9 @@ def _fit(model: CostModel, timings: Sequence[NetworkTiming]) -> CostModel:
         family = pooled[unit.dense.family]
         centre = float(np.median(family)) if family else overall
         own = by_unit[unit.name]
+        if all(timing.node_us.get(unit.name) == 0.0 for timing in timings):
+            correction[unit.name] = 0.0  # a copy that the runtime found a way around
+            continue
         correction[unit.name] = float(np.exp((SHRINKAGE * centre + sum(own)) / (SHRINKAGE + len(own))))
     corrected = replace(model, correction=correction, overhead_us=0.0)
     left = [timing.total_us - corrected.predict(timing.widths).us for timing in timings]
@@ -248,7 +259,7 @@ def _log_ratios(model: CostModel, unit: Unit, timings: Sequence[NetworkTiming]) 
     for timing in timings:
         measured = timing.node_us.get(unit.name, 0.0)
         kept = {**model.graph.dense_widths, **timing.widths}
-        tabled = float(surface.at([(unit.c_in.at(kept), unit.c_out.at(kept))])[0])
+        tabled = float(surface.at([unit.sizes(kept)])[0])
         if measured > 0.0 and tabled > 0.0:
             ratios.append(float(np.log(measured / tabled)))
     return ratios

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+from edgeprune.attention import MATMULS, Attention, computed, find_attention, moved, operands
 from edgeprune.graph.structure import ModelGraph, Node, Width
-from edgeprune.kernel import Kernel
+from edgeprune.kernel import CONTRACTIONS, Kernel
+from edgeprune.sizes import ONE, ConvolutionGroups, Product, Size, width_of
 
 ACTIVATIONS = {
     "relu": "relu",
@@ -23,10 +26,17 @@ ACTIVATIONS = {
 
 NORMS = frozenset({"batch_norm", "_native_batch_norm_legit_no_training"})
 FREE = frozenset(
-    "view reshape flatten unflatten squeeze unsqueeze dropout feature_dropout clone contiguous getitem alias detach "
-    "placeholder output".split()
+    "view reshape _unsafe_view flatten unflatten squeeze unsqueeze dropout feature_dropout clone contiguous getitem "
+    "alias detach expand select placeholder output".split()
 )
 """Operators that no runtime spends time on."""
+
+COPIES = frozenset(
+    "permute transpose t movedim slice roll pad constant_pad_nd flip repeat index index_select embedding".split()
+)
+"""Operators that move their input about; where its shape and order stay as they were, nothing is done."""
+
+LAYER_NORMS = frozenset({"layer_norm", "native_layer_norm", "rms_norm"})
 
 POOLS = {"max_pool2d": "max_pool", "avg_pool2d": "avg_pool"}
 
@@ -35,26 +45,32 @@ POOLS = {"max_pool2d": "max_pool", "avg_pool2d": "avg_pool"}
 class Unit:
     """One kernel instance. `name`, unique, is the qualified module of a contraction's weight, else the node's name.
 
-    `nodes` are the graph nodes that it covers; `dense` its kernel in the dense network.
+    `nodes` are the graph nodes that it covers; `dense` its kernel in the dense network. `kernel_groups` are the groups
+    of its kernel (of a convolution, or heads).
     """
 
     name: str
     dense: Kernel
-    c_in: Width
-    c_out: Width
+    c_in: Size
+    c_out: Size
     nodes: frozenset[str]
+    kernel_groups: Size = ONE
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Ids of the groups that its widths depend on, in order of appearance."""
-        return tuple(dict.fromkeys((*self.c_in.groups, *self.c_out.groups)))
+        return tuple(dict.fromkeys((*self.c_in.groups, *self.c_out.groups, *self.kernel_groups.groups)))
+
+    def sizes(self, kept: Mapping[str, int]) -> tuple[int, int, int]:
+        """`Kernel.sizes` of its kernel when group g keeps `kept[g]` channels."""
+        if self.dense.operator not in CONTRACTIONS:
+            return 1, self.c_in.at(kept), 1
+        groups = self.kernel_groups.at(kept)
+        return groups, self.c_in.at(kept) // groups, self.c_out.at(kept) // groups
 
     def kernel(self, widths: Mapping[str, int]) -> Kernel:
         """Its kernel when group g keeps `widths[g]` channels."""
-        c_in, c_out = self.c_in.at(widths), self.c_out.at(widths)
-        dense = self.dense
-        convolution_groups = dense.groups * c_out // dense.c_out if dense.groups > 1 else 1
-        return replace(dense, c_in=c_in, c_out=c_out, groups=convolution_groups)
+        return self.dense.resized(self.sizes(widths))
 
 
 def fuse(graph: ModelGraph, precision: str, *, activations: frozenset[str], adds: bool) -> tuple[Unit, ...]:
@@ -72,26 +88,76 @@ class _Builder:
     def __init__(self, *, graph: ModelGraph, precision: str, activations: frozenset[str], adds: bool) -> None:
         self.precision, self.activations, self.adds = precision, activations, adds
         self.shapes = graph.parameter_shapes
+        self.dense = graph.dense_widths
+        self.computed = computed(graph)
         self.nodes = {node.name: node for node in graph.nodes}
         self.users: dict[str, list[Node]] = {}
         self.order = {node.name: i for i, node in enumerate(graph.nodes)}
         for node in graph.nodes:
             for source in node.inputs:
                 self.users.setdefault(source, []).append(node)
-        self.taken: set[str] = set()
+        self.attention = {found.core: found for found in find_attention(graph)}
+        self.taken = {name for found in self.attention.values() for name in found.nodes}
         self.named: dict[str, int] = {}
 
     def unit(self, node: Node) -> Unit | None:
-        if node.name in self.taken or node.operator in FREE or not node.shape:
+        if node.name in self.attention:
+            return self._attention(self.attention[node.name])
+        if node.name in self.taken or node.name not in self.computed or node.operator in FREE or not node.shape:
             return None
-        if node.operator in ("conv1d", "conv2d", "conv3d", "linear"):
+        if node.operator in ("conv1d", "conv2d", "conv3d", "linear", "mm", "addmm"):
             return self._contraction(node)
+        if node.operator in MATMULS:
+            both = self.computed.issuperset(operands(node)) and not node.parameters
+            return self._matmul(node) if both else self._contraction(node)
         return self._other(node)
 
+    def _attention(self, found: Attention) -> Unit:
+        kernel = Kernel(
+            operator="attention",
+            c_in=found.num_heads * found.query_size,
+            c_out=found.num_heads * found.value_size,
+            groups=found.num_heads,
+            batch=found.batch,
+            spatial=(found.queries, found.keys),
+            epilogue=("add",) if found.biased else (),
+            precision=self.precision,
+        )
+        return Unit(
+            name=self._unique(found.core),
+            dense=kernel,
+            c_in=Product((found.heads, found.query_width)),
+            c_out=Product((found.heads, found.value_width)),
+            nodes=found.nodes,
+            kernel_groups=found.heads,
+        )
+
+    def _matmul(self, node: Node) -> Unit:
+        first = self.nodes[operands(node)[0]]
+        heads = width_of(node, -3) if len(node.shape) > 2 else ONE
+        groups = node.shape[-3] if len(node.shape) > 2 else 1
+        kernel = Kernel(
+            operator="matmul",
+            c_in=groups * first.shape[-1],
+            c_out=groups * node.shape[-1],
+            groups=groups,
+            batch=prod(node.shape[:-3]),
+            spatial=node.shape[-2:-1],
+            precision=self.precision,
+        )
+        return Unit(
+            name=self._unique(node.name),
+            dense=kernel,
+            c_in=Product((heads, width_of(first, -1))),
+            c_out=Product((heads, width_of(node, -1))),
+            nodes=frozenset({node.name}),
+            kernel_groups=heads,
+        )
+
     def _contraction(self, node: Node) -> Unit:
-        source = self.nodes[node.inputs[0]]
+        source = self.nodes[next(name for name in node.inputs if name in self.computed)]
         weight = next((name for name in node.parameters if len(self.shapes[name]) > 1), None)
-        weight_shape = self.nodes[node.inputs[1]].shape if weight is None else self.shapes[weight]
+        weight_shape = self.nodes[operands(node)[1]].shape if weight is None else self.shapes[weight]
         covered, epilogue = [node.name], ["bias"]
         end = node
         while (follower := self._fusible(end, tuple(epilogue))) is not None:
@@ -100,13 +166,13 @@ class _Builder:
                 epilogue.append(ACTIVATIONS.get(follower.operator, follower.operator))
             end = follower
         self.taken.update(covered)
-        is_linear = node.operator == "linear"
+        is_linear = not node.operator.startswith("conv")
         axis = -1 if is_linear else 1
         return self._make(
             node,
             name=self._unique(node.name if weight is None else weight.removesuffix(".weight")),
             operator="linear" if is_linear else "conv",
-            widths=(source.widths[axis], node.widths[axis]),
+            widths=(width_of(source, axis), width_of(node, axis)),
             sizes=(source.shape[axis], node.shape[axis]),
             spatial=source.shape[1:-1] if is_linear else source.shape[2:],
             nodes=covered,
@@ -157,7 +223,39 @@ class _Builder:
             return self._with_activation(node, node, "add")
         if node.operator in ("mul", "div"):
             return self._with_activation(node, node, "mul")
+        if node.operator in COPIES:
+            return self._copy(node, source)
+        if node.operator in LAYER_NORMS:
+            return self._rows(node, "layer_norm", last=len(node.attributes.get("normalized_shape", (1,))))
+        if node.operator in ("softmax", "_softmax"):
+            return self._simple(node, node, "softmax")
         return self._simple(node, source, "activation") if len(node.shape) > 1 else None
+
+    def _copy(self, node: Node, source: Node) -> Unit | None:
+        """None where neither shape nor order changes, or one row is all there is."""
+        order = moved(node, source)
+        if order is None:
+            stays = node.operator in ("slice", "pad", "constant_pad_nd") and node.shape == source.shape
+            return None if stays or prod(node.shape[:-1]) == 1 else self._rows(node, "copy")
+        if order == tuple(sorted(order)):
+            return None
+        return self._rows(node, "copy" if order[-1] == max(order) else "transpose")
+
+    def _rows(self, node: Node, operator: str, last: int = 1) -> Unit:
+        """A kernel over rows of channels: the `last` dimensions, or those that are pruned."""
+        rank = len(node.shape)
+        axes = _channel_axes(node, -1) if operator != "layer_norm" else tuple(range(rank - last, rank))
+        width = Product(tuple(width_of(node, axis) for axis in axes))
+        return self._make(
+            node,
+            name=node.name,
+            operator=operator,
+            widths=(width, width),
+            sizes=(prod(node.shape[axis] for axis in axes),) * 2,
+            spatial=tuple(size for axis, size in enumerate(node.shape) if axis not in (0, *axes)) or (1,),
+            nodes=[node.name],
+            epilogue=[],
+        )
 
     def _with_activation(self, node: Node, source: Node, operator: str) -> Unit:
         covered, epilogue, end = [node.name], list[str](), node
@@ -185,14 +283,20 @@ class _Builder:
             window = _pool_window(node, source)
         if operator == "activation":
             epilogue = [ACTIVATIONS.get(node.operator, "relu")]
-        widths = node.widths[1] if len(node.widths) > 1 else Width(fixed=node.shape[-1])
+        axes = _channel_axes(node)
+        width = Product(tuple(width_of(node, axis) for axis in axes))
+        spatial = source.shape[2:] or (1, 1)
+        if axes != (1,):
+            spatial = tuple(size for axis, size in enumerate(node.shape) if axis not in (0, *axes)) or (1, 1)
+        elif operator == "mean" and source.shape[1] != node.shape[1]:
+            spatial = source.shape[1:-1]  # tokens first, channels last
         return self._make(
             node,
             name=node.name,
             operator=operator,
-            widths=(widths, widths),
-            sizes=(node.shape[1] if len(node.shape) > 1 else 1,) * 2,
-            spatial=source.shape[2:] or (1, 1),
+            widths=(width, width),
+            sizes=(prod(node.shape[axis] for axis in axes),) * 2,
+            spatial=spatial,
             nodes=covered or [node.name],
             epilogue=epilogue or [],
             **window,
@@ -204,7 +308,7 @@ class _Builder:
         *,
         name: str,
         operator: str,
-        widths: tuple[Width, Width],
+        widths: tuple[Size, Size],
         sizes: tuple[int, int],
         spatial: tuple[int, ...],
         nodes: list[str],
@@ -221,7 +325,27 @@ class _Builder:
             precision=self.precision,
             **window,
         )
-        return Unit(name=name, dense=kernel, c_in=widths[0], c_out=widths[1], nodes=frozenset(nodes))
+        return Unit(
+            name=name,
+            dense=kernel,
+            c_in=widths[0],
+            c_out=widths[1],
+            nodes=frozenset(nodes),
+            kernel_groups=self._kernel_groups(kernel, *widths),
+        )
+
+    def _kernel_groups(self, kernel: Kernel, c_in: Size, c_out: Size) -> Size:
+        if kernel.groups == 1 or not isinstance(c_in, Width):
+            return Width(fixed=kernel.groups)
+        common = tuple(group for group in c_in.groups if group in c_out.groups)
+        channels = kernel.c_in // kernel.groups
+        return ConvolutionGroups(c_in=c_in, groups=common, channels=channels, dense=self.dense)
+
+
+def _channel_axes(node: Node, otherwise: int = 1) -> tuple[int, ...]:
+    """The axes, but for the first, that pruning changes; where there is none the usual one."""
+    pruned = tuple(axis for axis in range(1, len(node.shape)) if width_of(node, axis).groups)
+    return pruned or (() if len(node.shape) < 2 else (otherwise % len(node.shape),))
 
 
 def _window(node: Node, source: Node, window: tuple[int, ...]) -> dict[str, Any]:

@@ -5,15 +5,28 @@ Legend: H, W input height and width; k window; s stride; p padding; d dilation; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any
 
-OPERATORS = ("conv", "linear", "max_pool", "avg_pool", "mean", "add", "mul", "affine", "activation", "cat")
+CONTRACTIONS = ("conv", "linear", "matmul", "attention")
+"""Operators whose c_in and c_out are sizes of their own; everywhere else one follows from the other."""
+
+OPERATORS = (
+    *CONTRACTIONS,
+    *("max_pool", "avg_pool", "mean", "add", "mul", "affine", "activation", "cat"),
+    *("layer_norm", "softmax", "copy", "transpose"),
+)
 """What a kernel may do: contractions first, then what runtimes run beside them.
 
 `mean` is the global average over H x W; `affine` a per-channel scale and shift (a norm that could not be folded);
 `cat` joins its inputs along channels, with `c_in == c_out` the total.
+
+`attention` is all that runs between the projections: heads split off, softmax(q k^T) v, heads joined; `groups` are its
+heads, `c_in` the width of the queries over all heads, `c_out` that of the values, `spatial` (queries, keys).
+`matmul` multiplies two activations, [batch, groups, spatial, c_in / groups] with [batch, groups, c_in / groups,
+c_out / groups]. `layer_norm` runs over the channels, which come last, `softmax` over the last of `spatial`.
+`copy` moves rows of channels (permuting positions, roll, pad), `transpose` brings the channels from first to last.
 """
 
 BYTES_PER_ELEMENT = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
@@ -24,7 +37,8 @@ class Kernel:
     """One operator with its shapes and everything that the runtime fuses into it.
 
     `epilogue` names what follows inside the same kernel, in order: `bias`, `add` (a second input of the output's
-    shape), `relu`, `relu6`, `silu`, `hardswish`, `hardsigmoid`, `sigmoid`, `gelu`.
+    shape; in `attention` a bias or mask on the scores), `relu`, `relu6`, `silu`, `hardswish`, `hardsigmoid`,
+    `sigmoid`, `gelu`.
     """
 
     operator: str
@@ -87,6 +101,8 @@ class Kernel:
         """Output height and width."""
         if self.operator == "mean":
             return (1,) * len(self.spatial)
+        if self.operator == "attention":
+            return self.spatial[:1]
         if not self.window:
             return self.spatial
         return tuple(
@@ -101,20 +117,41 @@ class Kernel:
         """Multiply-accumulates of the contraction; 0 for anything else."""
         if self.operator == "conv":
             return self.batch * self.c_out * self.c_in // self.groups * prod(self.window) * prod(self.spatial_out)
-        return self.batch * self.c_in * self.c_out * prod(self.spatial) if self.operator == "linear" else 0
+        if self.operator == "attention":
+            return self.batch * prod(self.spatial) * (self.c_in + self.c_out)
+        if self.operator in ("linear", "matmul"):
+            return self.batch * self.c_in * self.c_out // self.groups * prod(self.spatial)
+        return 0
 
     @property
     def num_bytes(self) -> int:
-        """Bytes read and written once: input, weights, second input of an add, output."""
-        weights = 0
-        if self.operator in ("conv", "linear"):
-            weights = self.c_out * self.c_in // self.groups * (prod(self.window) if self.window else 1)
+        """Bytes read and written once: inputs, weights, second input of an add, output."""
         outputs = self.batch * self.c_out * prod(self.spatial_out)
-        inputs = self.batch * self.c_in * prod(self.spatial)
-        elements = inputs + weights + outputs
+        elements = self.batch * self.c_in * prod(self.spatial) + outputs
+        if self.operator in ("conv", "linear"):
+            elements += self.c_out * self.c_in // self.groups * (prod(self.window) if self.window else 1)
+        elif self.operator == "matmul":
+            elements += self.batch * self.c_out * self.c_in // self.groups
+        elif self.operator == "attention":
+            queries, keys = self.spatial
+            elements = self.batch * (queries + keys) * (self.c_in + self.c_out)
         if self.operator == "add" or "add" in self.epilogue:
             elements += outputs
         return elements * BYTES_PER_ELEMENT[self.precision]
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """What its latency is a function of: groups, c_in and c_out of one group; c_out is 1 where it follows."""
+        if self.operator not in CONTRACTIONS:
+            return 1, self.c_in, 1
+        return self.groups, self.c_in // self.groups, self.c_out // self.groups
+
+    def resized(self, sizes: tuple[int, int, int]) -> Kernel:
+        """The same piece of work with other `sizes`."""
+        groups, c_in, c_out = sizes
+        if self.operator not in CONTRACTIONS:
+            return replace(self, c_in=c_in, c_out=c_in)
+        return replace(self, c_in=groups * c_in, c_out=groups * c_out, groups=groups)
 
     def to_json(self) -> dict[str, Any]:
         """Only what differs from the defaults, in field order."""

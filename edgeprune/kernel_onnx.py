@@ -46,6 +46,14 @@ class _Graph:
         self.weights.append(numpy_helper.from_array(np.asarray(array, np.float32), name))
         return name
 
+    def integers(self, values: tuple[int, ...]) -> str:
+        """A constant of int64: the shape that a Reshape takes."""
+        from onnx import numpy_helper
+
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
     def node(self, operator: str, *inputs: str, **attributes: Any) -> None:
         """Append a node; its output becomes `value`."""
         from onnx import helper
@@ -63,10 +71,11 @@ def write_kernel(kernel: Kernel, folder: Path) -> Path:
 
 
 def model_from_kernel(kernel: Kernel, seed: int = 0) -> onnx.ModelProto:
-    """Input `x` of shape [batch, c_in, *spatial] (linear: [batch, *spatial, c_in]) and output `y`, float32.
+    """Input `x` of shape [batch, c_in, *spatial] (`_CHANNELS_LAST`: [batch, *spatial, c_in]), output `y`, float32.
 
     `residual` (epilogue `add`) and `other` (operator `add`) have the shape of the output, `gate` (`mul`) is
-    [batch, c_out, 1, 1]. `ValueError` for what can't be built.
+    [batch, c_out, 1, 1], `key` and `value` (`attention`) are [batch, keys, channels]. `ValueError` for what can't be
+    built.
     """
     from onnx import TensorProto, helper
 
@@ -76,7 +85,7 @@ def model_from_kernel(kernel: Kernel, seed: int = 0) -> onnx.ModelProto:
         )
     graph = _Graph(rng=np.random.default_rng(seed))
     _OPERATORS[kernel.operator](graph, kernel)
-    for step in kernel.epilogue:
+    for step in kernel.epilogue if kernel.operator != "attention" else ():
         _epilogue(graph, kernel, step)
     graph.nodes[-1].output[0] = "y"
     proto = helper.make_graph(
@@ -91,20 +100,34 @@ def model_from_kernel(kernel: Kernel, seed: int = 0) -> onnx.ModelProto:
 
 def _shape_in(kernel: Kernel, channels: int | None = None) -> tuple[int, ...]:
     channels = kernel.c_in if channels is None else channels
-    if kernel.operator == "linear":
+    if kernel.operator == "matmul":
+        return (kernel.batch, kernel.groups, *kernel.spatial, channels // kernel.groups)
+    if kernel.operator in _CHANNELS_LAST:
         return (kernel.batch, *kernel.spatial, channels)
     return (kernel.batch, channels, *kernel.spatial)
 
 
 def _shape_out(kernel: Kernel) -> tuple[int, ...]:
-    if kernel.operator == "linear":
-        return (kernel.batch, *kernel.spatial, kernel.c_out)
+    if kernel.operator == "matmul":
+        return _shape_in(kernel, kernel.c_out)
+    if kernel.operator == "copy":
+        first, second = _two_axes(kernel)
+        return (kernel.batch, second, first, kernel.c_out)
+    if kernel.operator in (*_CHANNELS_LAST, "transpose"):
+        return (kernel.batch, *kernel.spatial_out, kernel.c_out)
     return (kernel.batch, kernel.c_out, *kernel.spatial_out)
+
+
+def _two_axes(kernel: Kernel) -> tuple[int, int]:
+    """The positions of a copy as two axes, which it exchanges: were one of them 1, there would be nothing to do."""
+    first, rest = kernel.spatial[0], prod(kernel.spatial[1:])
+    return (first, rest) if min(first, rest) > 1 else (2, -(-first * rest // 2))
 
 
 def _per_channel(kernel: Kernel) -> tuple[int, ...]:
     """The shape in which one value per output channel spreads over the output."""
-    return (kernel.c_out,) if kernel.operator == "linear" else (1, kernel.c_out, *(1,) * len(kernel.spatial_out))
+    last = kernel.operator in _CHANNELS_LAST
+    return (kernel.c_out,) if last else (1, kernel.c_out, *(1,) * len(kernel.spatial_out))
 
 
 def _conv(graph: _Graph, kernel: Kernel) -> None:
@@ -189,6 +212,57 @@ def _cat(graph: _Graph, kernel: Kernel) -> None:
     graph.node("Concat", *parts, axis=1)
 
 
+def _attention(graph: _Graph, kernel: Kernel) -> None:
+    """As exporters write it: heads split off, scores scaled (and biased), softmax, weighted sum, heads joined."""
+    queries, keys = kernel.spatial
+    heads = kernel.groups
+    split = {}
+    for name, tokens, channels, order in (
+        ("x", queries, kernel.c_in, (0, 2, 1, 3)),
+        ("key", keys, kernel.c_in, (0, 2, 3, 1)),
+        ("value", keys, kernel.c_out, (0, 2, 1, 3)),
+    ):
+        source = graph.input(name, (kernel.batch, tokens, channels))
+        graph.node("Reshape", source, graph.integers((kernel.batch, tokens, heads, channels // heads)))
+        graph.node("Transpose", graph.value, perm=order)
+        split[name] = graph.value
+    graph.node("Mul", split["x"], graph.constant(np.float32(1 / sqrt(kernel.c_in / heads))))
+    graph.node("MatMul", graph.value, split["key"])
+    if "add" in kernel.epilogue:
+        graph.node("Add", graph.value, graph.weight((1, heads, queries, keys)))
+    graph.node("Softmax", graph.value, axis=-1)
+    graph.node("MatMul", graph.value, split["value"])
+    graph.node("Transpose", graph.value, perm=(0, 2, 1, 3))
+    graph.node("Reshape", graph.value, graph.integers(_shape_out(kernel)))
+
+
+def _matmul(graph: _Graph, kernel: Kernel) -> None:
+    sizes = kernel.c_in // kernel.groups, kernel.c_out // kernel.groups
+    x = graph.input("x", _shape_in(kernel))
+    graph.node("MatMul", x, graph.input("other", (kernel.batch, kernel.groups, *sizes)))
+
+
+def _layer_norm(graph: _Graph, kernel: Kernel) -> None:
+    x = graph.input("x", _shape_in(kernel))
+    graph.node("LayerNormalization", x, graph.weight((kernel.c_in,)), graph.weight((kernel.c_in,)), axis=-1)
+
+
+def _softmax(graph: _Graph, kernel: Kernel) -> None:
+    graph.node("Softmax", graph.input("x", _shape_in(kernel)), axis=-1)
+
+
+def _copy(graph: _Graph, kernel: Kernel) -> None:
+    x = graph.input("x", (kernel.batch, *_two_axes(kernel), kernel.c_in))
+    graph.node("Transpose", x, perm=(0, 2, 1, 3))
+
+
+def _transpose(graph: _Graph, kernel: Kernel) -> None:
+    rank = len(kernel.spatial)
+    graph.node("Transpose", graph.input("x", _shape_in(kernel)), perm=(0, *range(2, rank + 2), 1))
+
+
+_CHANNELS_LAST = ("linear", "attention", "layer_norm")
+
 _OPERATORS = {
     "conv": _conv,
     "linear": _linear,
@@ -200,6 +274,12 @@ _OPERATORS = {
     "affine": _affine,
     "activation": _activation,
     "cat": _cat,
+    "attention": _attention,
+    "matmul": _matmul,
+    "layer_norm": _layer_norm,
+    "softmax": _softmax,
+    "copy": _copy,
+    "transpose": _transpose,
 }
 
 

@@ -93,7 +93,9 @@ class NodeTimes:
     `compute_us` sums the nodes that compute; layout changes and copies of inputs and outputs are left out.
     """
 
-    nodes: tuple[Mapping[str, Any], ...]  # {"name", "type", "time_us", "compute": bool}
+    nodes: tuple[Mapping[str, Any], ...]
+    """{"name", "type", "time_us", "compute": bool} and, where the runtime tells it, "covers": names of the nodes of
+    the file that went into this one"""
     total_us: float
 
     @property

@@ -231,7 +231,7 @@ def _cost_tables(
     """Tables of a unit's latency over its variables, and what it costs whatever is chosen."""
     names = _scope(unit, cost, variables)
     if not names:
-        return [], float(cost.unit_us(unit, [(unit.c_in.fixed, unit.c_out.fixed)])[0])
+        return [], float(cost.unit_us(unit, [{}])[0])
     if _is_wide(unit, cost, variables):
         return _first_order(unit, cost, variables, point)
     return [(names, _full_table(unit, cost, variables, names))], 0.0
@@ -247,7 +247,7 @@ def _full_table(unit: Unit, cost: CostModel, variables: Variables, names: tuple[
         full = {name: max(1, width) for name, width in kept.items()}
         if is_gone:
             full = {name: variables.widths(name)[-1] for name in names}
-        points.append((unit.c_in.at(full), unit.c_out.at(full)))
+        points.append(full)
     us = np.where(gone, 0.0, cost.unit_us(unit, points))
     return us.reshape(shape)
 
@@ -256,13 +256,13 @@ def _first_order(
     unit: Unit, cost: CostModel, variables: Variables, point: Mapping[str, int]
 ) -> tuple[list[tuple[tuple[str, ...], FloatArray]], float]:
     """Around `point`: the latency there, and what moving one group alone adds; nothing once its block is gone."""
-    here = float(cost.unit_us(unit, [(unit.c_in.at(point), unit.c_out.at(point))])[0])
+    here = float(cost.unit_us(unit, [point])[0])
     tables: list[tuple[tuple[str, ...], FloatArray]] = []
     block = _unit_block(unit, cost)
     carrier = "" if block is None else variables.carrier[block.id]
     for name in unit.groups:
         moved = [{**point, name: width or point[name]} for width in variables.widths(name)]
-        added = cost.unit_us(unit, [(unit.c_in.at(kept), unit.c_out.at(kept)) for kept in moved]) - here
+        added = cost.unit_us(unit, moved) - here
         if block is None or variables.block_of.get(name) == block.id:
             tables.append(((name,), added))
         else:
@@ -337,11 +337,7 @@ def dense_choice(cost: CostModel, saliency: Saliency) -> Choice:
 def floor_layers(cost: CostModel, choice: Choice, count: int = 3) -> list[str]:
     """The units that take most of a network's latency: `name (share)`."""
     gone = cost.vanishing(choice.dropped)
-    us = {
-        unit.name: float(cost.unit_us(unit, [(unit.c_in.at(choice.widths), unit.c_out.at(choice.widths))])[0])
-        for unit in cost.units
-        if unit.name not in gone
-    }
+    us = {unit.name: float(cost.unit_us(unit, [choice.widths])[0]) for unit in cost.units if unit.name not in gone}
     total = sum(us.values()) + cost.overhead_us
     top: Sequence[str] = sorted(us, key=lambda name: (-us[name], name))[:count]
     return [f"{name} ({us[name] / total:.0%})" for name in top]

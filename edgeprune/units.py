@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from statistics import median
 
 import numpy as np
@@ -21,7 +22,9 @@ MOST_OPTIONS = 16
 SAMPLE_RATIO = 2.0
 """Neighbouring sampled widths of one axis differ by at most about this factor."""
 SHARES = 9
-"""Sizes offered for sampling where a width is a sum of groups."""
+"""Sizes offered for sampling where all groups of a unit shrink together."""
+MOST_ALONE = 4
+"""Sizes under each group alone are offered for sampling where a unit depends on no more groups."""
 LEAST_EXCESS = 0.06
 STEPS = (32, 16, 8)
 """Widths of a staircase that `staircase_kernels` can tell apart."""
@@ -48,13 +51,12 @@ def kernels_at(units: Sequence[Unit], options: Mapping[str, tuple[int, ...]]) ->
 
 
 def shape_key(kernel: Kernel) -> Kernel:
-    """The kernel with its widths taken out: units that share it share one latency surface over (c_in, c_out)."""
-    groups = 2 if kernel.groups > 1 else 1
-    width = 2 if kernel.groups > 1 else 1
-    if kernel.groups > 1 and not kernel.is_depthwise:
-        width = kernel.c_in // kernel.groups
-        return replace(kernel, c_in=2 * width, c_out=2 * (kernel.c_out // kernel.groups), groups=2)
-    return replace(kernel, c_in=width, c_out=width * (kernel.c_out // kernel.c_in if groups > 1 else 1), groups=groups)
+    """The kernel with its sizes taken out: units that share it share one latency surface over `Kernel.sizes`."""
+    if kernel.is_depthwise:
+        return kernel.resized((2, 1, kernel.c_out // kernel.c_in))
+    if kernel.operator == "conv" and kernel.groups > 1:
+        return kernel.resized((2, 2, 2))
+    return kernel.resized((1, 1, 1))
 
 
 def width_options(graph: ModelGraph, units: Sequence[Unit], steps: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -62,21 +64,35 @@ def width_options(graph: ModelGraph, units: Sequence[Unit], steps: Mapping[str, 
 
     A width off the step costs what the next one on it costs, and keeps less.
     """
+    dense = graph.dense_widths
+    touching: dict[str, list[Unit]] = {}
+    for unit in units:
+        for name in unit.groups:
+            touching.setdefault(name, []).append(unit)
     return {
-        group.id: _group_options(group.num_channels, _group_step(group.id, units, steps), group.least_channels)
+        group.id: _group_options(
+            group.num_channels, _group_step(group.id, touching.get(group.id, []), steps, dense), group.least_channels
+        )
         for group in graph.groups
     }
 
 
-def _group_step(group_id: str, units: Iterable[Unit], steps: Mapping[str, int]) -> int:
+def _group_step(group_id: str, units: Iterable[Unit], steps: Mapping[str, int], dense: Mapping[str, int]) -> int:
     """Step in channels of the group: the device's step divided by how often a channel counts in the unit's width."""
+    fewer = {**dense, group_id: dense[group_id] - 1}
     found = [1]
     for unit in units:
-        for width in (unit.c_in, unit.c_out):
-            times = dict(width.terms).get(group_id)
-            if times:
-                found.append(max(1, steps.get(unit.dense.family, 8) // times))
+        for before, after in zip(_aligned(unit, dense), _aligned(unit, fewer), strict=True):
+            if before != after:
+                found.append(max(1, steps.get(unit.dense.family, 8) // (before - after)))
     return max(found)
+
+
+def _aligned(unit: Unit, kept: Mapping[str, int]) -> tuple[int, int]:
+    """The widths whose steps count: of one head where there are heads, else of all channels."""
+    if unit.dense.operator in ("attention", "matmul"):
+        return unit.sizes(kept)[1:]
+    return unit.c_in.at(kept), unit.c_out.at(kept)
 
 
 def _group_options(channels: int, step: int, least: int) -> tuple[int, ...]:
@@ -91,38 +107,33 @@ def _group_options(channels: int, step: int, least: int) -> tuple[int, ...]:
 
 
 def samples(units: Iterable[Unit], options: Mapping[str, tuple[int, ...]]) -> dict[Kernel, tuple[Kernel, ...]]:
-    """For each latency surface (`shape_key`) the kernels to measure: the product of sampled c_in and c_out.
-
-    Where c_out follows from c_in (depthwise, pooling, element-wise) a line instead of a product.
-    """
+    """For each latency surface (`shape_key`) the kernels to measure: the product of sampled `Kernel.sizes`."""
     by_shape: dict[Kernel, list[Unit]] = {}
     for unit in units:
         by_shape.setdefault(shape_key(unit.dense), []).append(unit)
     found = {}
     for key, members in by_shape.items():
         dense = members[0].dense
-        ins = _axis({size for unit in members for size in _sizes(unit, options, "c_in")})
-        if dense.groups > 1 or dense.operator not in ("conv", "linear"):
-            found[key] = tuple(_tied(dense, c_in) for c_in in ins)
-        else:
-            outs = _axis({size for unit in members for size in _sizes(unit, options, "c_out")})
-            found[key] = tuple(replace(dense, c_in=c_in, c_out=c_out) for c_in in ins for c_out in outs)
+        axes = [set[int](), set[int](), set[int]()]
+        for unit in members:
+            for axis, sizes in zip(axes, _sizes(unit, options), strict=True):
+                axis.update(sizes)
+        groups, c_in, c_out = map(_axis, axes)
+        found[key] = tuple(dense.resized(sizes) for sizes in product(groups, c_in, c_out))
     return found
 
 
-def _tied(dense: Kernel, c_in: int) -> Kernel:
-    groups = c_in * dense.groups // dense.c_in if dense.groups > 1 else 1
-    return replace(dense, c_in=c_in, c_out=c_in * dense.c_out // dense.c_in, groups=groups)
-
-
-def _sizes(unit: Unit, options: Mapping[str, tuple[int, ...]], axis: str) -> set[int]:
-    """Sizes a width can take: all options of a single group; of a sum of groups, all together from least to dense."""
-    width = unit.c_in if axis == "c_in" else unit.c_out
-    if len(width.terms) == 1:
-        (group, _), *_ = width.terms
-        return {width.at({group: option}) for option in options[group]}
-    shares = np.linspace(0.0, 1.0, SHARES)
-    return {width.at({g: options[g][round(share * (len(options[g]) - 1))] for g in width.groups}) for share in shares}
+def _sizes(unit: Unit, options: Mapping[str, tuple[int, ...]]) -> tuple[set[int], set[int], set[int]]:
+    """What each of the unit's `sizes` can be: with all groups from least to dense together, with a few each alone."""
+    dense = {group: options[group][-1] for group in unit.groups}
+    alone = unit.groups if len(unit.groups) <= MOST_ALONE else ()
+    points = [dense | {group: option} for group in alone for option in options[group]]
+    points += [
+        {group: options[group][round(share * (len(options[group]) - 1))] for group in unit.groups}
+        for share in np.linspace(0.0, 1.0, SHARES)
+    ]
+    groups, c_in, c_out = zip(*(unit.sizes(point) for point in points), strict=True)
+    return set(groups), set(c_in), set(c_out)
 
 
 def _axis(sizes: set[int]) -> tuple[int, ...]:

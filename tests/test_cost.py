@@ -59,22 +59,32 @@ def bilinear(c_in: float, c_out: float) -> float:
 
 def test_a_surface_is_exact_on_bilinear_functions() -> None:
     ins, outs = (8, 16, 40), (4, 32)
-    surface = Surface(c_in=ins, c_out=outs, us=np.array([[bilinear(i, o) for o in outs] for i in ins]))
+    surface = Surface(sizes=((1,), ins, outs), us=np.array([[[bilinear(i, o) for o in outs] for i in ins]]))
     points = [(8, 4), (13, 7), (40, 32), (39, 5)]
-    assert surface.at(points) == pytest.approx([bilinear(*point) for point in points], rel=1e-12)
+    predicted = surface.at([(1, *point) for point in points])
+    assert predicted == pytest.approx([bilinear(*point) for point in points], rel=1e-12)
 
 
-def test_a_line_ignores_the_tied_width() -> None:
-    line = Surface(c_in=(8, 16), c_out=(0,), us=np.array([[1.0], [3.0]]))
-    assert line.at([(8, 8), (12, 12), (16, 16)]).tolist() == [1.0, 2.0, 3.0]
-    assert Surface(c_in=(8,), c_out=(8,), us=np.array([[5.0]])).at([(8, 8), (8, 8)]).tolist() == [5.0, 5.0]
+def test_a_surface_over_heads_and_both_of_their_widths_is_exact_on_trilinear_functions() -> None:
+    sizes = (1, 3, 12), (8, 64), (16, 64)
+    us = np.array([[[h * bilinear(i, o) for o in sizes[2]] for i in sizes[1]] for h in sizes[0]])
+    points = [(1, 8, 16), (2, 20, 30), (7, 64, 33), (12, 64, 64)]
+    expected = [h * bilinear(i, o) for h, i, o in points]
+    assert Surface(sizes=sizes, us=us).at(points) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_line_and_a_point() -> None:
+    line = Surface(sizes=((1,), (8, 16), (1,)), us=np.array([[[1.0], [3.0]]]))
+    assert line.at([(1, 8, 1), (1, 12, 1), (1, 16, 1)]).tolist() == [1.0, 2.0, 3.0]
+    point = Surface(sizes=((1,), (8,), (8,)), us=np.array([[[5.0]]]))
+    assert point.at([(1, 8, 8), (1, 8, 8)]).tolist() == [5.0, 5.0]
 
 
 @pytest.mark.parametrize("point", [(7, 8), (17, 8), (8, 3), (8, 9)])
 def test_outside_the_measured_range_raises(point: tuple[int, int]) -> None:
-    surface = Surface(c_in=(8, 16), c_out=(4, 8), us=np.ones((2, 2)))
+    surface = Surface(sizes=((1,), (8, 16), (4, 8)), us=np.ones((1, 2, 2)))
     with pytest.raises(TableError, match="outside the measured"):
-        surface.at([point])
+        surface.at([(1, *point)])
 
 
 def test_the_dense_prediction_is_the_sum_of_the_kernels() -> None:
@@ -119,11 +129,7 @@ def test_a_unit_without_any_kernel_is_named() -> None:
 def timing(model: CostModel, widths: Mapping[str, int], factors: Mapping[str, float], overhead: float) -> NetworkTiming:
     """A network whose units of a family take `factors[family]` times what the table says."""
     kept = {**model.graph.dense_widths, **widths}
-    nodes = {
-        unit.name: factors[unit.dense.family]
-        * float(model.unit_us(unit, [(unit.c_in.at(kept), unit.c_out.at(kept))])[0])
-        for unit in model.units
-    }
+    nodes = {unit.name: factors[unit.dense.family] * float(model.unit_us(unit, [kept])[0]) for unit in model.units}
     return NetworkTiming(widths=widths, total_us=overhead + sum(nodes.values()), node_us=nodes)
 
 

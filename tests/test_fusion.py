@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from edgeprune.fusion import Unit, fuse
-from edgeprune.graph import ModelGraph, analyse, tracing
+from edgeprune.graph import ModelGraph, Width, analyse, tracing
 
 pytestmark = pytest.mark.unit
 
@@ -149,6 +151,111 @@ def test_a_value_that_is_read_twice_is_not_fused_away() -> None:
     assert units["a"].dense.epilogue == ("bias",)
     assert units["relu"].dense.operator == "activation"
     assert (units["cat"].dense.c_in, units["cat"].dense.c_out) == (8, 8)
+
+
+class Transformer(nn.Module):
+    """One block over 4 x 4 patches: norm, attention, norm, MLP, each with its residual add; channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 24, 4, stride=4), nn.Linear(24, 5)
+        self.norm_1, self.norm_2 = nn.LayerNorm(24), nn.LayerNorm(24)
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+        self.up, self.down = nn.Linear(24, 32), nn.Linear(32, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(self.norm_1(x)).unflatten(-1, (3, 3, 8)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        x = x + self.down(nn.functional.gelu(self.up(self.norm_2(x))))
+        result: Tensor = self.head(x.mean(1))
+        return result
+
+
+def test_a_transformer_block() -> None:
+    units = units_of(Transformer(), 2, 3, 16, 16)
+    assert {name: unit.dense.key for name, unit in units.items()} == {
+        "patches": "conv 3>24 g1 b2 16x16 k4x4 s4x4 p0x0 d1x1 +bias fp32 dense",
+        "transpose": "transpose 24>24 g1 b2 16 fp32 dense",
+        "layer_norm": "layer_norm 24>24 g1 b2 16 fp32 dense",
+        "qkv": "linear 24>72 g1 b2 16 +bias fp32 dense",
+        "scaled_dot_product_attention": "attention 24>24 g3 b2 16x16 fp32 dense",
+        "out": "linear 24>24 g1 b2 16 +bias+add fp32 dense",
+        "layer_norm_1": "layer_norm 24>24 g1 b2 16 fp32 dense",
+        "up": "linear 24>32 g1 b2 16 +bias+gelu fp32 dense",
+        "down": "linear 32>24 g1 b2 16 +bias+add fp32 dense",
+        "mean": "mean 24>24 g1 b2 16 fp32 dense",
+        "head": "linear 24>5 g1 b2 +bias fp32 dense",
+    }
+
+
+class Windows(nn.Module):
+    """What Swin does besides: roll, cut into windows, pad, take every second position; and what costs nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.roll(x, (1, 1), (1, 2))
+        n, h, w, c = x.shape
+        x = x.view(n, h // 4, 4, w // 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, c)
+        x = nn.functional.pad(x, (0, 0, 0, 0))[:, :, :].transpose(0, 1).transpose(0, 1)
+        return torch.cat([x[:, 0::2], x[:, 1::2]], -1)
+
+
+def test_copies() -> None:
+    graph = graph_of(Windows(), 1, 8, 8, 6)
+    found = [unit.dense.key for unit in fuse(graph, "fp32", activations=ALL, adds=True)]
+    assert found[:2] == ["copy 6>6 g1 b1 8x8 fp32 dense", "copy 6>6 g1 b1 2x2x4x4 fp32 dense"]
+    assert [key.split(" ")[0] for key in found[2:]] == ["copy", "copy", "copy", "copy", "cat"]
+
+
+def test_a_transposition_of_ones_is_free() -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.transpose(0, 1) + 1
+
+    units = units_of(Turned(), 1, 7, 6)
+    assert [unit.dense.operator for unit in units.values()] == ["add"]
+
+
+def test_matmul_of_two_activations() -> None:
+    class Product(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.matmul(x, x.transpose(-2, -1))
+
+    (unit,) = (u for u in units_of(Product(), 2, 3, 5, 8).values() if u.dense.operator == "matmul")
+    assert unit.dense.key == "matmul 24>15 g3 b2 5 fp32 dense"
+
+
+def test_widths_of_attention_are_products() -> None:
+    """Heads, their query width and their value width as three groups, which a graph may prove independent."""
+    graph = graph_of(Transformer(), 1, 3, 16, 16)
+    heads, query, value = (Width(terms=(((name,), 1),)) for name in ("heads", "query", "value"))
+    core = next(node for node in graph.nodes if node.operator == "scaled_dot_product_attention")
+    widths = {name: (Width(fixed=1), heads, Width(fixed=16), query) for name in core.inputs}
+    widths[core.name] = (Width(fixed=1), heads, Width(fixed=16), value)
+    nodes = tuple(replace(n, widths=widths.get(n.name, n.widths)) for n in graph.nodes)
+    units = fuse(replace(graph, nodes=nodes), "fp32", activations=ALL, adds=True)
+    (unit,) = (unit for unit in units if unit.dense.operator == "attention")
+    assert set(unit.groups) == {"heads", "query", "value"}
+    assert unit.kernel({"heads": 3, "query": 8, "value": 8}) == unit.dense
+    kernel = unit.kernel({"heads": 2, "query": 8, "value": 4})
+    assert (kernel.groups, kernel.c_in, kernel.c_out) == (2, 16, 8)
+    assert unit.sizes({"heads": 2, "query": 6, "value": 4}) == (2, 6, 4)
+
+
+def test_the_groups_of_a_convolution_follow_what_its_widths_share() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 3, groups=4), nn.Conv2d(32, 2, 1))
+    graph = graph_of(model, 1, 3, 8, 8)
+    dense = {"k": 4, "i": 4, "o": 8}
+    one, grouped, last = graph.nodes[1:4]
+    c_in = replace(one, widths=(Width(fixed=1), Width(terms=((("k", "i"), 1),)), *one.widths[2:]))
+    c_out = replace(grouped, widths=(Width(fixed=1), Width(terms=((("k", "o"), 1),)), *grouped.widths[2:]))
+    groups = tuple(replace(graph.groups[0], id=name, num_channels=size) for name, size in dense.items())
+    graph = replace(graph, nodes=(graph.nodes[0], c_in, c_out, last, *graph.nodes[4:]), groups=groups)
+    unit = fuse(graph, "fp32", activations=ALL, adds=True)[1]
+    assert unit.kernel(dense) == unit.dense
+    kernel = unit.kernel({"k": 3, "i": 2, "o": 5})
+    assert (kernel.groups, kernel.c_in, kernel.c_out) == (3, 6, 15)
 
 
 def test_a_norm_without_a_contraction_before_it_stands_alone() -> None:

@@ -70,6 +70,35 @@ def test_families() -> None:
     assert Kernel(operator="mean", c_in=8, c_out=8).family == "mean"
 
 
+def test_counts_of_attention_and_matmul() -> None:
+    attention = Kernel(operator="attention", c_in=24, c_out=12, groups=3, batch=2, spatial=(5, 9), epilogue=("add",))
+    assert attention.key == "attention 24>12 g3 b2 5x9 +add fp32 dense"
+    assert attention.macs == 2 * 3 * (5 * 8 * 9 + 5 * 9 * 4)
+    assert attention.num_bytes == 4 * (2 * (5 + 9) * (24 + 12) + 2 * 5 * 12)
+    matmul = Kernel(operator="matmul", c_in=24, c_out=12, groups=3, batch=2, spatial=(5,))
+    assert matmul.macs == 2 * 3 * (5 * 8 * 4)
+    assert matmul.num_bytes == 4 * 2 * 3 * (5 * 8 + 8 * 4 + 5 * 4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "sizes", "other", "widths"),
+    [
+        (CONV, (2, 16, 32), (4, 8, 8), (32, 32, 4)),
+        (Kernel(operator="linear", c_in=6, c_out=4), (1, 6, 4), (1, 5, 3), (5, 3, 1)),
+        (Kernel(operator="attention", c_in=24, c_out=12, groups=3, spatial=(5, 5)), (3, 8, 4), (2, 8, 2), (16, 4, 2)),
+        (Kernel(operator="layer_norm", c_in=24, c_out=24, spatial=(5,)), (1, 24, 1), (1, 9, 1), (9, 9, 1)),
+    ],
+)
+def test_sizes_are_what_latency_is_a_function_of(
+    kernel: Kernel, sizes: tuple[int, int, int], other: tuple[int, int, int], widths: tuple[int, int, int]
+) -> None:
+    assert kernel.sizes == sizes
+    assert kernel.resized(sizes) == kernel
+    resized = kernel.resized(other)
+    assert (resized.c_in, resized.c_out, resized.groups) == widths
+    assert resized.sizes == other
+
+
 def outcome(kernel: Kernel, *inputs: torch.Tensor) -> torch.Tensor:
     import onnx.checker
     import onnx.reference
@@ -141,6 +170,35 @@ def test_the_others_are_those_of_torch() -> None:
     affine = Kernel(operator="affine", **size)
     scale, shift = weights(affine)
     torch.testing.assert_close(outcome(affine, x), x * scale + shift)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_is_that_of_torch(biased: bool) -> None:
+    kernel = Kernel(
+        operator="attention", c_in=24, c_out=12, groups=3, batch=2, spatial=(5, 9), epilogue=("add",) if biased else ()
+    )
+    query, key, value = torch.randn(2, 5, 24), torch.randn(2, 9, 24), torch.randn(2, 9, 12)
+    bias = next((w for w in weights(kernel) if w.dim() == 4), None)
+    assert (bias is not None) == biased
+    q, k, v = (x.view(2, x.shape[1], 3, -1).transpose(1, 2) for x in (query, key, value))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(outcome(kernel, query, key, value), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_runs_beside_attention_is_that_of_torch() -> None:
+    x, size = torch.randn(2, 7, 5, 6), dict[str, Any](batch=2, c_in=6, c_out=6, spatial=(7, 5))
+    norm = Kernel(operator="layer_norm", **size)
+    scale, shift = weights(norm)
+    torch.testing.assert_close(outcome(norm, x), torch.nn.functional.layer_norm(x, (6,), scale, shift))
+    torch.testing.assert_close(outcome(Kernel(operator="copy", **size), x), x.transpose(1, 2))
+    channels_first = torch.randn(2, 6, 7, 5)
+    last = outcome(Kernel(operator="transpose", **size), channels_first)
+    torch.testing.assert_close(last, channels_first.permute(0, 2, 3, 1))
+    softmax = outcome(Kernel(operator="softmax", **size), channels_first)
+    torch.testing.assert_close(softmax, channels_first.softmax(-1))
+    matmul = Kernel(operator="matmul", c_in=6, c_out=12, groups=3, batch=2, spatial=(5,))
+    first, second = torch.randn(2, 3, 5, 2), torch.randn(2, 3, 2, 4)
+    torch.testing.assert_close(outcome(matmul, first, second), first @ second)
 
 
 def test_what_cannot_be_built_says_why() -> None:

@@ -165,3 +165,16 @@ def test_what_cannot_be_traced_is_one_line() -> None:
     with pytest.raises(EdgepruneError, match="cannot trace Branches") as caught:
         onnx_from_module(Branches(), (X,))
     assert "\n" not in str(caught.value)
+
+
+def test_large_weights_come_back_and_operators_bear_the_names_of_the_trace() -> None:
+    """Weights that only a MatMul reads are kept from the simplifier."""
+    net = redrawn(nn.Sequential(nn.LayerNorm(160), nn.Linear(160, 200), nn.GELU(), nn.Linear(200, 8)))
+    x = torch.randn(1, 5, 160)
+    model = onnx_from_module(net, (x,))
+    assert [value.name for value in model.graph.input] == ["input"]
+    assert contractions(model) == ["1", "3"]
+    others = {node.op_type: node.name for node in model.graph.node if node.op_type not in CONTRACTIONS}
+    assert others["LayerNormalization"].partition("/")[0] == "layer_norm"
+    assert others["Gelu"].partition("/")[0] == "gelu"
+    assert off(run(model, x)[0], net(x)) < 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from math import ceil
 
@@ -11,8 +12,9 @@ from torch import nn
 
 from edgeprune.backends.null.staircase import time_us
 from edgeprune.fusion import Unit, fuse
-from edgeprune.graph import ModelGraph, trace
+from edgeprune.graph import ModelGraph, Width, trace
 from edgeprune.kernel import Kernel
+from edgeprune.sizes import Product
 from edgeprune.units import MOST_OPTIONS, samples, shape_key, staircase_kernels, staircase_steps, width_options
 
 pytestmark = pytest.mark.unit
@@ -113,3 +115,36 @@ def test_the_null_device_shows_its_tile_of_sixteen() -> None:
 
 def test_without_measurements_the_step_is_eight() -> None:
     assert set(staircase_steps({}, "fp32").values()) == {8}
+
+
+def attention() -> Unit:
+    """12 heads of 64: heads, query width and value width are groups of their own."""
+    heads, query, value = (Width(terms=(((name,), 1),)) for name in ("heads", "query", "value"))
+    return Unit(
+        name="attention",
+        dense=Kernel(operator="attention", c_in=768, c_out=768, groups=12, spatial=(49, 49)),
+        c_in=Product((heads, query)),
+        c_out=Product((heads, value)),
+        nodes=frozenset({"attention"}),
+        kernel_groups=heads,
+    )
+
+
+def test_attention_is_sampled_over_heads_and_both_of_their_widths() -> None:
+    options = {"heads": tuple(range(2, 13)), "query": (8, 16, 32, 64), "value": (32, 64)}
+    (found,) = samples([attention()], options).values()
+    sizes = {kernel.sizes for kernel in found}
+    axes = [{point[axis] for point in sizes} for axis in range(3)]
+    assert axes[0] >= {2, 12}
+    assert axes[1:] == [{8, 16, 32, 64}, {32, 64}]
+    assert len(sizes) == len(axes[0]) * 4 * 2 < 60
+
+
+def test_steps_count_within_a_head() -> None:
+    """Heads can go one by one; what is left of each is a multiple of the step."""
+    graph, _ = network(64)
+    sizes = {"heads": 12, "query": 64, "value": 64}
+    graph = replace(graph, groups=tuple(replace(graph.groups[0], id=n, num_channels=s) for n, s in sizes.items()))
+    options = width_options(graph, [attention()], {"attention": 16})
+    assert options["query"] == options["value"] == (16, 32, 48, 64)
+    assert options["heads"] == tuple(range(2, 13))

@@ -29,7 +29,7 @@ NETWORK_US = 12.0
 
 def padded_macs(kernel: Kernel) -> int:
     if kernel.operator not in ("conv", "linear"):
-        return 0
+        return kernel.macs
     positions = prod(kernel.spatial_out) * (prod(kernel.window) if kernel.operator == "conv" else 1)
     c_in = kernel.c_in // kernel.groups
     if kernel.groups == 1:

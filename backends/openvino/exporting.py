@@ -52,13 +52,21 @@ def export(
 def _name_nodes(model: Any, names: Mapping[str, str]) -> None:
     """Give what computes the name of its module, up to a `/`; `names` maps ONNX values to the nodes that give them.
 
-    OpenVINO calls the last node after the model's output, and which of the two names a fused MatMul and bias bear in
-    the profile depends on what else is fused.
+    OpenVINO calls the last node after the model's output, which of the two names a fused MatMul and bias bear in the
+    profile depends on what else is fused, and of an operator that becomes several only the last bears its name.
     """
     for node in model.get_ordered_ops():
         name, slash, rest = node.get_friendly_name().partition("/")
         if name in names and node.get_type_name() != "Result":
             node.set_friendly_name(names[name] + slash + rest)
+    given = {name.partition("/")[0] for name in names.values()}
+    for node in reversed(model.get_ordered_ops()):
+        if node.get_type_name() in ("Result", "Parameter", "Constant") or _base_name(node) in given:
+            continue
+        readers = [port.get_node() for value in node.outputs() for port in value.get_target_inputs()]
+        bases = {_base_name(reader) for reader in readers}
+        if len(bases) == 1 and bases <= given:
+            node.set_friendly_name(f"{bases.pop()}/{node.get_friendly_name()}")
     for matmul in model.get_ordered_ops():
         if matmul.get_type_name() != "MatMul":
             continue
@@ -67,6 +75,10 @@ def _name_nodes(model: Any, names: Mapping[str, str]) -> None:
         if len(readers) == 1 and readers[0].get_type_name() == "Add" and _adds_constant(readers[0]):
             matmul.set_friendly_name(f"{name}/WithoutBiases")
             readers[0].set_friendly_name(name)
+
+
+def _base_name(node: Any) -> str:
+    return str(node.get_friendly_name()).partition("/")[0]
 
 
 def _adds_constant(add: Any) -> bool:

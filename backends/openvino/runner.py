@@ -19,9 +19,10 @@ _core = ov.Core()
 
 
 class Handle:
-    def __init__(self, compiled: Any, profiled: bool) -> None:
+    def __init__(self, compiled: Any, covers: dict[str, list[str]] | None) -> None:
         self.compiled = compiled
-        self.profiled = profiled
+        self.profiled = covers is not None
+        self.covers = covers or {}
         self.request = compiled.create_infer_request()
         self.infer = self.request.infer
         self.runs = 0
@@ -42,7 +43,29 @@ def load(path: str, options: dict[str, Any]) -> Handle:
         "PERFORMANCE_HINT": HINTS[options["hint"]],
         "PERF_COUNT": "YES" if options.get("profile") else "NO",
     }
-    return Handle(_core.compile_model(path, options.get("device", "CPU"), config), bool(options.get("profile")))
+    model = _core.read_model(path)
+    named = {node.get_friendly_name() for node in model.get_ordered_ops()}
+    compiled = _core.compile_model(model, options.get("device", "CPU"), config)
+    return Handle(compiled, _covers(compiled.get_runtime_model(), named) if options.get("profile") else None)
+
+
+def _covers(runtime_model: Any, named: set[str]) -> dict[str, list[str]]:
+    """Executed node to the nodes of the file that went into it.
+
+    Those that OpenVINO made anew (a layer norm becomes three) and that give their result to one node only work for it.
+    """
+    covers: dict[str, list[str]] = {}
+    for node in reversed(runtime_model.get_ordered_ops()):
+        info = node.rt_info
+        originals = str(info["originalLayersNames"].value).split(",") if "originalLayersNames" in info else []
+        found = [name for name in originals if name in named]
+        if not found:
+            readers = {
+                port.get_node().get_friendly_name() for out in node.outputs() for port in out.get_target_inputs()
+            }
+            found = covers.get(readers.pop(), []) if len(readers) == 1 else []
+        covers[node.get_friendly_name()] = found
+    return covers
 
 
 def inputs(handle: Handle) -> list[dict[str, Any]]:
@@ -101,7 +124,8 @@ def node_times(handle: Handle) -> dict[str, Any] | None:
     for name, kind in _averages(handle):
         time_us = _typical([(runs, total.get(name, 0.0)) for runs, total in handle.laps])
         compute = kind not in NOT_COMPUTE
-        nodes.append({"name": name, "type": kind, "time_us": max(time_us, 0.5), "compute": compute})
+        covers = handle.covers.get(name, [])
+        nodes.append({"name": name, "type": kind, "time_us": max(time_us, 0.5), "compute": compute, "covers": covers})
     return {"nodes": nodes, "total_us": None}
 
 
@@ -118,11 +142,14 @@ def _difference(before: tuple[int, float], after: tuple[int, float]) -> float:
 
 
 def _averages(handle: Handle) -> dict[tuple[str, str], float]:
-    """Half a microsecond is added to what was cut. Below one a node says NOT_RUN; what is fused has no kernel."""
+    """Half a microsecond is added to what was cut. Below one a node says NOT_RUN.
+
+    What is fused or works in place has no kernel and takes no time; a transposition has none either, and does.
+    """
     return {
         (info.node_name, info.node_type): info.real_time.total_seconds() * 1e6 + 0.5
         for info in handle.request.get_profiling_info()
-        if not info.exec_type.startswith(("undef", "unknown"))
+        if info.real_time.total_seconds() > 0 or not info.exec_type.startswith(("undef", "unknown"))
     }
 
 

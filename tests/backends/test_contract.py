@@ -33,6 +33,12 @@ def plain(operator: str, *epilogue: str, channels: int = 24, **changes: Any) -> 
     return Kernel(operator=operator, c_in=channels, c_out=channels, epilogue=epilogue, **changes)
 
 
+def attention(*epilogue: str, spatial: tuple[int, int], c_in: int = 24, c_out: int = 24, batch: int = 1) -> Kernel:
+    return Kernel(
+        operator="attention", c_in=c_in, c_out=c_out, groups=3, batch=batch, spatial=spatial, epilogue=epilogue
+    )
+
+
 KERNELS = [
     conv(16, 24),
     conv(16, 24, "bias"),
@@ -67,6 +73,15 @@ KERNELS = [
     plain("activation", "hardswish"),
     plain("activation", "silu"),
     plain("cat", channels=25),
+    attention(spatial=(9, 9)),
+    attention("add", batch=4, spatial=(9, 9)),
+    attention(spatial=(5, 9), c_in=36, c_out=24),
+    Kernel(operator="matmul", c_in=48, c_out=15, groups=3, batch=2, spatial=(7,)),
+    plain("layer_norm", spatial=(9,)),
+    plain("softmax"),
+    plain("copy", spatial=(301,)),
+    plain("copy", spatial=(4, 7, 4, 7)),
+    plain("transpose"),
 ]
 FUSED = [
     kernel

@@ -1,0 +1,48 @@
+"""Units against the graph that a runtime really executes: nothing it spends time on is without a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from edgeprune.backends import find_backend
+from edgeprune.device import Device
+from edgeprune.exporting import export_dense
+from edgeprune.graph import analyse, tracing
+from edgeprune.measurement import Timing
+from edgeprune.transport import open_session
+from tests.small_models import redrawn
+from tests.test_attention import SpelledOut
+from tests.test_fusion import Net, Transformer
+
+pytestmark = pytest.mark.contract
+
+QUICK = Timing(warmup_ms=1, burst_ms=0.5, min_rounds=3, max_rounds=3)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(Net, (2, 3, 16, 16)), (Transformer, (2, 3, 64, 64)), (SpelledOut, (5, 9, 16))]
+)
+def test_whatever_openvino_executes_belongs_to_a_unit(
+    model: Callable[[], nn.Module], shape: tuple[int, ...], require: Callable[[str], None], tmp_path: Path
+) -> None:
+    require("openvino")
+    module, inputs = redrawn(model()), (torch.randn(*shape),)
+    device = Device(name="units", backend="openvino")
+    units = find_backend("openvino").partition(analyse(tracing.export_program(module, inputs)), "fp32")
+    known = {node for unit in units for node in unit.nodes} | {unit.name for unit in units}
+    engine = export_dense(module, inputs, device, tmp_path / "engine")
+    with open_session(device) as session:
+        session.load("network", engine.path, profile=True)
+        session.measure(["network"], timing=QUICK)
+        times = session.node_times("network")
+    assert times is not None
+    executed = [node for node in times.nodes if node["compute"]]
+    assert len(executed) >= 4
+    for node in executed:
+        assert node["covers"], node
+        assert not known.isdisjoint(name.partition("/")[0] for name in node["covers"]), node
