@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgeprune.errors import EdgepruneError, RuntimeMissing, install_line
+from edgeprune.graph.program import canonical_names
 
 if TYPE_CHECKING:
     import onnx
@@ -57,6 +58,7 @@ def onnx_from_module(module: torch.nn.Module, example_inputs: tuple[torch.Tensor
         except Exception as error:
             raise EdgepruneError(f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}") from error
         parameters = dict(program.graph_signature.inputs_to_parameters)
+        operators = {node.name: name for node, name in canonical_names(program.graph).items()}
         fold_batch_norms(program)
         try:
             exported = torch.onnx.export(
@@ -72,7 +74,7 @@ def onnx_from_module(module: torch.nn.Module, example_inputs: tuple[torch.Tensor
         assert exported is not None
         model: onnx.ModelProto = exported.model_proto
         drop_zero_adds(model)
-        name_operators(model)
+        name_operators(model, operators)
         names = name_contractions(model, parameters)
         weights = _take_weights(model)
         model = onnxslim.slim(model, skip_optimizations=["weight_tying"], skip_fusion_patterns=["FusionGemm"])
@@ -186,15 +188,19 @@ def _zero_values(graph: onnx.GraphProto) -> set[str]:
     return zeros
 
 
-def name_operators(model: onnx.ModelProto) -> None:
-    """Name each node `operator/k` as the k-th that the traced operator became, in place."""
+def name_operators(model: onnx.ModelProto, operators: Mapping[str, str]) -> None:
+    """Name each node `operator/k` as the k-th that the traced operator became, in place.
+
+    `operators`: node of the exported program to its name in every trace of the model.
+    """
     seen: Counter[str] = Counter()
     for node in model.graph.node:
         notes = {entry.key: entry.value for entry in node.metadata_props}
         call = re.match(r"%(\w+) :", notes.get("pkg.torch.onnx.fx_node", ""))
         if call is not None:
-            node.name = f"{call[1]}/{seen[call[1]]}"
-            seen[call[1]] += 1
+            name = operators.get(call[1], call[1])
+            node.name = f"{name}/{seen[name]}"
+            seen[name] += 1
 
 
 def _take_weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

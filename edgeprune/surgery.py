@@ -288,7 +288,9 @@ def _check(pruned: Pruned, graph: ModelGraph, cut: Cut) -> None:
 
 
 def _calls(program: Program) -> list[torch.fx.Node]:
-    return [node for node in program.graph.nodes if node.op == "call_function"]
+    """All calls but `contiguous`, which torch leaves out where the layout is right already."""
+    calls = (node for node in program.graph.nodes if node.op == "call_function")
+    return [node for node in calls if operator_name(node) != "contiguous"]
 
 
 def _check_sizes(pruned: Pruned, before: Any, after: Any, sizes: Sizes, kept: Mapping[str, int]) -> None:

@@ -83,6 +83,22 @@ def arguments(node: torch.fx.Node) -> Mapping[str, Any]:
     return {**values, **node.kwargs}
 
 
+def canonical_names(graph: torch.fx.Graph) -> dict[torch.fx.Node, str]:
+    """`conv2d`, `conv2d_1`, ... for every call that is read, by how often its operator came before.
+
+    The same for all tracers of a model, so that what one of them names is found in the graph of another.
+    """
+    seen: dict[str, int] = {}
+    names = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.users:
+            base = operator_name(node)
+            times = seen.get(base, 0)
+            seen[base] = times + 1
+            names[node] = f"{base}_{times}" if times else base
+    return names
+
+
 def integer_slots(node: torch.fx.Node) -> dict[str, list[int]]:
     """Argument name to the places of its integers among all integers of an ATen call (`meta["sizes"]`)."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]

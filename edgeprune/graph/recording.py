@@ -20,7 +20,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from edgeprune.graph.program import Program, writes_in_place
+from edgeprune.graph.program import Program, canonical_names, writes_in_place
 from edgeprune.graph.shortcuts import shape_without_running, writes_same_shape
 from edgeprune.graph.sizes import Comparison, SizeMode, integers, match, sized_attributes
 
@@ -287,6 +287,8 @@ def record(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], *, 
     leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
     recorder.graph.output([recorder._current(leaf) for leaf in leaves])
     _drop_unread(recorder.graph)
+    for node, name in canonical_names(recorder.graph).items():
+        node.name = name
     return Program(
         graph=recorder.graph,
         parameters=recorder.parameters,

@@ -8,7 +8,7 @@ import torch
 from torch.export.graph_signature import InputKind
 
 from edgeprune.errors import RefusedError
-from edgeprune.graph.program import Program
+from edgeprune.graph.program import Program, canonical_names
 from edgeprune.graph.recording import NotRecorded, record
 
 
@@ -63,4 +63,6 @@ def exported(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -
         if spec.kind == InputKind.CONSTANT_TENSOR and spec.target is not None
     }
     inputs = tuple(str(name) for name in signature.user_inputs)
+    for node, name in canonical_names(program.graph).items():
+        node.name = name
     return Program(graph=program.graph, parameters=names, constants=constants, inputs=inputs, tracer="torch.export")
