@@ -56,7 +56,7 @@ class ZeroBranch(torch.nn.Module):
             if not isinstance(shape, torch.Size):
                 return shape
             follows = x is not None and shape[:1] == (self.batch,)
-            return self.zero.new_zeros((x.shape[0], *shape[1:]) if follows else shape)
+            return self.zero.new_zeros((x.shape[0], *shape[1:]) if follows and x is not None else shape)
 
         return tree_unflatten([zeros(leaf) for leaf in self.leaves], self.spec)
 
@@ -256,9 +256,9 @@ def _set_attributes(module: torch.nn.Module, graph: ModelGraph, cut: Cut) -> Non
         else:
             vars(owner)[name] = value
         if name == "groups" and hasattr(owner, "in_channels") and isinstance(owner.weight, torch.Tensor):
-            transposed = getattr(owner, "transposed", False)
-            first, second = owner.weight.shape[0], owner.weight.shape[1] * value
-            owner.in_channels, owner.out_channels = (first, second) if transposed else (second, first)
+            sizes = owner.weight.shape[0], owner.weight.shape[1] * value
+            first, second = sizes if getattr(owner, "transposed", False) else sizes[::-1]
+            vars(owner).update(in_channels=first, out_channels=second)
 
 
 def _check(pruned: Pruned, graph: ModelGraph, cut: Cut) -> None:
@@ -299,12 +299,16 @@ def _check_sizes(pruned: Pruned, before: Any, after: Any, sizes: Sizes, kept: Ma
     for (name, i), expected in expected_sizes(before, sizes, kept).items():
         found = values[name] if isinstance(values[name], int) else values[name][i]
         if found not in (expected, -1):
-            raise _differs(pruned, after, f"calls {operator_name(after)} with {name} {found} after pruning, not {expected}")
+            raise _differs(
+                pruned, after, f"calls {operator_name(after)} with {name} {found} after pruning, not {expected}"
+            )
 
 
 def _differs(pruned: Pruned, node: Any, what: str) -> SurgeryError:
     source = node.meta.get("source", "") or module_name(node)
-    return SurgeryError(f"{type(pruned.module).__name__} {what}{f', at {source}' if source else ''}: its code fixes a size")
+    return SurgeryError(
+        f"{type(pruned.module).__name__} {what}{f', at {source}' if source else ''}: its code fixes a size"
+    )
 
 
 def _numbers(node: Any) -> list[float]:

@@ -110,7 +110,8 @@ class Masked(torch.fx.Interpreter):
             if isinstance(source, torch.fx.Node):
                 args[position] = self.masked(source, args[position])
             elif isinstance(source, (tuple, list)):
-                args[position] = [self.masked(a, b) for a, b in zip(source, args[position], strict=True)]
+                sources: list[Any] = list(source)
+                args[position] = [self.masked(a, b) for a, b in zip(sources, args[position], strict=True)]
         if name == "add" and n.name not in self.zero:
             for position, source in enumerate(n.args):
                 if isinstance(source, torch.fx.Node) and source.name in self.zero:
@@ -139,7 +140,7 @@ class Masked(torch.fx.Interpreter):
             return {}
         rank = args[0].dim()
         if name == "mean":
-            given = args[1] if len(args) > 1 else n.kwargs.get("dim") or list(range(rank))
+            given: Any = args[1] if len(args) > 1 else n.kwargs.get("dim") or list(range(rank))
             over = [axis % rank for axis in ([given] if isinstance(given, int) else given)]
         elif name == "group_norm":
             over = [1] if args[1] == 1 else []
@@ -186,7 +187,7 @@ def masked_outputs(
         return list(Masked(graph, plan).run(*values))
 
 
-class _Doubled(TorchDispatchMode):
+class _Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Casts to float32 become casts to float64: code that computes its norms in float32 is judged by its structure."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -202,7 +203,7 @@ def in_double() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Doubled():
+        with _Doubled():  # type: ignore[no-untyped-call]
             yield
     finally:
         torch.set_default_dtype(before)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 
 
 def graph_of(model: nn.Module, *shape: int) -> ModelGraph:
-    return analyse(tracing.export_program(model, (torch.zeros(*shape),)))
+    return analyse(tracing.trace_program(model, (torch.zeros(*shape),)))
 
 
 def covered(graph: ModelGraph, found: Attention) -> list[str]:

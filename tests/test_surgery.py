@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import re
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +11,7 @@ from torch import nn
 from edgeprune.errors import RefusedError, SurgeryError
 from edgeprune.graph import trace
 from edgeprune.plan_json import Plan
-from edgeprune.surgery import ZeroBranch, apply, positions_of
+from edgeprune.surgery import ZeroBranch, apply
 from edgeprune.weights import weights_hash
 from tests.reference import difference, masked_output, random_plan, redraw, shift_one
 

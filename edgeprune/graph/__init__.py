@@ -15,6 +15,7 @@ from edgeprune.graph.blocks import find_blocks
 from edgeprune.graph.coupling import Coupling, propagate, prunable_shares, read_groups
 from edgeprune.graph.following import follow
 from edgeprune.graph.program import Program, arguments, module_name, operator_name, shape_of
+from edgeprune.graph.rules import Dims
 from edgeprune.graph.structure import (
     Attribute,
     Block,
@@ -26,7 +27,6 @@ from edgeprune.graph.structure import (
     SizeRule,
     Width,
 )
-from edgeprune.graph.rules import Dims
 from edgeprune.graph.widths import Widths
 
 __all__ = ["Block", "Group", "Member", "ModelGraph", "Node", "Refusal", "Width", "analyse", "check_prunable", "trace"]
@@ -119,5 +119,3 @@ def _holds_nodes(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(_holds_nodes(item) for item in value)
     return isinstance(value, torch.fx.Node)
-
-

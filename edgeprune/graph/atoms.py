@@ -101,13 +101,14 @@ class Atoms:
         several = (rows != FREE).sum(axis=0) > 1
         if several.any() and not whole:  # what must stay decides nothing beside what need not
             fixed = (rows != FREE) & (self.reason[np.where(rows == FREE, 0, rows)] >= 0)
-            whole = fixed.sum(axis=0) == (rows != FREE).sum(axis=0)
-            rows = np.where(fixed & several & ~whole, FREE, rows)
-            rows[1:, several & whole] = FREE
+            all_fixed = fixed.sum(axis=0) == (rows != FREE).sum(axis=0)
+            rows = np.where(fixed & several & ~all_fixed, FREE, rows)
+            rows[1:, several & all_fixed] = FREE
             rows = _pushed_up(rows)
         used = (rows != FREE).any(axis=1)
         used[0] = True
-        return rows[used]
+        result: Indices = rows[used]
+        return result
 
     def _find(self, rows: Indices) -> Indices:
         free = rows == FREE

@@ -16,9 +16,7 @@ from edgeprune.graph.rules import RULES, Call, Dims, unknown
 from edgeprune.graph.sizes import Expression
 from edgeprune.graph.structure import Group, Indices, Member, Refusal
 
-CONTRACTIONS = frozenset(
-    "conv1d conv2d conv3d linear conv_transpose1d conv_transpose2d conv_transpose3d".split()
-)
+CONTRACTIONS = frozenset("conv1d conv2d conv3d linear conv_transpose1d conv_transpose2d conv_transpose3d".split())
 Key = tuple[str, int]
 
 
@@ -52,7 +50,7 @@ def propagate(program: Program, atoms: Atoms) -> dict[torch.fx.Node, Dims]:
             else:
                 placeholders[node] = name
                 dims[node] = atoms.of_parameter(name, shape)
-            if name in program.constants:
+            if name is not None and name in program.constants:
                 for dim in dims[node]:
                     atoms.fix(dim, Refusal(operator="constant", where=name, reason="it is no parameter and no buffer"))
         elif node.op == "output":
@@ -132,7 +130,8 @@ def read_groups(atoms: Atoms, dims: Mapping[torch.fx.Node, Dims]) -> Coupling:
 def _without_empty(rows: Indices) -> Indices:
     used = (rows != FREE).any(axis=1)
     used[0] |= not used.any()
-    return rows[used]
+    result: Indices = rows[used]
+    return result
 
 
 def _groups(atoms: Atoms) -> tuple[tuple[Group, ...], tuple[Refusal, ...], list[Indices]]:

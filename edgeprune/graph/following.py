@@ -74,7 +74,10 @@ def follow(program: Program, coupling: Coupling) -> Followed:
 
 def _probes(sizes: Mapping[str, int]) -> list[dict[str, int]]:
     rng = np.random.default_rng(0)
-    return [{group: int(rng.integers(1, size)) if size > 1 else size for group, size in sizes.items()} for _ in range(PROBES)]
+    return [
+        {group: int(rng.integers(1, size)) if size > 1 else size for group, size in sizes.items()}
+        for _ in range(PROBES)
+    ]
 
 
 class _Solver:

@@ -7,7 +7,7 @@ Operators are seen before autograd and before composite ones (linear, scaled_dot
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -247,7 +247,7 @@ class Recorder(SchemaCheckMode):
 
 def _storage(tensor: torch.Tensor) -> int:
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return id(tensor)
 
@@ -322,7 +322,7 @@ def _fake(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     fake = FakeTensor(mode, empty, tensor.device)
     if isinstance(tensor, torch.nn.Parameter):
-        fake._is_param = True  # type: ignore[attr-defined]  # what torch's isinstance looks at
+        fake._is_param = True  # what torch's isinstance looks at
     return fake
 
 
@@ -339,9 +339,9 @@ def _constants(model: torch.nn.Module) -> dict[int, tuple[str, torch.Tensor]]:
 def _drop_unread(graph: torch.fx.Graph) -> None:
     """Remove calls whose result nobody reads; writes were rewired, so none is needed for its effect."""
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users:
-            graph.erase_node(node)
-        elif node.op == "placeholder" and not node.users and node.name.startswith(("p_", "c_")):
+        if (node.op == "call_function" and not node.users) or (
+            node.op == "placeholder" and not node.users and node.name.startswith(("p_", "c_"))
+        ):
             graph.erase_node(node)
 
 

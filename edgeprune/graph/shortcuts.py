@@ -80,7 +80,13 @@ SHAPES: dict[Any, Callable[..., Shape | None]] = {
 }
 IN_PLACE: dict[Any, Callable[..., Shape | None]] = {
     **dict.fromkeys(
-        (aten.relu_.default, aten.silu_.default, aten.hardswish_.default, aten.hardsigmoid_.default, aten.relu6_.default),
+        (
+            aten.relu_.default,
+            aten.silu_.default,
+            aten.hardswish_.default,
+            aten.hardsigmoid_.default,
+            aten.relu6_.default,
+        ),
         _same,
     ),
     **dict.fromkeys((aten.add_.Tensor, aten.mul_.Tensor), _same_as_both),

@@ -18,7 +18,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 Expression: TypeAlias = tuple[Any, ...]
-"""("attribute", module, name, index or None, value), ("dimension", node, axis), ("number", n) or (operator, left, right)."""
+"""("attribute", module, name, index or None, value), ("dimension", node, axis), ("number", n) or
+(operator, left, right)."""
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,

@@ -60,7 +60,7 @@ class Widths:
             codes = codes // base
         kind = np.stack(groups[::-1])
         if len(kind) == 1:
-            found = {}
+            found: dict[tuple[int, ...], Indices] = {}
             for group in np.unique(kind[0]).tolist():
                 if group >= 0:
                     found[(group,)] = counts[kind[0] == group]

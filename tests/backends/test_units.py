@@ -33,7 +33,7 @@ def test_whatever_openvino_executes_belongs_to_a_unit(
     require("openvino")
     module, inputs = redrawn(model()), (torch.randn(*shape),)
     device = Device(name="units", backend="openvino")
-    units = find_backend("openvino").partition(analyse(tracing.export_program(module, inputs)), "fp32")
+    units = find_backend("openvino").partition(analyse(tracing.trace_program(module, inputs)), "fp32")
     known = {node for unit in units for node in unit.nodes} | {unit.name for unit in units}
     engine = export_dense(module, inputs, device, tmp_path / "engine")
     with open_session(device) as session:

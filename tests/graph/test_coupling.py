@@ -265,7 +265,9 @@ def test_a_number_that_only_apply_sees_is_caught() -> None:
     x = (torch.randn(1, 3, 4, 4),)
     graph = trace(net, x)
     plan = Plan(structure_hash=graph.structure_hash, kept={graph.groups[0].id: (0,)})
-    with pytest.raises(SurgeryError, match=r"computes with a size that pruning changes: mul\[0.5\] before, \[1.0\] after"):
+    with pytest.raises(
+        SurgeryError, match=r"computes with a size that pruning changes: mul\[0.5\] before, \[1.0\] after"
+    ):
         apply(plan, net, x, graph=graph)
 
 

@@ -9,6 +9,16 @@ from edgeprune.graph.rules import attention, contractions, elementwise, indexing
 from edgeprune.graph.rules.call import RULES, Call, Dims, unknown
 
 __all__ = [
-    "RULES", "Call", "Dims", "unknown",
-    "attention", "contractions", "elementwise", "indexing", "norms", "reductions", "shapes", "windows",
+    "RULES",
+    "Call",
+    "Dims",
+    "attention",
+    "contractions",
+    "elementwise",
+    "indexing",
+    "norms",
+    "reductions",
+    "shapes",
+    "unknown",
+    "windows",
 ]  # fmt: skip

@@ -87,7 +87,7 @@ def getitem(call: Call) -> Results:
     index = call.arguments["1"]
     if isinstance(outputs, list):
         return outputs[index]  # type: ignore[no-any-return]
-    return outputs if index == 0 else free(call)  # type: ignore[no-any-return]
+    return outputs if index == 0 else free(call)
 
 
 @rule("zeros ones full empty new_zeros new_ones new_full new_empty")

@@ -163,5 +163,3 @@ def pad(call: Call) -> Results:
 def values(call: Call) -> Results:
     """Shapes or contents that depend on values."""
     return refuse(call, "its result depends on values")
-
-

@@ -23,7 +23,8 @@ def reduce(call: Call) -> Results:
     if call.operator in ("max", "min") and len(call.tensors) == 2:
         from edgeprune.graph.rules.elementwise import broadcast
 
-        return broadcast(call)
+        both: Results = broadcast(call)
+        return both
     x = call.x
     axes = call.arguments.get("dim")
     axes = [axes] if isinstance(axes, int) else axes
@@ -45,7 +46,7 @@ def is_statistic(source: torch.fx.Node) -> bool:
     """Whether the mean of this tensor is a norm's: of squares (RMS norm), or one that is only subtracted from it."""
     name = operator_name(source)
     if name in ("pow", "square"):
-        return name == "square" or source.args[1] == 2
+        return name == "square" or bool(source.args[1] == 2)
     if name == "mul":
         left, right = source.args
         return left is right
@@ -83,5 +84,3 @@ def topk(call: Call) -> Results:
     call.fix(x[axis], "it works along a dimension that holds channels")
     result = tuple(no_atoms(call.shape[i]) if i == axis else dim for i, dim in enumerate(x))
     return [result, result]
-
-
