@@ -112,9 +112,11 @@ def test_a_grouped_convolution_keeps_its_channels_a_group() -> None:
     model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 3, groups=4), nn.Conv2d(32, 2, 1))
     graph = graph_of(model, 1, 3, 8, 8)
     grouped = fuse(graph, "fp32", activations=ALL, adds=True)[1]
-    (group,) = graph.groups
-    kernel = grouped.kernel({group.id: 3})
+    kinds, within = graph.groups[:2]
+    kernel = grouped.kernel({**graph.dense_widths, kinds.id: 3})
     assert (kernel.c_in, kernel.c_out, kernel.groups) == (12, 24, 3)
+    narrow = grouped.kernel({**graph.dense_widths, within.id: within.num_channels // 2})
+    assert narrow.groups == 4 and {narrow.c_in / 16, narrow.c_out / 32} == {0.5, 1.0}
     assert kernel.family == "grouped"
 
 

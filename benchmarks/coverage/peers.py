@@ -1,9 +1,10 @@
 """Seconds of analysis and surgery, beside `torch.export` alone and torch-pruning 1.6.1, interleaved in one process.
 
-    python -m benchmarks.coverage.peers [--only PATTERN] [--rounds 3] [--list] [--again]
+    python -m benchmarks.coverage.peers [--only PATTERN] [--rounds 3] [--side 224] [--list] [--again]
 
-*Ours* is trace and apply of a random plan; *torch-pruning* is its MagnitudePruner (which builds its dependency graph)
-and one step by a third, with the layers that give the model's output ignored. Both must run forwards afterwards. One
+*Ours* is trace, analysis and apply of a random plan; *torch-pruning* is its MagnitudePruner (which builds its
+dependency graph) and one step by a third, with the layers that give the model's output ignored. Both must run
+forwards afterwards. One
 untimed warm-up on a small network, then rounds of the three; medians. A peer that takes longer than five minutes is
 stopped. Writes benchmarks/results/coverage_speed_<date>.md.
 """
@@ -14,10 +15,12 @@ import argparse
 import copy
 import gc
 import json
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -31,7 +34,7 @@ from benchmarks.coverage.gates import Row, Save, export, first_line, in_child, q
 from benchmarks.coverage.table import number, versions
 from benchmarks.coverage.weights import Inputs, outputs_of
 from edgeprune import apply
-from edgeprune.graph import trace
+from edgeprune.graph import analyse, tracing
 from tests.reference import random_plan
 
 SHARE = 1 / 3
@@ -39,23 +42,33 @@ PEER_SECONDS = 300
 WAYS = ("export", "ours", "torch-pruning")
 LAYERS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear)
 HEADER = (
-    "| model | export s | ours s | trace s | apply s | torch-pruning s | it leaves of the parameters | ours / export "
-    "| ours / torch-pruning |\n" + "|---" * 9 + "|"
+    "| model | export s | ours s | trace s | analysis s | apply s | torch-pruning s | it leaves of the parameters "
+    "| analysis + apply / export | ours / export | ours / torch-pruning |\n" + "|---" * 11 + "|"
 )
 
 
 def ours(model: torch.nn.Module, inputs: Inputs) -> dict[str, float]:
-    """Trace, then apply a random plan; the choice of the plan is not timed."""
+    """Trace, analyse, then apply a random plan, copy and hash of the dense weights included; the choice of the plan is
+    not timed."""
     started = time.perf_counter()
-    graph = trace(model, inputs)
+    program = tracing.trace_program(model, inputs)
     traced = time.perf_counter() - started
+    graph = replace(analyse(program), model=model)
+    analysed = time.perf_counter() - started - traced
     plan = random_plan(graph, 0, share=SHARE)
     started = time.perf_counter()
     pruned = apply(plan, model, inputs, graph=graph)
     applied = time.perf_counter() - started
     with torch.no_grad():
         pruned.module(*inputs)
-    return {"ours": traced + applied, "trace": traced, "apply": applied}
+    surgery = analysed + applied
+    return {
+        "ours": traced + surgery,
+        "trace": traced,
+        "analysis": analysed,
+        "apply": applied,
+        "analysis + apply": surgery,
+    }
 
 
 def output_layers(model: torch.nn.Module, inputs: Inputs) -> list[torch.nn.Module]:
@@ -160,7 +173,9 @@ def table(rows: list[Row]) -> str:
     parts += ["One thread; medians of interleaved rounds in one process a model.", ""]
     for way in WAYS:
         parts.append(f"- {way}: finished {sum(way in m for m in found.values())} of {len(rows)} models")
+    surgery = [m["analysis + apply"] / m["export"] for m in found.values() if {"ours", "export"} <= m.keys()]
     if to_export:
+        parts.append(f"- analysis + apply / export: median {median(surgery):.2f} over {len(surgery)} models")
         parts.append(f"- ours / export: median {median(to_export):.2f} over {len(to_export)} models")
     if both:
         mine, theirs = (median(m[way] for m in both) for way in ("ours", "torch-pruning"))
@@ -171,10 +186,10 @@ def table(rows: list[Row]) -> str:
         )
     parts += ["", HEADER]
     for name, m in found.items():
-        cells = [number(m.get(key), ".2f") for key in ("export", "ours", "trace", "apply", "torch-pruning")]
+        cells = [number(m.get(key), ".2f") for key in ("export", "ours", "trace", "analysis", "apply", "torch-pruning")]
         cells.append(number(m.get("parameters left"), ".0%"))
-        for other in ("export", "torch-pruning"):
-            cells.append(f"{m['ours'] / m[other]:.2f}" if {"ours", other} <= m.keys() else "")
+        for own, other in (("analysis + apply", "export"), ("ours", "export"), ("ours", "torch-pruning")):
+            cells.append(f"{m[own] / m[other]:.2f}" if {own, other} <= m.keys() else "")
         parts.append(f"| {' | '.join([name, *cells])} |")
     parts += ["", "## Failures and time-outs", ""]
     for row in rows:
@@ -191,6 +206,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--again", action="store_true", help="also models that have a row")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", type=int, help="pixels of torchvision's images where the zoo says nothing else")
     parser.add_argument("--seconds-per-model", type=float, default=900.0)
     parser.add_argument("--results", type=Path, default=RESULTS / "coverage_speed.jsonl", metavar="FILE")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
@@ -203,6 +219,8 @@ def main() -> int:
     if options.list:
         print("\n".join(chosen))
         return 0
+    if options.side:
+        os.environ["COVERAGE_SIDE"] = str(options.side)
     rows = rows_of(options.results)
     for name in chosen:
         if name in rows and not options.again:

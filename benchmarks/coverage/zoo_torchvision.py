@@ -6,6 +6,7 @@ before top-k and NMS. Regions of interest are constants, one for each level of t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 Built = tuple[torch.nn.Module, tuple[Tensor, ...]]
 
 NUM_CLASSES = 20
-SIDE = 64
+SIDE = int(os.environ.get("COVERAGE_SIDE", "64"))
 """Pixels along each side of the image, where nothing below says otherwise."""
 SIDES = {
     "inception_v3": 96,  # its auxiliary-free trunk reduces 75 pixels to one
