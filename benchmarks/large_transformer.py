@@ -45,9 +45,8 @@ def main() -> None:
     analysed = time.perf_counter()
     count = sum(p.numel() for p in model.parameters())
     widths = sorted({group.num_channels for group in graph.groups}, reverse=True)
-    print(
-        f"{count / 1e9:.2f} billion parameters, {len(program.graph.nodes)} nodes, {len(graph.groups)} groups of {widths}"
-    )
+    print(f"{count / 1e9:.2f} billion parameters, {len(program.graph.nodes)} nodes")
+    print(f"{len(graph.groups)} groups of {sorted(set(widths), reverse=True)} channels")
     print(f"{len(graph.blocks)} blocks, {graph.prunable_macs_share:.1%} of MACs, {len(graph.refused)} refused")
     print(f"trace {traced - started:.1f} s, analysis {analysed - traced:.1f} s")
     print(f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
