@@ -18,7 +18,7 @@ from edgeprune.errors import SurgeryError, did_you_mean
 from edgeprune.graph import Block, ModelGraph, trace
 from edgeprune.graph.following import Sizes, expected_sizes
 from edgeprune.graph.program import Program, arguments, module_name, operator_name, shape_of
-from edgeprune.graph.recording import record
+from edgeprune.graph.recording import record, uncollected
 from edgeprune.graph.structure import Indices
 from edgeprune.graph.tracing import exported
 from edgeprune.graph.widths import Widths
@@ -93,6 +93,11 @@ def apply(
     what is not there, or where Python code of the model hard-wires a size (with file and line) or computes with one.
     """
     graph = graph or trace(model, example_inputs)
+    with uncollected():
+        return _apply(plan, model, example_inputs, graph)
+
+
+def _apply(plan: Plan, model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], graph: ModelGraph) -> Pruned:
     cut = read_plan(plan, graph)
     dropped = [block for block in graph.blocks if block.id in plan.dropped]
     module = _cut_copy(model, cut)

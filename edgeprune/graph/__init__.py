@@ -15,6 +15,7 @@ from edgeprune.graph.blocks import find_blocks
 from edgeprune.graph.coupling import Coupling, propagate, prunable_shares, read_groups
 from edgeprune.graph.following import follow
 from edgeprune.graph.program import Program, arguments, module_name, operator_name, shape_of
+from edgeprune.graph.recording import uncollected
 from edgeprune.graph.rules import Dims
 from edgeprune.graph.structure import (
     Attribute,
@@ -54,6 +55,11 @@ def check_prunable(graph: ModelGraph) -> None:
 
 def analyse(program: Program) -> ModelGraph:
     """Groups, blocks and refusals of a traced program."""
+    with uncollected():
+        return _analyse(program)
+
+
+def _analyse(program: Program) -> ModelGraph:
     atoms = Atoms()
     dims = propagate(program, atoms)
     coupling, attributes = _followed(program, atoms, dims)

@@ -6,6 +6,7 @@ Operators are seen before autograd and before composite ones (linear, scaled_dot
 
 from __future__ import annotations
 
+import gc
 import operator
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -268,6 +269,7 @@ def record(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], *, 
     tensors = {name: _fake(fake, tensor) for name, tensor in named.items()}
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        stack.enter_context(uncollected())
         stack.enter_context(_without_fast_attention())
         stack.enter_context(_unchanged(model))
         for i, (name, tensor) in enumerate(tensors.items()):
@@ -324,6 +326,18 @@ def _fake(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
     if isinstance(tensor, torch.nn.Parameter):
         fake._is_param = True  # what torch's isinstance looks at
     return fake
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection: walking over all of torch's objects would take longer than the work in between."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _constants(model: torch.nn.Module) -> dict[int, tuple[str, torch.Tensor]]:

@@ -172,7 +172,7 @@ class ModelGraph:
         """Every group at its full width."""
         return {g.id: g.num_channels for g in self.groups}
 
-    @property
+    @cached_property
     def structure_hash(self) -> str:
         """SHA-256 over names, shapes, dtypes and group membership, never graph text: survives torch versions."""
         document = {
