@@ -37,7 +37,7 @@ PLANS = 3
 LIMIT = 1e-9
 LEAST_CONTROL = 1e-6
 ONNX_LIMIT = 1e-3
-FEW_PLANS, NO_PLANS = 30_000_000, 120_000_000
+FEW_PLANS, NO_PLANS = 30_000_000, 450_000_000
 """Parameters above which float64 takes the first plan only, or is left out (the largest variants of a family)."""
 SHIFTS = 6
 Row = dict[str, Any]
