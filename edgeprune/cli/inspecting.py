@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import logging
 import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,9 +11,13 @@ import rich_click
 
 from edgeprune.cli.output import json_option, print_json
 from edgeprune.cli.task import model_options
+from edgeprune.errors import RefusedError
 
 if TYPE_CHECKING:
-    from edgeprune.graph import Block, Group, ModelGraph
+    from edgeprune.graph import Block, Group, ModelGraph, Refusal
+
+PLACES = 3
+"""How many places of one reason are shown without -v."""
 
 
 @click.command(
@@ -25,8 +32,9 @@ def command(
 ) -> None:
     """Show what can be pruned in a model, and what can't and why.
 
-    A *group* is channels that shrink together, a *block* a residual branch that may be dropped. The share counts
-    convolutions and linears with at least one dimension that can shrink.
+    A *group* is channels that shrink together, a *block* a residual branch that may be dropped. *indices* is how many
+    indices one channel takes in the dimension that names its group (a head is head_dim wide). The share counts
+    convolutions and linears with at least one dimension that can shrink. -v shows every place of a refusal.
     """
     from edgeprune.graph import analyse, check_prunable, tracing
     from edgeprune.models import example_inputs, resolve
@@ -38,56 +46,88 @@ def command(
     traced = time.perf_counter()
     graph = analyse(program)
     seconds = {"trace": traced - started, "analysis": time.perf_counter() - traced}
-    check_prunable(graph)
+    every = logging.getLogger("edgeprune").isEnabledFor(logging.DEBUG)
+    try:
+        check_prunable(graph)
+    except RefusedError as error:
+        if as_json or every:
+            raise
+        raise RefusedError(*error.args, reasons=_reasons(graph.refused, every=False)) from None
     if as_json:
         print_json(_document(model, graph, seconds))
     else:
-        _print(model, graph, seconds)
+        _print(model, graph, seconds, every=every)
 
 
 def _document(model: str, graph: ModelGraph, seconds: dict[str, float]) -> dict[str, Any]:
     return {
         "model": model,
-        "groups": [_group(group) for group in graph.groups],
+        "groups": [_group(group, graph.blocks) for group in graph.groups],
         "blocks": [_block(block) for block in graph.blocks],
         "refused": [vars(refusal) for refusal in graph.refused],
         "prunable_macs_share": round(graph.prunable_macs_share, 6),
         "prunable_params_share": round(graph.prunable_params_share, 6),
         "structure_hash": graph.structure_hash,
+        "tracer": graph.program.tracer,
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
 
 
-def _group(group: Group) -> dict[str, Any]:
+def _group(group: Group, blocks: Iterable[Block]) -> dict[str, Any]:
     return {
         "id": group.id,
         "num_channels": group.num_channels,
+        "granularity": granularity(group),
         "least_channels": group.least_channels,
         "changes_statistics": group.changes_statistics,
+        "blocks": [block.id for block in blocks if group.id in block.inside],
         "members": [{"parameter": m.parameter, "dim": m.dim, "role": m.role} for m in group.members],
     }
+
+
+def granularity(group: Group) -> int:
+    """Indices that one channel takes in the dimension that names the group, at full width; the most of any channel."""
+    import numpy as np
+
+    channels = group.first.channels
+    return int(np.bincount(channels[channels >= 0]).max())
 
 
 def _block(block: Block) -> dict[str, Any]:
     return {"id": block.id, "ends_in": block.zero_module, "inside": list(block.inside)}
 
 
-def _print(model: str, graph: ModelGraph, seconds: dict[str, float]) -> None:
+def _print(model: str, graph: ModelGraph, seconds: dict[str, float], *, every: bool) -> None:
+    tracer = "" if graph.program.tracer == "recording" else f" by {graph.program.tracer}"
     click.echo(
         f"{model}: {len(graph.groups)} groups, {len(graph.blocks)} blocks droppable, {len(graph.refused)} refused; "
         f"{graph.prunable_macs_share:.1%} of MACs and {graph.prunable_params_share:.1%} of parameters in layers that "
-        f"can shrink (trace {seconds['trace']:.1f} s, analysis {seconds['analysis']:.1f} s)"
+        f"can shrink (trace{tracer} {seconds['trace']:.1f} s, analysis {seconds['analysis']:.1f} s)"
     )
     if graph.groups:
-        click.echo("\nchannels  tensors  group")
+        click.echo("\nchannels  indices  tensors  group")
     for group in graph.groups:
-        mark = "  (changes statistics)" if group.changes_statistics else ""
-        click.echo(f"{group.num_channels:>8}  {len(group.members):>7}  {group.id}{mark}")
+        marks = ["changes statistics"] if group.changes_statistics else []
+        marks += [f"in block {block.id or '(the model itself)'}" for block in graph.blocks if group.id in block.inside]
+        mark = f"  ({', '.join(marks)})" if marks else ""
+        click.echo(f"{group.num_channels:>8}  {granularity(group):>7}  {len(group.members):>7}  {group.id}{mark}")
     if graph.blocks:
         click.echo("\nblock  (what is dropped ends in; groups inside)")
     for block in graph.blocks:
         click.echo(f"{block.id or '(the model itself)'}  ({block.zero_module}; {len(block.inside)})")
     if graph.refused:
-        click.echo("\nrefused")
-    for refusal in graph.refused:
-        click.echo(f"{refusal.where or '(the model itself)'}: {refusal.operator}: {refusal.reason}")
+        click.echo("\nplaces  refused")
+    for line in _reasons(graph.refused, every=every):
+        click.echo(line)
+
+
+def _reasons(refused: Iterable[Refusal], *, every: bool) -> Iterator[str]:
+    """Each operator and reason once, with the number of places and the first ones."""
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for refusal in refused:
+        places[refusal.operator, refusal.reason].append(refusal.where or "(the model itself)")
+    for (operator, reason), names in places.items():
+        more = 0 if every else len(names) - PLACES
+        shown = ", ".join(names if more <= 0 else names[:PLACES])
+        yield f"{len(names):>6}  {operator}: {reason}"
+        yield f"        at {shown}" + (f" and {more} more (-v shows them)" if more > 0 else "")

@@ -29,6 +29,26 @@ def residual():
 
 def linear():
     return nn.Linear(3, 4)
+
+def softmaxes():
+    return nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Softmax(-1)) for _ in range(5)))
+
+def hidden_between_softmaxes():
+    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8), nn.Softmax(-1), *softmaxes())
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.scale = 3, 0.5
+        self.norm, self.qkv, self.proj = nn.LayerNorm(8), nn.Linear(8, 36), nn.Linear(12, 8)
+        self.embed, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        n, t, _ = x.shape
+        x = self.embed(x)
+        y = self.qkv(self.norm(x)).reshape(n, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        scores = y[0] @ y[1].transpose(-1, -2) * self.scale
+        return self.head(x + self.proj((scores.softmax(-1) @ y[2]).transpose(1, 2).reshape(n, t, -1)))
 """
 
 
@@ -46,7 +66,11 @@ def test_the_document_has_its_keys(factory: str, capsys: pytest.CaptureFixture[s
     assert {group["id"]: group["num_channels"] for group in document["groups"]} == {"a.bias:0": 6, "a.weight:1": 8}
     trunk = document["groups"][1]["members"]
     assert {"parameter": "head.weight", "dim": 1, "role": "consumer"} in trunk
+    assert document["groups"][0]["blocks"] == [""]
+    assert document["groups"][1]["blocks"] == []
+    assert [group["granularity"] for group in document["groups"]] == [1, 1]
     assert document["blocks"] == [{"id": "", "ends_in": "b", "inside": ["a.bias:0"]}]
+    assert document["tracer"] == "recording"
     (refusal,) = document["refused"]
     assert refusal == {"operator": "output", "where": "head", "reason": "the model's output keeps its shape"}
     assert document["prunable_macs_share"] == document["prunable_params_share"] == 1.0
@@ -57,8 +81,38 @@ def test_the_text_names_groups_blocks_and_refusals(factory: str, capsys: pytest.
     assert main(["inspect", f"{factory}:residual", "--input", "float32:1x3x8x8"]) == 0
     text = capsys.readouterr().out
     assert "2 groups, 1 blocks droppable, 1 refused; 100.0% of MACs" in text
-    assert "a.bias:0" in text
-    assert "head: output: the model's output keeps its shape" in text
+    assert "       6        1        3  a.bias:0  (in block (the model itself))" in text
+    assert "     1  output: the model's output keeps its shape\n        at head\n" in text
+
+
+def test_a_head_is_its_width_wide_and_a_norm_changes(factory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """3 heads of 4, in queries, keys and values: a head takes 4 inputs of the projection, a width 9 outputs of qkv."""
+    assert main(["inspect", f"{factory}:Attention", "--shape", "2x5x8", "--json"]) == 0
+    groups = {group["id"]: group for group in json.loads(capsys.readouterr().out)["groups"]}
+    assert {(g["num_channels"], g["granularity"], g["changes_statistics"]) for g in groups.values()} == {
+        (3, 4, False),
+        (4, 9, False),
+        (8, 1, True),
+    }
+    assert main(["inspect", f"{factory}:Attention", "--shape", "2x5x8"]) == 0
+    assert "(changes statistics)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["softmaxes", "hidden_between_softmaxes"])
+def test_equal_reasons_are_shown_once(name: str, factory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As an error and beside what can be pruned; -v and --json name every place."""
+    code = int(name == "softmaxes")
+    reason = "softmax: it works along a dimension that holds channels"
+    assert main(["inspect", f"{factory}:{name}", "--shape", "2x8"]) == code
+    brief = "".join(capsys.readouterr())
+    assert brief.count(reason) == 1
+    assert "and 2 more (-v shows them)" in brief or "and 3 more (-v shows them)" in brief
+    assert main(["inspect", f"{factory}:{name}", "--shape", "2x8", "-v"]) == code
+    full = "".join(capsys.readouterr())
+    assert "more (-v" not in full
+    assert main(["inspect", f"{factory}:{name}", "--shape", "2x8", "--json"]) == code
+    out = capsys.readouterr().out
+    assert out.count(reason if code else "it works along a dimension that holds channels") >= 5
 
 
 def test_a_model_without_anything_to_prune_is_an_error_that_says_why(
