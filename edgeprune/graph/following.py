@@ -124,7 +124,8 @@ class _Solver:
         for kept in self.probes:
             left, right = (self.value(side, kept) for side in sides)
             if compare(left, right) != comparison.result:
-                reason = f"the code at {comparison.source} decides or computes by this size"
+                place = f"the code at {comparison.source}" if comparison.source else "a layer of torch"
+                reason = f"{place} decides or computes by this size"
                 self.refuse(groups, Refusal(operator="python", where="", reason=reason))
                 return
 
@@ -206,9 +207,9 @@ def _equations(node: torch.fx.Node, coupling: Coupling, widths: Widths) -> Itera
     if sum(map(len, slots.values())) != len(expressions):
         return
     source = node.meta.get("source", "")
-    where = f" at {source}" if source else ""
+    code = f"the code at {source}" if source else "the code of a layer of torch"
     refusal = Refusal(
-        operator=operator_name(node), where=module_name(node), reason=f"the code{where} fixes the size of a dimension"
+        operator=operator_name(node), where=module_name(node), reason=f"{code} fixes the size of a dimension"
     )
     rule = EXPECTED.get(operator_name(node))
     if rule is None:  # an integer to compute with

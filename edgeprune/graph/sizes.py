@@ -176,19 +176,19 @@ _TORCH = torch.__file__.removesuffix("__init__.py")
 
 
 def source_line() -> str:
-    """`file:line` of the innermost code that is neither torch's nor this file's."""
+    """`file:line` of the innermost code that is neither torch's nor this project's; "" where a layer of torch does it."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, "<")) and name not in _OWN:
+        if not name.startswith((_TORCH, _OWN, "<")):
             return f"{name}:{frame.f_lineno}"
-        if frame.f_back is None:
+        if frame.f_back is None or (frame.f_code.co_name == "record" and name.startswith(_OWN)):
             break
         frame = frame.f_back
     return ""
 
 
-_OWN = {__file__, __file__.replace("sizes.py", "recording.py")}
+_OWN = __file__.removesuffix("graph/sizes.py")
 
 
 @contextmanager
@@ -232,12 +232,22 @@ class SizeMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func == _GET_SHAPE or func is _SIZE:
             return self._shape(func, args, kwargs)
+        if func is torch.nn.functional.multi_head_attention_forward:
+            self._keep_widths(args[:3])
         outer = self.integers, self.source
         self.integers, self.source = list(integers((args, kwargs))), source_line()
         try:
             return func(*args, **kwargs)
         finally:
             self.integers, self.source = outer
+
+    def _keep_widths(self, tensors: Any) -> None:
+        """The function checks the widths of query, key and value against numbers, out of this mode's sight."""
+        for tensor in tensors:
+            node = self.node_of(tensor)
+            if node is not None:
+                width = tensor.dim() - 1
+                bool(Size.of(int(tensor.shape[-1]), ("dimension", node, width), self.log) == int(tensor.shape[-1]))
 
     def _shape(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)

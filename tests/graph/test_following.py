@@ -199,3 +199,23 @@ def test_heads_and_head_width_follow() -> None:
     found = {name: rule.at({group.id: 1 for group in graph.groups}) for (_, name, _), rule in graph.attributes.items()}
     assert "num_heads" in found
     assert found["num_heads"] == 1
+
+
+def test_attention_of_torch_keeps_the_width_of_what_it_reads() -> None:
+    """`nn.MultiheadAttention` compares the width of its input with its own, out of the trace's sight."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.hidden, self.head = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.embed(x)
+            y = self.attention(y, y, y)[0]
+            logits: torch.Tensor = self.head(self.hidden(y).relu())
+            return logits
+
+    graph = trace(Attention(), (torch.randn(2, 4, 5),))
+    assert [group.id for group in graph.groups] == ["head.weight:1"]
+    assert any("decides or computes by this size" in refusal.reason for refusal in graph.refused)
