@@ -22,7 +22,9 @@ SIDE = int(os.environ.get("COVERAGE_SIDE", "64"))
 """Pixels along each side of the image, where nothing below says otherwise."""
 SIDES = {
     "inception_v3": 96,  # its auxiliary-free trunk reduces 75 pixels to one
-    "efficientnet_v2_l": 128,  # re-drawn it is chaotic on smaller maps
+    "efficientnet_b6": 128,  # re-drawn they are chaotic on smaller maps
+    "efficientnet_b7": 128,
+    "efficientnet_v2_l": 128,
     "maxvit_t": 224,  # every stage must divide by the partition of 7
     "vit_h_14": 56,
     "ssd300_vgg16": 300,  # the extra layers have no padding

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -163,7 +163,16 @@ def _groups(atoms: Atoms) -> tuple[tuple[Group, ...], tuple[Refusal, ...], list[
         changes = bool(np.isin(order, changing).any())
         groups.append(_group(group_id, keys, order, roots, atoms.roles, table, changes_statistics=changes))
         ordered.append(order)
-    return tuple(groups), refused, ordered
+    return tuple(groups), (*refused, *_all_or_nothing(atoms, roots, groups)), ordered
+
+
+def _all_or_nothing(atoms: Atoms, roots: Mapping[Key, Indices], groups: list[Group]) -> Iterator[Refusal]:
+    """Outputs of contractions that could only go as a whole."""
+    cut = {(member.parameter, member.dim) for group in groups for member in group.members}
+    for key in sorted(key for key, role in atoms.roles.items() if role == "producer" and key not in cut):
+        own = roots[key][roots[key] != FREE]
+        if len(own) > 1 and (atoms.reason[own] < 0).all():
+            yield Refusal(operator="group", where=key[0], reason="its channels live or die together, with those they meet")
 
 
 def _fix_torn_products(
