@@ -69,7 +69,12 @@ def _group(group: Group) -> dict[str, Any]:
 
 
 def _block(block: Block) -> dict[str, Any]:
-    return {"id": block.id, "ends_in": block.zero_module, "inside": list(block.inside)}
+    return {
+        "id": block.id,
+        "ends_in": " + ".join(block.zero_modules),
+        "inside": list(block.inside),
+        "within": block.within,
+    }
 
 
 def _print(model: str, graph: ModelGraph, seconds: dict[str, float]) -> None:
@@ -84,9 +89,10 @@ def _print(model: str, graph: ModelGraph, seconds: dict[str, float]) -> None:
         mark = "  (changes statistics)" if group.changes_statistics else ""
         click.echo(f"{group.num_channels:>8}  {len(group.members):>7}  {group.id}{mark}")
     if graph.blocks:
-        click.echo("\nblock  (what is dropped ends in; groups inside)")
+        click.echo("\nblock  (what is dropped ends in; groups inside; block around it)")
     for block in graph.blocks:
-        click.echo(f"{block.id or '(the model itself)'}  ({block.zero_module}; {len(block.inside)})")
+        around = "" if block.within is None else f"; {block.within}"
+        click.echo(f"{block.id or '(the model itself)'}  ({' + '.join(block.zero_modules)}; {len(block.inside)}{around})")
     if graph.refused:
         click.echo("\nrefused")
     for refusal in graph.refused:

@@ -46,7 +46,7 @@ def test_the_document_has_its_keys(factory: str, capsys: pytest.CaptureFixture[s
     assert {group["id"]: group["num_channels"] for group in document["groups"]} == {"a.bias:0": 6, "a.weight:1": 8}
     trunk = document["groups"][1]["members"]
     assert {"parameter": "head.weight", "dim": 1, "role": "consumer"} in trunk
-    assert document["blocks"] == [{"id": "", "ends_in": "b", "inside": ["a.bias:0"]}]
+    assert document["blocks"] == [{"id": "", "ends_in": "b", "inside": ["a.bias:0"], "within": None}]
     (refusal,) = document["refused"]
     assert refusal == {"operator": "output", "where": "head", "reason": "the model's output keeps its shape"}
     assert document["prunable_macs_share"] == document["prunable_params_share"] == 1.0
