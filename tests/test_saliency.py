@@ -98,7 +98,8 @@ class Layer(nn.Module):
         y = torch.softmax(x, 1)
         y = y + self.alone(y)
         y = y + self.narrow(torch.relu(self.wide(y)))
-        return x + self.end(torch.softmax(y, 1))
+        result: torch.Tensor = x + self.end(torch.softmax(y, 1))
+        return result
 
 
 def layer() -> tuple[nn.Module, ModelGraph]:

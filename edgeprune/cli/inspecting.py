@@ -91,8 +91,8 @@ def _print(model: str, graph: ModelGraph, seconds: dict[str, float]) -> None:
     if graph.blocks:
         click.echo("\nblock  (what is dropped ends in; groups inside; block around it)")
     for block in graph.blocks:
-        around = "" if block.within is None else f"; {block.within}"
-        click.echo(f"{block.id or '(the model itself)'}  ({' + '.join(block.zero_modules)}; {len(block.inside)}{around})")
+        ends_in, around = " + ".join(block.zero_modules), "" if block.within is None else f"; {block.within}"
+        click.echo(f"{block.id or '(the model itself)'}  ({ends_in}; {len(block.inside)}{around})")
     if graph.refused:
         click.echo("\nrefused")
     for refusal in graph.refused:

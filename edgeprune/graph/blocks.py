@@ -109,10 +109,8 @@ def _block(
     )
 
 
-def _zero_modules(
-    node: torch.fx.Node, nodes: Nodes, ending: dict[torch.fx.Node, str]
-) -> tuple[str, ...] | None:
-    """The modules of the branch, by the node that ends them, whose zeros make this node zero; None if that is unproven."""
+def _zero_modules(node: torch.fx.Node, nodes: Nodes, ending: dict[torch.fx.Node, str]) -> tuple[str, ...] | None:
+    """The modules whose zeros make this node zero, None where that is unproven; `ending`: last node to its module."""
     if node in ending:
         return (ending[node],)
     data = [source for source in node.all_input_nodes if source in nodes]

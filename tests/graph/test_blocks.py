@@ -201,7 +201,8 @@ class Functional(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.before(x)
-        return x + (y + self.f(y))
+        result: Tensor = x + (y + self.f(y))
+        return result
 
 
 def test_a_sum_of_zeros_is_zero() -> None:
@@ -219,7 +220,8 @@ class Parallel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        return x + (self.a(y) + self.b(y))
+        result: Tensor = x + (self.a(y) + self.b(y))
+        return result
 
 
 def test_branches_that_are_added_to_one_another_go_together() -> None:
@@ -232,7 +234,8 @@ def test_branches_that_are_added_to_one_another_go_together() -> None:
 class Shifted(Parallel):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        return x + (1.0 + self.a(y) + self.b(y))
+        result: Tensor = x + (1.0 + self.a(y) + self.b(y))
+        return result
 
 
 class WithTheTrunk(Parallel):
