@@ -139,6 +139,23 @@ class NestedWithoutGroups(nn.Module):
         return result
 
 
+class ConcatenatedInNestedBranches(nn.Module):
+    """The concatenation lies in a branch of a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 10)
+        self.branches = nn.ModuleList(nn.Conv2d(24, width, 3, padding=1) for width in (16, 24, 16))
+        self.before, self.join, self.after = nn.Conv2d(16, 24, 1), nn.Conv2d(56, 24, 1), nn.Conv2d(24, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.before(x)
+        y = y + self.join(torch.cat([branch(y) for branch in self.branches], 1))
+        result: Tensor = self.head((x + self.after(y)).mean((2, 3)))
+        return result
+
+
 def cost_of(net: nn.Module, size: int = 24) -> CostModel:
     """Its cost on the null device, where every kernel's time is a formula."""
     graph = trace(net, (torch.zeros(1, 3, size, size),))
@@ -312,7 +329,7 @@ def test_the_same_plan_byte_for_byte(net: type[nn.Module], tmp_path: Path) -> No
     assert written[0] == written[1]
 
 
-@pytest.mark.parametrize("net", [Concatenated, ConcatenatedInABranch])
+@pytest.mark.parametrize("net", [Concatenated, ConcatenatedInABranch, ConcatenatedInNestedBranches])
 @pytest.mark.parametrize("share", [0.8, 0.6, 0.45])
 def test_behind_a_concatenation_the_answer_is_checked_by_the_cost_model(net: type[nn.Module], share: float) -> None:
     cost = cost_of(net())
@@ -326,10 +343,11 @@ def test_behind_a_concatenation_the_answer_is_checked_by_the_cost_model(net: typ
     assert choice.solution.value >= 0.95 * best, "first order, tabulated anew around each answer"
 
 
-def test_a_concatenation_in_a_dropped_branch_costs_nothing() -> None:
-    cost = cost_of(ConcatenatedInABranch())
-    (block,) = cost.graph.blocks
-    assert len(block.inside) == 3
+@pytest.mark.parametrize(("net", "groups"), [(ConcatenatedInABranch, 3), (ConcatenatedInNestedBranches, 4)])
+def test_a_concatenation_in_a_dropped_branch_costs_nothing(net: type[nn.Module], groups: int) -> None:
+    cost = cost_of(net())
+    *_, block = cost.graph.blocks
+    assert len(block.inside) == groups
     choice = least_choice(cost, saliency_of(cost))
     assert choice.dropped == (block.id,)
     assert choice.solution.cost["latency_us"] == pytest.approx(choice.predicted_us)

@@ -27,6 +27,19 @@ def residual():
 
     return Residual()
 
+def nested():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.a, self.b, self.head = nn.Conv2d(3, 8, 1), *(nn.Conv2d(8, 8, 1) for _ in "ab"), nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.stem(x)
+            y = self.a(x)
+            return self.head((x + (y + self.b(y))).mean((2, 3)))
+
+    return Nested()
+
 def linear():
     return nn.Linear(3, 4)
 """
@@ -59,6 +72,15 @@ def test_the_text_names_groups_blocks_and_refusals(factory: str, capsys: pytest.
     assert "2 groups, 1 blocks droppable, 1 refused; 100.0% of MACs" in text
     assert "a.bias:0" in text
     assert "head: output: the model's output keeps its shape" in text
+
+
+def test_a_block_names_the_block_around_it(factory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", f"{factory}:nested", "--shape", "1x3x8x8", "--json"]) == 0
+    inner, outer = json.loads(capsys.readouterr().out)["blocks"]
+    assert inner == {"id": ":0", "ends_in": "b", "inside": [], "within": ":1"}
+    assert (outer["ends_in"], outer["within"]) == ("a + b", None)
+    assert main(["inspect", f"{factory}:nested", "--shape", "1x3x8x8"]) == 0
+    assert ":0  (b; 0; :1)\n:1  (a + b; 0)" in capsys.readouterr().out
 
 
 def test_a_model_without_anything_to_prune_is_an_error_that_says_why(
