@@ -31,7 +31,8 @@ def nested():
     class Nested(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stem, self.a, self.b, self.head = nn.Conv2d(3, 8, 1), *(nn.Conv2d(8, 8, 1) for _ in "ab"), nn.Linear(8, 4)
+            self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+            self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
 
         def forward(self, x):
             x = self.stem(x)
