@@ -1,7 +1,9 @@
 """Choose widths and blocks: a problem for the solver from saliency and cost model, and a plan from its solution.
 
-Every group is a variable whose options are its widths, ascending. A block that holds groups is dropped when they are
-"gone": one more option 0 of each, tied to one another; a block without groups has a variable of its own.
+Every group is a variable whose options are its widths, ascending. A block is *gone* when it or a block around it is
+dropped. The groups of a block (inside of it and of no block within it) say so: one more option 0 of each, tied to one
+another; a block without such groups has a variable of its own. Where a block is gone those within it are forbidden to
+stay, so that nested blocks cost pairwise factors only and the choice among all of them is exact.
 """
 
 from __future__ import annotations
@@ -88,7 +90,10 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Variables:
-    """Option 0 of a group inside a block means "gone"; `carrier[block]` is the variable that says whether it stays."""
+    """Option 0 of a group inside a block means "gone"; `carrier[block]` is the variable that says whether it stays.
+
+    `block_of[group]` is the smallest block that the group is inside of.
+    """
 
     options: Mapping[str, tuple[int, ...]]
     block_of: Mapping[str, str]
@@ -174,40 +179,67 @@ def latency_problem(cost: CostModel, saliency: Saliency, limit_us: float, point:
 
 
 def _variables(cost: CostModel) -> Variables:
-    block_of = {group: block.id for block in cost.graph.blocks for group in block.inside}
-    carrier = {block.id: block.inside[0] if block.inside else f"block {block.id}" for block in cost.graph.blocks}
-    return Variables(options=cost.options, block_of=block_of, carrier=carrier)
+    graph = cost.graph
+    own = {block.id: _own_groups(block, graph) for block in graph.blocks}
+    carrier = {name: groups[0] if groups else f"block {name}" for name, groups in own.items()}
+    return Variables(options=cost.options, block_of=graph.block_of, carrier=carrier)
+
+
+def _own_groups(block: Block, graph: ModelGraph) -> tuple[str, ...]:
+    """The groups inside the block and inside no block within it."""
+    return tuple(group for group in block.inside if graph.block_of[group] == block.id)
 
 
 def _value_factors(cost: CostModel, saliency: Saliency, variables: Variables) -> Iterator[Factor]:
-    """A width is worth its most valuable channels; a block what its drop costs beyond the channels inside."""
+    """A width is worth its most valuable channels; a block what its drop costs beyond what is inside of it."""
     worth: dict[str, FloatArray] = {}
     for group, options in cost.options.items():
         ranked = np.cumsum(np.sort(saliency.channels[group])[::-1])
         values = ranked[np.array(options) - 1]
         worth[group] = np.concatenate([[0.0], values]) if group in variables.block_of else values
-    for block in cost.graph.blocks:
-        inside = sum(float(saliency.channels[group].sum()) for group in block.inside)
-        extra = max(0.0, saliency.blocks.get(block.id, 0.0) - inside)
-        carrier = variables.carrier[block.id]
-        staying = worth.setdefault(carrier, np.zeros(2))
+    for block, extra in block_extras(cost.graph, saliency).items():
+        staying = worth.setdefault(variables.carrier[block], np.zeros(2))
         staying[1:] += extra
     for name, values in worth.items():
         yield Factor(variables=(name,), value=values)
 
 
+def block_extras(graph: ModelGraph, saliency: Saliency) -> dict[str, float]:
+    """What each block is worth beyond what is inside of it, at least 0: its channels, and the blocks within it."""
+    inside = {
+        block.id: sum(float(saliency.channels[group].sum()) for group in _own_groups(block, graph))
+        for block in graph.blocks
+    }
+    extras = {}
+    for block in sorted(graph.blocks, key=lambda block: len(block.nodes)):
+        extras[block.id] = max(0.0, saliency.blocks.get(block.id, 0.0) - inside[block.id])
+        if block.within is not None:
+            inside[block.within] += inside[block.id] + extras[block.id]
+    return extras
+
+
 def _tie_factors(cost: CostModel, variables: Variables) -> Iterator[Factor]:
-    """All groups of a block are gone together, or none is."""
+    """All groups of a block are gone together, or none is; no block stays within one that is gone."""
     for block in cost.graph.blocks:
-        first, *others = block.inside or ("",)
+        first, *others = _own_groups(block, cost.graph) or ("",)
         for other in others:
             table = np.zeros((variables.count(first), variables.count(other)))
             table[0, 1:] = table[1:, 0] = np.inf
             yield Factor(variables=(first, other), value=np.zeros_like(table), cost={LATENCY: table})
+        if block.within is not None:
+            pair = (variables.carrier[block.within], variables.carrier[block.id])
+            table = np.zeros(tuple(variables.count(name) for name in pair))
+            table[0, 1:] = np.inf
+            yield Factor(variables=pair, value=np.zeros_like(table), cost={LATENCY: table})
 
 
 def _unit_block(unit: Unit, cost: CostModel) -> Block | None:
-    return next((block for block in cost.graph.blocks if unit.nodes & block.nodes), None)
+    """The smallest block that takes the unit with it: gone whenever one around it is."""
+    return min(
+        (block for block in cost.graph.blocks if unit.nodes & block.nodes),
+        key=lambda block: len(block.nodes),
+        default=None,
+    )
 
 
 def _scope(unit: Unit, cost: CostModel, variables: Variables) -> tuple[str, ...]:
@@ -278,13 +310,13 @@ def _stays(carrier: str, variables: Variables) -> FloatArray:
 
 
 def _read(cost: CostModel, variables: Variables, solution: Solution, *, exact: bool) -> Choice:
-    dropped = tuple(
-        sorted(
-            block
-            for block, carrier in variables.carrier.items()
-            if variables.widths(carrier)[solution.choice[carrier]] == 0
-        )
-    )
+    """The chosen network; of nested blocks that are gone the outermost is dropped."""
+    gone = [
+        block
+        for block, carrier in variables.carrier.items()
+        if variables.widths(carrier)[solution.choice[carrier]] == 0
+    ]
+    dropped = tuple(sorted(block.id for block in cost.graph.outermost(gone)))
     widths = {}
     for group in cost.options:
         width = variables.widths(group)[solution.choice[group]]
@@ -313,6 +345,7 @@ def dense_choice(cost: CostModel, saliency: Saliency) -> Choice:
     """Everything stays."""
     prediction = cost.predict({})
     value = sum(float(values.sum()) for values in saliency.channels.values())
+    value += sum(block_extras(cost.graph, saliency).values())
     solution = Solution(
         feasible=True,
         choice={},

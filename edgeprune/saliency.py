@@ -19,6 +19,7 @@ import torch
 
 from edgeprune.data import Data, synthetic
 from edgeprune.errors import InputError, did_you_mean
+from edgeprune.graph.coupling import CONTRACTIONS
 from edgeprune.graph.structure import Block, Group, Member, ModelGraph
 from edgeprune.models import evaluating, output_tensor
 from edgeprune.quality import check_labels, difference, is_classification
@@ -31,7 +32,8 @@ Gates: TypeAlias = dict[tuple[str, int], torch.Tensor]  # (parameter, dimension)
 class Saliency:
     """`channels[group id]` float64 [num_channels], `blocks[block id]`, in `unit`.
 
-    A block's value is what its drop costs as a whole. `is_synthetic` tells that the samples were random.
+    A block's value is what its drop costs as a whole, blocks within it included. `is_synthetic` tells that the samples
+    were random.
     """
 
     channels: Mapping[str, Values]
@@ -76,12 +78,16 @@ def _input_shape(graph: ModelGraph) -> tuple[int, ...]:
 
 @criterion
 def random(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> Saliency:
-    """Uniform numbers, divided by the group's number of channels: the baseline that a criterion must beat."""
+    """Uniform numbers, divided by the group's number of channels: the baseline that a criterion must beat.
+
+    Blocks are worth what `l2` counts for them, with one uniform number for the layer that no group reaches.
+    """
     channels = {}
     for group in sorted(graph.groups, key=lambda g: g.id):
         generator = np.random.default_rng([seed, *group.id.encode()])
         channels[group.id] = generator.random(group.num_channels) / group.num_channels
-    return Saliency(channels=channels, blocks={block.id: 0.0 for block in graph.blocks}, unit="share of a layer")
+    rest = {b.id: float(np.random.default_rng([seed, *f"block {b.id}".encode()]).random()) for b in graph.blocks}
+    return Saliency(channels=channels, blocks=_block_sums(graph, channels, rest), unit="share of a layer")
 
 
 @criterion
@@ -90,8 +96,9 @@ def l2(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> Sali
 
     For every producer and consumer the sum of squares of a channel's slice is divided by that of all the group's
     slices; the channel's value is the mean over these members. So the values of a group sum to 1: across layers, the
-    same share of the weights is worth the same, however wide or large the layer. A block is worth 0 beyond what the
-    channels inside are.
+    same share of the weights is worth the same, however wide or large the layer. A block is worth what is inside of it:
+    its channels, the blocks within, and 1 (one whole layer) where it has contractions that no group inside reaches, as
+    in attention whose heads are refused.
     """
     channels = {}
     for group in graph.groups:
@@ -101,7 +108,24 @@ def l2(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> Sali
             energy = _by_channel(weight.square().sum(1)[None], member, group)[0]
             shares.append(energy / energy.sum().clamp_min(torch.finfo(energy.dtype).tiny))
         channels[group.id] = torch.stack(shares).mean(0).numpy()
-    return Saliency(channels=channels, blocks={block.id: 0.0 for block in graph.blocks}, unit="share of a layer")
+    rest = {block.id: 1.0 for block in graph.blocks}
+    return Saliency(channels=channels, blocks=_block_sums(graph, channels, rest), unit="share of a layer")
+
+
+def _block_sums(graph: ModelGraph, channels: Mapping[str, Values], rest: Mapping[str, float]) -> dict[str, float]:
+    """Each block's channels, the blocks within it, and `rest[block]` where no group inside reaches all contractions."""
+    sums: dict[str, float] = {}
+    for block in sorted(graph.blocks, key=lambda block: len(block.nodes)):
+        within = [other for other in graph.blocks if other.within == block.id]
+        own = block.nodes.difference(*(other.nodes for other in within))
+        reached = {member.parameter for group in block.inside for member in graph.group(group).members}
+        contractions = [node for node in graph.nodes if node.name in own and node.operator in CONTRACTIONS]
+        sums[block.id] = (
+            sum(float(channels[group].sum()) for group in block.inside if graph.block_of[group] == block.id)
+            + sum(sums[other.id] for other in within)
+            + (rest[block.id] if any(reached.isdisjoint(node.parameters) for node in contractions) else 0.0)
+        )
+    return sums
 
 
 @criterion
@@ -156,11 +180,12 @@ def drop_costs(
         for x, _ in data.batches(BATCH_SIZE, views=views, seed=seed, limit=limit):
             dense = output_tensor(model(x))
             for block in blocks:
-                hook = model.get_submodule(block.zero_module).register_forward_hook(_zeros)
+                hooks = [model.get_submodule(name).register_forward_hook(_zeros) for name in block.zero_modules]
                 try:
                     costs[block.id] += float(difference(dense, output_tensor(model(x))).sum())
                 finally:
-                    hook.remove()
+                    for hook in hooks:
+                        hook.remove()
             count += len(x)
     return {name: cost / count for name, cost in costs.items()}
 

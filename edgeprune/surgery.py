@@ -99,7 +99,7 @@ def apply(
 
 def _apply(plan: Plan, model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], graph: ModelGraph) -> Pruned:
     cut = read_plan(plan, graph)
-    dropped = [block for block in graph.blocks if block.id in plan.dropped]
+    dropped = graph.outermost(plan.dropped)
     module = _cut_copy(model, cut)
     pruned = Pruned(module=module, plan=plan, example_inputs=example_inputs, origin=weights_hash(model))
     _set_attributes(module, graph, cut)
@@ -184,7 +184,7 @@ def _drop(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) ->
     batch = int(graph.nodes[0].shape[0]) if graph.nodes and graph.nodes[0].shape else 1
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     last = {node.name: node for node in graph.program.graph.nodes}
-    for name in (block.zero_module, *block.skipped_modules):
+    for name in (*block.zero_modules, *block.skipped_modules):
         inside = [n for n in graph.nodes if n.name in block.nodes and f"{n.where}.".startswith(f"{name}.")]
         result = graph.program.results.get(name, last[inside[-1].name])
         source = last[inside[0].name].all_input_nodes

@@ -16,7 +16,16 @@ from edgeprune.backends.null.staircase import time_us
 from edgeprune.cost import CostModel, cost_model_from
 from edgeprune.errors import BudgetError
 from edgeprune.graph import Block, trace
-from edgeprune.planning import Choice, best_channels, choose, floor_layers, least_choice, plan_from
+from edgeprune.planning import (
+    Choice,
+    best_channels,
+    block_extras,
+    choose,
+    dense_choice,
+    floor_layers,
+    least_choice,
+    plan_from,
+)
 from edgeprune.saliency import Saliency
 from edgeprune.surgery import apply
 from edgeprune.units import samples, width_options
@@ -86,6 +95,67 @@ class ConcatenatedInABranch(nn.Module):
         return result
 
 
+class Nested(nn.Module):
+    """x + g(x) with a branch of its own inside g; each has groups of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.before, self.after = nn.Conv2d(3, 24, 1), nn.Conv2d(24, 24, 3, padding=1), nn.Conv2d(24, 24, 1)
+        self.a, self.b = nn.Conv2d(24, 24, 3, padding=1), nn.Conv2d(24, 24, 1)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.before(x)
+        x = x + self.after(y + self.b(torch.relu(self.a(y))))
+        result: Tensor = self.head(torch.relu(x).mean((2, 3)))
+        return result
+
+
+class Around(nn.Module):
+    """x + f(x)."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.parts(x)
+        return result
+
+
+class NestedWithoutGroups(nn.Module):
+    """Three branches in one another and one beside; only the innermost has a group, the others are one layer each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        deepest = Around(nn.Conv2d(24, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 24, 1))
+        beside = Around(nn.Conv2d(24, 24, 3, padding=1))
+        self.stem, self.head = nn.Conv2d(3, 24, 1), nn.Linear(24, 10)
+        self.body = Around(Around(deepest, nn.Conv2d(24, 24, 1)), beside, nn.Conv2d(24, 24, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(torch.relu(self.body(self.stem(x))).mean((2, 3)))
+        return result
+
+
+class ConcatenatedInNestedBranches(nn.Module):
+    """The concatenation lies in a branch of a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 10)
+        self.branches = nn.ModuleList(nn.Conv2d(24, width, 3, padding=1) for width in (16, 24, 16))
+        self.before, self.join, self.after = nn.Conv2d(16, 24, 1), nn.Conv2d(56, 24, 1), nn.Conv2d(24, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.before(x)
+        y = y + self.join(torch.cat([branch(y) for branch in self.branches], 1))
+        result: Tensor = self.head((x + self.after(y)).mean((2, 3)))
+        return result
+
+
 def cost_of(net: nn.Module, size: int = 24) -> CostModel:
     """Its cost on the null device, where every kernel's time is a formula."""
     graph = trace(net, (torch.zeros(1, 3, size, size),))
@@ -103,15 +173,23 @@ def saliency_of(cost: CostModel, seed: int = 0) -> Saliency:
 
 
 def value(cost: CostModel, saliency: Saliency, widths: dict[str, int], dropped: list[str]) -> float:
-    """A width is worth its best channels; a block that stays what its drop costs beyond all channels inside."""
+    """A width is worth its best channels; a block that stays what its drop costs beyond all that is inside."""
     hidden = {group for block in cost.graph.blocks if block.id in dropped for group in block.inside}
     kept = sum(np.sort(saliency.channels[g])[::-1][:w].sum() for g, w in widths.items() if g not in hidden)
-    return float(kept + sum(extra(saliency, b) for b in cost.graph.blocks if b.id not in dropped))
+    gone = [block.nodes for block in cost.graph.blocks if block.id in dropped]
+    staying = [block for block in cost.graph.blocks if not any(block.nodes <= nodes for nodes in gone)]
+    return float(kept + sum(worth(cost, saliency, b) - worth_inside(cost, saliency, b) for b in staying))
 
 
-def extra(saliency: Saliency, block: Block) -> float:
-    result: float = max(0.0, saliency.blocks[block.id] - sum(saliency.channels[g].sum() for g in block.inside))
-    return result
+def worth(cost: CostModel, saliency: Saliency, block: Block) -> float:
+    return max(saliency.blocks[block.id], worth_inside(cost, saliency, block))
+
+
+def worth_inside(cost: CostModel, saliency: Saliency, block: Block) -> float:
+    """Of the blocks directly within, and of the channels that are in none of them."""
+    within = [other for other in cost.graph.blocks if other.within == block.id]
+    own = set(block.inside).difference(*(other.inside for other in within))
+    return float(sum(saliency.channels[g].sum() for g in own)) + sum(worth(cost, saliency, b) for b in within)
 
 
 def everything(cost: CostModel) -> Iterator[tuple[dict[str, int], list[str]]]:
@@ -121,10 +199,11 @@ def everything(cost: CostModel) -> Iterator[tuple[dict[str, int], list[str]]]:
             yield dict(zip(cost.options, widths, strict=True)), dropped
 
 
-@pytest.mark.parametrize("net", [Residual, OneLayerBranch])
-def test_the_choice_is_that_of_trying_every_network(net: type[nn.Module]) -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("net", "drops"), [(Residual, 2), (OneLayerBranch, 2), (Nested, 3), (NestedWithoutGroups, 3)])
+def test_the_choice_is_that_of_trying_every_network(net: type[nn.Module], drops: int, seed: int) -> None:
     cost = cost_of(net())
-    saliency = saliency_of(cost)
+    saliency = saliency_of(cost, seed)
     networks = [(cost.predict(w, d).us, value(cost, saliency, w, d)) for w, d in everything(cost)]
     dense_us = cost.predict({}).us
     seen = set()
@@ -139,7 +218,54 @@ def test_the_choice_is_that_of_trying_every_network(net: type[nn.Module]) -> Non
         assert value(cost, saliency, dict(choice.widths), list(choice.dropped)) == pytest.approx(choice.solution.value)
         assert choice.solution.value >= max(reachable) * (1 - 1e-4)
         seen.add(choice.dropped)
-    assert len(seen) == 2, "the block stays under the large budgets and goes under the small ones"
+    assert len(seen) >= drops, "blocks stay under the large budgets and go under the small ones"
+
+
+@pytest.mark.parametrize("net", [Nested, NestedWithoutGroups])
+def test_nested_blocks_of_any_value_are_chosen_as_by_trying_every_network(net: type[nn.Module]) -> None:
+    cost = cost_of(net())
+    networks = [(w, d, cost.predict(w, d).us) for w, d in everything(cost)]
+    seen = set()
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        channels = {g.id: 10 ** rng.uniform(-1, 1) * rng.exponential(size=g.num_channels) for g in cost.graph.groups}
+        blocks = {b.id: rng.exponential(5.0) * len(b.nodes) for b in cost.graph.blocks}
+        saliency = Saliency(channels=channels, blocks=blocks)
+        target = rng.choice([0.07, 0.15, 0.3, 0.5, 0.7]) * cost.predict({}).us
+        best = max(value(cost, saliency, w, d) for w, d, us in networks if us <= target)
+        choice = choose(cost, saliency, target)
+        assert choice.predicted_us <= target * (1 + 1e-9)
+        assert choice.solution.value == pytest.approx(best, rel=1e-4)
+        assert value(cost, saliency, dict(choice.widths), list(choice.dropped)) == pytest.approx(choice.solution.value)
+        assert len(cost.graph.outermost(choice.dropped)) == len(choice.dropped), "no drop within another"
+        seen.add(choice.dropped)
+    assert len(seen) > len(cost.graph.blocks), "outer and inner blocks go, alone and beside one another"
+
+
+def test_of_nested_blocks_that_go_the_outermost_is_named() -> None:
+    cost = cost_of(Nested())
+    inner, outer = cost.graph.blocks
+    assert (inner.within, inner.inside) == (outer.id, ("a.bias:0",))
+    assert set(outer.inside) == {"a.bias:0", "a.weight:1"}
+    saliency = saliency_of(cost)
+    least = least_choice(cost, saliency)
+    assert least.dropped == (outer.id,)
+    assert set(plan_from(least, cost.graph, saliency, {}).kept).isdisjoint(outer.inside)
+    assert cost.vanishing([outer.id]) == cost.vanishing([inner.id, outer.id]) > cost.vanishing([inner.id])
+    assert cost.predict({}, [outer.id]).us == cost.predict({}, [inner.id, outer.id]).us
+
+
+def test_the_value_of_a_nested_block_is_counted_once() -> None:
+    """Dropping the outer block of a network without a limit would lose its value, not the inner one's on top."""
+    cost = cost_of(Nested())
+    inner, outer = cost.graph.blocks
+    channels = {g.id: np.full(g.num_channels, 1.0) for g in cost.graph.groups}
+    saliency = Saliency(channels=channels, blocks={inner.id: 30.0, outer.id: 70.0})
+    extras = block_extras(cost.graph, saliency)
+    assert extras == {inner.id: 30.0 - 24.0, outer.id: 70.0 - (24.0 + 30.0)}
+    assert dense_choice(cost, saliency).solution.value == 24.0 + 70.0, "the trunk and the outer block"
+    undercut = Saliency(channels=channels, blocks={inner.id: 30.0, outer.id: 10.0})
+    assert block_extras(cost.graph, undercut) == {inner.id: 6.0, outer.id: 0.0}
 
 
 def test_a_dropped_block_takes_cost_and_value_along() -> None:
@@ -203,7 +329,7 @@ def test_the_same_plan_byte_for_byte(net: type[nn.Module], tmp_path: Path) -> No
     assert written[0] == written[1]
 
 
-@pytest.mark.parametrize("net", [Concatenated, ConcatenatedInABranch])
+@pytest.mark.parametrize("net", [Concatenated, ConcatenatedInABranch, ConcatenatedInNestedBranches])
 @pytest.mark.parametrize("share", [0.8, 0.6, 0.45])
 def test_behind_a_concatenation_the_answer_is_checked_by_the_cost_model(net: type[nn.Module], share: float) -> None:
     cost = cost_of(net())
@@ -217,10 +343,11 @@ def test_behind_a_concatenation_the_answer_is_checked_by_the_cost_model(net: typ
     assert choice.solution.value >= 0.95 * best, "first order, tabulated anew around each answer"
 
 
-def test_a_concatenation_in_a_dropped_branch_costs_nothing() -> None:
-    cost = cost_of(ConcatenatedInABranch())
-    (block,) = cost.graph.blocks
-    assert len(block.inside) == 3
+@pytest.mark.parametrize(("net", "groups"), [(ConcatenatedInABranch, 3), (ConcatenatedInNestedBranches, 4)])
+def test_a_concatenation_in_a_dropped_branch_costs_nothing(net: type[nn.Module], groups: int) -> None:
+    cost = cost_of(net())
+    *_, block = cost.graph.blocks
+    assert len(block.inside) == groups
     choice = least_choice(cost, saliency_of(cost))
     assert choice.dropped == (block.id,)
     assert choice.solution.cost["latency_us"] == pytest.approx(choice.predicted_us)

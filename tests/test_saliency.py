@@ -82,7 +82,63 @@ def test_random_is_seeded_and_of_one_scale() -> None:
         assert values.shape == (group.num_channels,) and (values >= 0).all()
         assert (values <= 1 / group.num_channels).all()
         assert (values == same.channels[group.id]).all() and (values != other.channels[group.id]).any()
-    assert first.blocks == {block.id: 0.0 for block in graph.blocks}
+    (block,) = graph.blocks
+    assert first.blocks == {block.id: pytest.approx(first.channels[block.inside[0]].sum())}
+
+
+class Layer(nn.Module):
+    """x + g(x), where g holds a branch of one linear without a group and a branch of two with a group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone, self.wide, self.narrow = nn.Linear(4, 4), nn.Linear(4, 6), nn.Linear(6, 4)
+        self.end = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.softmax(x, 1)
+        y = y + self.alone(y)
+        y = y + self.narrow(torch.relu(self.wide(y)))
+        result: torch.Tensor = x + self.end(torch.softmax(y, 1))
+        return result
+
+
+def layer() -> tuple[nn.Module, ModelGraph]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), Layer(), nn.Linear(4, 2)).eval()
+    return model, trace(model, (torch.ones(1, 3),))
+
+
+def test_a_block_is_worth_its_channels_its_blocks_and_the_layers_that_no_group_reaches() -> None:
+    model, graph = layer()
+    assert [(block.zero_modules, len(block.inside), block.within) for block in graph.blocks] == [
+        (("1.alone",), 0, "1:2"),
+        (("1.narrow",), 1, "1:2"),
+        (("1.end",), 1, None),
+    ]
+    values = score("l2", graph, model).blocks
+    assert values == pytest.approx({"1:0": 1.0, "1:1": 1.0, "1:2": 1.0 + 1.0 + 1.0}), "`1.end` is the third layer"
+
+
+@pytest.mark.parametrize("name", ["l2", "random"])
+def test_no_block_is_worth_less_than_what_is_inside_of_it(name: str) -> None:
+    for model, graph in (layer(), residual()):
+        found = score(name, graph, model)
+        for block in graph.blocks:
+            assert found.blocks[block.id] > 0
+            assert found.blocks[block.id] >= sum(found.channels[group].sum() for group in block.inside) - 1e-12
+            assert found.blocks[block.id] >= sum(found.blocks[b.id] for b in graph.blocks if b.within == block.id)
+
+
+def test_an_outer_block_costs_what_dropping_all_of_it_changes() -> None:
+    model, graph = layer()
+    data = as_data([torch.randn(4, 3, generator=torch.Generator().manual_seed(3))])
+    values = score("taylor", graph, model, data).blocks
+    x, _ = next(data.hold_out()[1].batches(3))
+    for block in graph.blocks:
+        plan = Plan(structure_hash=graph.structure_hash, dropped=(block.id,))
+        with torch.no_grad():
+            pruned = apply(plan, model, (torch.ones(1, 3),), graph=graph).module
+            assert values[block.id] == pytest.approx(float(divergence(model(x), pruned(x)).mean()), rel=1e-4)
 
 
 def test_taylor_with_labels_by_hand() -> None:

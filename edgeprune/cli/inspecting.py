@@ -94,7 +94,12 @@ def granularity(group: Group) -> int:
 
 
 def _block(block: Block) -> dict[str, Any]:
-    return {"id": block.id, "ends_in": block.zero_module, "inside": list(block.inside)}
+    return {
+        "id": block.id,
+        "ends_in": " + ".join(block.zero_modules),
+        "inside": list(block.inside),
+        "within": block.within,
+    }
 
 
 def _print(model: str, graph: ModelGraph, seconds: dict[str, float], *, every: bool) -> None:
@@ -112,9 +117,10 @@ def _print(model: str, graph: ModelGraph, seconds: dict[str, float], *, every: b
         mark = f"  ({', '.join(marks)})" if marks else ""
         click.echo(f"{group.num_channels:>8}  {granularity(group):>7}  {len(group.members):>7}  {group.id}{mark}")
     if graph.blocks:
-        click.echo("\nblock  (what is dropped ends in; groups inside)")
+        click.echo("\nblock  (what is dropped ends in; groups inside; block around it)")
     for block in graph.blocks:
-        click.echo(f"{block.id or '(the model itself)'}  ({block.zero_module}; {len(block.inside)})")
+        ends_in, around = " + ".join(block.zero_modules), "" if block.within is None else f"; {block.within}"
+        click.echo(f"{block.id or '(the model itself)'}  ({ends_in}; {len(block.inside)}{around})")
     if graph.refused:
         click.echo("\nplaces  refused")
     for line in _reasons(graph.refused, every=every):

@@ -1,4 +1,9 @@
-"""Residual branches that may be dropped: f of x + f(x), proven from the program's edges."""
+"""Residual branches that may be dropped: f of x + f(x), proven from the program's edges.
+
+Two branches lie one in the other or apart: each is a region with one way out, its add. Consecutive branches on one
+trunk, x1 = x + a(x) and x2 = x1 + m(x1), are two blocks and no third: with both dropped x2 is x, exactly, and without
+one of them the other stays a branch. Branches that are added to one another first, x + (a(x) + m(x)), are one block.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +19,36 @@ from edgeprune.graph.structure import Block, Group
 ZERO_PRESERVING = frozenset("dropout feature_dropout clone contiguous mul view reshape permute transpose relu".split())
 """Operators that turn zeros into zeros, so that a branch may end in them."""
 
+SUMS = frozenset(("add", "sub", "cat"))
+"""Operators that turn zeros into zeros where all of their tensors are."""
+
 Nodes = frozenset[torch.fx.Node]
 
 
 def find_blocks(program: Program, groups: tuple[Group, ...]) -> tuple[Block, ...]:
-    """Every residual branch that one module ends and nothing outside reads; branches around others are left out."""
+    """Every residual branch whose modules make it zero and that nothing outside reads, in program order of the adds.
+
+    So a branch comes before those that hold it.
+    """
     parameters = set(program.parameters)
     ancestors = _ancestors(program, parameters)
     modules = _modules(program)
-    found: list[tuple[Block, Nodes]] = []
+    found: list[Block] = []
     for node in program.graph.nodes:
         if operator_name(node) != "add" or len(node.all_input_nodes) != 2:
             continue
-        for branch in _branches(node, ancestors):
-            block = _block(node, *branch, modules, parameters)
+        for end, nodes in _branches(node, ancestors):
+            block = _block(node, end, nodes, modules)
             if block is not None:
-                found.append((block, branch[1]))
+                found.append(block)
                 break
-    innermost = [(b, nodes) for b, nodes in found if not any(other < nodes for _, other in found)]
-    named = _unique_ids([block for block, _ in innermost])
-    return tuple(_with_groups(block, program, groups) for block in named)
+    named = [_with_groups(block, program, groups) for block in _unique_ids(found)]
+    return tuple(replace(block, within=_within(block, named)) for block in named)
+
+
+def _within(block: Block, blocks: list[Block]) -> str | None:
+    around = [other for other in blocks if block.nodes < other.nodes]
+    return min(around, key=lambda other: len(other.nodes)).id if around else None
 
 
 def _ancestors(program: Program, parameters: set[str]) -> dict[torch.fx.Node, Nodes]:
@@ -76,37 +91,44 @@ def _modules(program: Program) -> dict[str, list[torch.fx.Node]]:
 
 
 def _block(
-    add: torch.fx.Node,
-    end: torch.fx.Node,
-    nodes: Nodes,
-    modules: dict[str, list[torch.fx.Node]],
-    parameters: set[str],
+    add: torch.fx.Node, end: torch.fx.Node, nodes: Nodes, modules: dict[str, list[torch.fx.Node]]
 ) -> Block | None:
     inside = {name for name, called in modules.items() if nodes.issuperset(called)}
     shared = {name.split("@")[0] for name in modules if name not in inside}
     largest = {name for name in inside if "@" not in name and name not in shared and not _held(name, inside)}
-    last = end
-    while operator_name(last) in ZERO_PRESERVING and not _ends(last, largest, modules):
-        data = [source for source in last.all_input_nodes if source in nodes]
-        if len(data) != 1:
-            return None
-        last = data[0]
-    ending = sorted(name for name in largest if modules[name][-1] is last)
-    if not ending:
+    zero = _zero_modules(end, nodes, {modules[name][-1]: name for name in sorted(largest, reverse=True)})
+    if zero is None:
         return None
-    zero = ending[0]
     return Block(
         id=module_name(add),
-        zero_module=zero,
-        skipped_modules=tuple(sorted(largest - {zero})),
-        shape=shape_of(last),
+        zero_modules=zero,
+        skipped_modules=tuple(sorted(largest.difference(zero))),
+        shape=shape_of(end),
         inside=(),
         nodes=frozenset(node.name for node in nodes),
     )
 
 
-def _ends(node: torch.fx.Node, largest: set[str], modules: dict[str, list[torch.fx.Node]]) -> bool:
-    return any(modules[name][-1] is node for name in largest)
+def _zero_modules(node: torch.fx.Node, nodes: Nodes, ending: dict[torch.fx.Node, str]) -> tuple[str, ...] | None:
+    """The modules whose zeros make this node zero, None where that is unproven; `ending`: last node to its module."""
+    if node in ending:
+        return (ending[node],)
+    data = [source for source in node.all_input_nodes if source in nodes]
+    operator = operator_name(node)
+    if operator in ZERO_PRESERVING and len(data) == 1:
+        return _zero_modules(data[0], nodes, ending)
+    if operator not in SUMS or not data or not _sums_only(node, nodes):
+        return None
+    found = [_zero_modules(source, nodes, ending) for source in data]
+    if any(names is None for names in found):
+        return None
+    return tuple(sorted({name for names in found for name in names or ()}))
+
+
+def _sums_only(node: torch.fx.Node, nodes: Nodes) -> bool:
+    """Whether all that the operator sums or concatenates is of the branch: no number, parameter or trunk among it."""
+    terms = node.args[0] if operator_name(node) == "cat" else node.args[:2]
+    return isinstance(terms, (list, tuple)) and all(term in nodes for term in terms)
 
 
 def _held(name: str, by: set[str]) -> bool:

@@ -172,7 +172,9 @@ def _all_or_nothing(atoms: Atoms, roots: Mapping[Key, Indices], groups: list[Gro
     for key in sorted(key for key, role in atoms.roles.items() if role == "producer" and key not in cut):
         own = roots[key][roots[key] != FREE]
         if len(own) > 1 and (atoms.reason[own] < 0).all():
-            yield Refusal(operator="group", where=key[0], reason="its channels live or die together, with those they meet")
+            yield Refusal(
+                operator="group", where=key[0], reason="its channels live or die together, with those they meet"
+            )
 
 
 def _fix_torn_products(

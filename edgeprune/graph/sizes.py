@@ -176,7 +176,7 @@ _TORCH = torch.__file__.removesuffix("__init__.py")
 
 
 def source_line() -> str:
-    """`file:line` of the innermost code that is neither torch's nor this project's; "" where there is none."""
+    """`file:line` of the innermost code that is neither of torch nor of this project, "" where there is none."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename

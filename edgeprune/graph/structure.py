@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -62,17 +62,19 @@ class Group:
 class Block:
     """A residual branch f of x + f(x) that may be dropped (f's output at the add becomes zero).
 
-    `id` is the qualified name of the module that adds. `zero_module` is the leaf module whose output becomes zeros of
-    `shape` (dimension 0 is the batch), `skipped_modules` the leaf modules that nothing else needs then; `inside` the
-    ids of the groups that vanish with the block; `nodes` the graph nodes that do.
+    `id` is the qualified name of the module that adds. `zero_modules` are the modules whose zeros make f's output at
+    the add, of `shape` (dimension 0 is the batch), zero: one, or several where f ends in a sum; `skipped_modules` those
+    that nothing else needs then. `inside` are the ids of the groups that vanish with the block, `nodes` the graph nodes
+    that do, those of blocks within it included; `within` is the id of the smallest block that holds this one.
     """
 
     id: str
-    zero_module: str
+    zero_modules: tuple[str, ...]
     skipped_modules: tuple[str, ...]
     shape: tuple[int, ...]
     inside: tuple[str, ...]
     nodes: frozenset[str]
+    within: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,18 @@ class ModelGraph:
     def channel_names(self) -> tuple[tuple[str, int], ...]:
         """Group id and channel within the group, by the numbers that `channels` holds."""
         return tuple((group.id, channel) for group in self.groups for channel in range(group.num_channels))
+
+    @cached_property
+    def block_of(self) -> dict[str, str]:
+        """Group id to the id of the smallest block that it is inside of."""
+        largest_first = sorted(self.blocks, key=lambda block: -len(block.nodes))
+        return {group: block.id for block in largest_first for group in block.inside}
+
+    def outermost(self, names: Iterable[str]) -> tuple[Block, ...]:
+        """The blocks of these ids that lie in no other of them: what else is named goes with them."""
+        named = set(names)
+        chosen = [block for block in self.blocks if block.id in named]
+        return tuple(block for block in chosen if not any(block.nodes < other.nodes for other in chosen))
 
     @property
     def dense_widths(self) -> dict[str, int]:

@@ -27,6 +27,20 @@ def residual():
 
     return Residual()
 
+def nested():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+            self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            y = self.a(x)
+            return self.head((x + (y + self.b(y))).mean((2, 3)))
+
+    return Nested()
+
 def linear():
     return nn.Linear(3, 4)
 
@@ -69,7 +83,7 @@ def test_the_document_has_its_keys(factory: str, capsys: pytest.CaptureFixture[s
     assert document["groups"][0]["blocks"] == [""]
     assert document["groups"][1]["blocks"] == []
     assert [group["granularity"] for group in document["groups"]] == [1, 1]
-    assert document["blocks"] == [{"id": "", "ends_in": "b", "inside": ["a.bias:0"]}]
+    assert document["blocks"] == [{"id": "", "ends_in": "b", "inside": ["a.bias:0"], "within": None}]
     assert document["tracer"] == "recording"
     (refusal,) = document["refused"]
     assert refusal == {"operator": "output", "where": "head", "reason": "the model's output keeps its shape"}
@@ -113,6 +127,15 @@ def test_equal_reasons_are_shown_once(name: str, factory: str, capsys: pytest.Ca
     assert main(["inspect", f"{factory}:{name}", "--shape", "2x8", "--json"]) == code
     out = capsys.readouterr().out
     assert out.count(reason if code else "it works along a dimension that holds channels") >= 5
+
+
+def test_a_block_names_the_block_around_it(factory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", f"{factory}:nested", "--shape", "1x3x8x8", "--json"]) == 0
+    inner, outer = json.loads(capsys.readouterr().out)["blocks"]
+    assert inner == {"id": ":0", "ends_in": "b", "inside": [], "within": ":1"}
+    assert (outer["ends_in"], outer["within"]) == ("a + b", None)
+    assert main(["inspect", f"{factory}:nested", "--shape", "1x3x8x8"]) == 0
+    assert ":0  (b; 0; :1)\n:1  (a + b; 0)" in capsys.readouterr().out
 
 
 def test_a_model_without_anything_to_prune_is_an_error_that_says_why(

@@ -69,7 +69,7 @@ class Basic(nn.Module):
 def test_identity_shortcut() -> None:
     (block,) = blocks_of(Basic())
     assert block.id == "body"
-    assert block.zero_module == "body.bn2"
+    assert block.zero_modules == ("body.bn2",)
     assert block.skipped_modules == ("body.bn1", "body.conv1", "body.conv2")
     assert block.inside == ("body.bn1.bias:0",)
     assert "body.relu" not in block.skipped_modules, "it is called once more, behind the add"
@@ -77,7 +77,7 @@ def test_identity_shortcut() -> None:
 
 def test_projection_shortcut() -> None:
     (block,) = blocks_of(Basic(out=12, stride=2), out=12)
-    assert block.zero_module == "body.bn2"
+    assert block.zero_modules == ("body.bn2",)
     assert not any(name.startswith("body.project") for name in block.skipped_modules)
 
 
@@ -93,7 +93,7 @@ class PreActivation(nn.Module):
 
 def test_pre_activation() -> None:
     (block,) = blocks_of(PreActivation())
-    assert block.zero_module == "body.conv2"
+    assert block.zero_modules == ("body.conv2",)
     assert block.skipped_modules == ("body.bn1", "body.bn2", "body.conv1")
 
 
@@ -113,7 +113,7 @@ class TwoInOne(nn.Module):
 def test_two_blocks_in_one_module_are_numbered() -> None:
     first, second = blocks_of(TwoInOne())
     assert (first.id, second.id) == ("body:0", "body:1")
-    assert (first.zero_module, second.zero_module) == ("body.a", "body.b")
+    assert (first.zero_modules, second.zero_modules) == (("body.a",), ("body.b",))
     assert (first.inside, second.inside) == (("body.a.0.weight:0",), ("body.b.0.weight:0",))
 
 
@@ -130,9 +130,137 @@ class Nested(nn.Module):
         return result
 
 
-def test_of_nested_branches_only_the_innermost_is_offered() -> None:
-    (block,) = blocks_of(Nested())
-    assert block.zero_module == "body.inner"
+def test_a_branch_around_another_is_a_block_too() -> None:
+    inner, outer = blocks_of(Nested())
+    assert (inner.zero_modules, outer.zero_modules) == (("body.inner",), ("body.after",))
+    assert outer.skipped_modules == ("body.before", "body.inner")
+    assert (inner.within, outer.within) == (outer.id, None) == ("body:1", None)
+    assert inner.nodes < outer.nodes
+    assert inner.inside == ("body.inner.0.weight:0",)
+    assert outer.inside == ("body.after.weight:1", "body.inner.0.weight:0")
+
+
+def test_the_outer_drop_takes_the_inner_one_along() -> None:
+    model, x, graph = example(Around(Nested()))
+    inner, outer = graph.blocks
+    hash_of = graph.structure_hash
+    plans = [Plan(structure_hash=hash_of, dropped=names) for names in ((outer.id,), (inner.id, outer.id))]
+    one, both = (apply(plan, model, x, graph=graph).module for plan in plans)
+    with torch.no_grad():
+        assert difference(both(*x), masked_output(graph, plans[1], model, x)) <= 1e-12
+        assert torch.equal(one(*x), both(*x))
+    assert [name for name, _ in one.named_modules()] == [name for name, _ in both.named_modules()]
+    assert not list(both.get_submodule("body").parameters()), "nothing of either block is left"
+
+
+def test_nested_blocks_between_pruned_channels() -> None:
+    model, x, graph = example(Around(Nested()))
+    inner, outer = graph.blocks
+    kept = {group.id: (0, 2) for group in graph.groups}
+    for dropped in ((), (inner.id,), (outer.id,), (inner.id, outer.id)):
+        plan = Plan(structure_hash=graph.structure_hash, kept=kept, dropped=dropped)
+        with torch.no_grad():
+            pruned = apply(plan, model, x, graph=graph).module
+            assert difference(pruned(*x), masked_output(graph, plan, model, x)) <= 1e-12
+
+
+class Holding(nn.Module):
+    """x + f(x) around whole networks, as super-resolution's residual groups are built."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.parts(x)
+        return result
+
+
+def test_blocks_lie_in_blocks_to_any_depth() -> None:
+    group = Holding(PreActivation(), PreActivation(), conv(8, 8))
+    blocks = blocks_of(Holding(group, conv(8, 8)))
+    assert {block.id: block.within for block in blocks} == {
+        "body.parts.0.parts.0": "body.parts.0",
+        "body.parts.0.parts.1": "body.parts.0",
+        "body.parts.0": "body",
+        "body": None,
+    }
+
+
+def test_a_branch_that_ends_in_a_branch_is_zero_when_its_module_is() -> None:
+    *_, outer = blocks_of(Holding(conv(8, 8), PreActivation()))
+    assert outer.zero_modules == ("body.parts",)
+
+
+class Functional(nn.Module):
+    """x + (y + f(y)) without a module around the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.f = conv(8, 8), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.before(x)
+        result: Tensor = x + (y + self.f(y))
+        return result
+
+
+def test_a_sum_of_zeros_is_zero() -> None:
+    inner, outer = blocks_of(Functional())
+    assert inner.zero_modules == ("body.f",)
+    assert outer.zero_modules == ("body.before", "body.f")
+
+
+class Parallel(nn.Module):
+    """x + (a(n(x)) + b(n(x))): a transformer's layer whose branches read one norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.a, self.b = nn.BatchNorm2d(8), nn.Sequential(conv(8, 4), conv(4, 8)), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        result: Tensor = x + (self.a(y) + self.b(y))
+        return result
+
+
+def test_branches_that_are_added_to_one_another_go_together() -> None:
+    inner, layer = blocks_of(Parallel())
+    assert (inner.zero_modules, inner.within) == (("body.a",), "body:1"), "b stands where a projection would"
+    assert layer.zero_modules == ("body.a", "body.b")
+    assert layer.skipped_modules == ("body.norm",)
+
+
+class Shifted(Parallel):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        result: Tensor = x + (1.0 + self.a(y) + self.b(y))
+        return result
+
+
+class WithTheTrunk(Parallel):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(x + self.a(x))
+
+
+@pytest.mark.parametrize(("body", "zero"), [(Shifted(), "body.b"), (WithTheTrunk(), "body.a")])
+def test_a_sum_with_anything_else_is_not_zero(body: nn.Module, zero: str) -> None:
+    """The branch around would leave 1, or the trunk."""
+    (block,) = blocks_of(body)
+    assert block.zero_modules == (zero,)
+
+
+def test_consecutive_branches_are_two_blocks_whose_drops_give_the_trunk() -> None:
+    """The layer of both is no third decision: it is the two drops."""
+    model, x, graph = example(Around(TwoInOne()))
+    assert [block.within for block in graph.blocks] == [None, None]
+    plan = Plan(structure_hash=graph.structure_hash, dropped=tuple(block.id for block in graph.blocks))
+    pruned = apply(plan, model, x, graph=graph).module
+    with torch.no_grad():
+        body = pruned.get_submodule("body")
+        trunk = torch.randn(2, 8, 6, 6, dtype=torch.float64)
+        assert torch.equal(body(trunk), trunk)
+    assert not list(body.parameters())
 
 
 class ReadOutside(nn.Module):
@@ -195,7 +323,7 @@ class Scaled(nn.Module):
 
 def test_operators_that_keep_zero_may_follow() -> None:
     (block,) = blocks_of(Scaled())
-    assert block.zero_module in ("body.f", "body.dropout")
+    assert block.zero_modules in (("body.f",), ("body.dropout",))
 
 
 class WritesBehindAPool(nn.Module):
