@@ -16,6 +16,7 @@ from edgeprune.cost import CostModel, cost_model
 from edgeprune.data import Data
 from edgeprune.device import Device
 from edgeprune.graph import ModelGraph, trace
+from edgeprune.graph.structure import by_reason
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS, Timing
 from edgeprune.plan_json import Plan
@@ -154,8 +155,9 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
         f"tracing {task.name}: {len(units)} units, {len(graph.groups)} groups, {len(graph.blocks)} blocks droppable, "
         f"{len(unproven)} refused"
     )
-    for refusal in unproven:
-        reporter.say(f"refused: {refusal.where or 'model'}: {refusal.operator}: {refusal.reason}")
+    for (operator, reason), places in by_reason(unproven).items():
+        more = f" and {len(places) - 1} more places" if len(places) > 1 else ""
+        reporter.say(f"refused: {places[0]}{more}: {operator}: {reason}")
     calibration, report = task.data.split_by_hash() if task.data is not None else (None, None)
     with timed(seconds, "profile"):
         table = measured_table(graph, task.device, reporter, allow_other=task.allow_other_table)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -129,10 +128,9 @@ def _print(model: str, graph: ModelGraph, seconds: dict[str, float], *, every: b
 
 def _reasons(refused: Iterable[Refusal], *, every: bool) -> Iterator[str]:
     """Each operator and reason once, with the number of places and the first ones."""
-    places: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for refusal in refused:
-        places[refusal.operator, refusal.reason].append(refusal.where or "(the model itself)")
-    for (operator, reason), names in places.items():
+    from edgeprune.graph.structure import by_reason
+
+    for (operator, reason), names in by_reason(refused).items():
         more = 0 if every else len(names) - PLACES
         shown = ", ".join(names if more <= 0 else names[:PLACES])
         yield f"{len(names):>6}  {operator}: {reason}"

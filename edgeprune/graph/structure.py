@@ -86,6 +86,14 @@ class Refusal:
     reason: str
 
 
+def by_reason(refused: Iterable[Refusal]) -> dict[tuple[str, str], list[str]]:
+    """Operator and reason to the places, so that equal refusals are told once."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for refusal in refused:
+        places.setdefault((refusal.operator, refusal.reason), []).append(refusal.where or "(the model itself)")
+    return places
+
+
 @dataclass(frozen=True, kw_only=True)
 class Width:
     """The size of one tensor dimension as a function of the groups' widths: fixed + sum of times x product of kept.
