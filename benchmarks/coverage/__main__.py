@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.coverage import zoo
-from benchmarks.coverage.gates import Row, in_child, run_gates, saver
+from benchmarks.coverage.gates import Row, in_child, portable, run_gates, saver
 from benchmarks.coverage.table import table
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -69,7 +69,7 @@ def main() -> int:
             row = {"model": name, **in_child("benchmarks.coverage", given, options.seconds_per_model)}
             rows[name] = row
             with options.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(portable(json.dumps(row)) + "\n")
             print(short(row), flush=True)
     path = options.results.parent / f"coverage_{date.today()}.md"
     path.write_text(table(list(rows.values())), encoding="utf-8")

@@ -12,6 +12,7 @@ import copy
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -262,6 +263,12 @@ def quiet() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+def portable(text: str) -> str:
+    """Without the folders of this machine: paths from the package or the repository on."""
+    text = re.sub(r"[^\s\"'(]*/site-packages/", "", text)
+    return text.replace(str(Path(__file__).resolve().parents[2]) + "/", "")
 
 
 def in_child(module: str, arguments: list[str], seconds: float) -> Row:

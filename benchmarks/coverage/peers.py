@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.coverage import zoo
 from benchmarks.coverage.__main__ import RESULTS, rows_of
-from benchmarks.coverage.gates import Row, Save, export, first_line, in_child, quiet, saver, warm_up
+from benchmarks.coverage.gates import Row, Save, export, first_line, in_child, portable, quiet, saver, warm_up
 from benchmarks.coverage.table import number, versions
 from benchmarks.coverage.weights import Inputs, outputs_of
 from edgeprune import apply
@@ -230,7 +230,7 @@ def main() -> int:
         rows[name] = row
         options.results.parent.mkdir(exist_ok=True)
         with options.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(portable(json.dumps(row)) + "\n")
         told = ", ".join(f"{way} {seconds:.2f} s" for way, seconds in medians(row).items() if way in WAYS)
         print(f"{name:44} {told} {row.get('error', '')} {row.get('failures') or ''}", flush=True)
     path = options.results.parent / f"coverage_speed_{date.today()}.md"
