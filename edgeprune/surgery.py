@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from edgeprune.errors import SurgeryError, did_you_mean
 from edgeprune.graph import Block, ModelGraph, trace
 from edgeprune.graph.following import Sizes, expected_sizes
-from edgeprune.graph.program import Program, arguments, module_name, operator_name, shape_of
+from edgeprune.graph.program import RECORDING, Program, arguments, module_name, operator_name, shape_of
 from edgeprune.graph.recording import record, uncollected
 from edgeprune.graph.structure import Indices
 from edgeprune.graph.tracing import exported
@@ -253,6 +253,8 @@ def _set_attributes(module: torch.nn.Module, graph: ModelGraph, cut: Cut) -> Non
     kept = {group: len(channels) for group, channels in cut.kept.items()}
     for (path, name, index), rule in graph.attributes.items():
         owner = module.get_submodule(path)
+        if not hasattr(owner, name):
+            continue
         value = rule.at(kept)
         if index is not None:
             items = list(getattr(owner, name))
@@ -329,7 +331,7 @@ def _record(pruned: Pruned, graph: ModelGraph) -> Program:
     """Trace the pruned model; Python code that hard-wires a size shows itself here, with file and line."""
     kind = type(pruned.module).__name__
     try:
-        if graph.program.tracer == "recording":
+        if graph.program.tracer == RECORDING:
             with evaluating(pruned.module):
                 return record(pruned.module, pruned.example_inputs, sized=False)
         return exported(pruned.module, pruned.example_inputs)

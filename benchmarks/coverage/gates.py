@@ -109,6 +109,7 @@ def prune(
 def described(graph: ModelGraph) -> Row:
     """What the table says about the analysis."""
     return {
+        "tracer": graph.program.tracer,
         "groups": len(graph.groups),
         "blocks": len(graph.blocks),
         "refusals": len(graph.refused),

@@ -13,8 +13,8 @@ from edgeprune.graph import tracing
 from edgeprune.graph.atoms import Atoms
 from edgeprune.graph.blocks import find_blocks
 from edgeprune.graph.coupling import Coupling, propagate, prunable_shares, read_groups
-from edgeprune.graph.following import follow
-from edgeprune.graph.program import Program, arguments, module_name, operator_name, shape_of
+from edgeprune.graph.following import attributes_of_layers, follow
+from edgeprune.graph.program import RECORDING, Program, arguments, module_name, operator_name, shape_of
 from edgeprune.graph.recording import uncollected
 from edgeprune.graph.rules import Dims
 from edgeprune.graph.structure import (
@@ -91,6 +91,8 @@ def _followed(
         coupling = read_groups(atoms, dims)
         followed = follow(program, coupling)
         if not followed.refused:
+            if program.tracer != RECORDING:
+                return coupling, attributes_of_layers(program, coupling)
             return coupling, followed.attributes
         for group, refusal in followed.refused.items():
             atoms.fix(coupling.roots[group], refusal)

@@ -72,6 +72,20 @@ def follow(program: Program, coupling: Coupling) -> Followed:
     return Followed(attributes=attributes, refused=solver.refused)
 
 
+def attributes_of_layers(program: Program, coupling: Coupling) -> dict[Attribute, SizeRule]:
+    """For a program that does not say where its sizes come from: what torch's own layers hold of them, by name."""
+    sizes = Sizes(channels=coupling.channels, widths=Widths(coupling.groups))
+    found: dict[Attribute, SizeRule] = {}
+    for node in program.graph.nodes:
+        name = LAYERS.get(operator_name(node))
+        if name is None:
+            continue
+        for (_, place), rule in EXPECTED[operator_name(node)](node, sizes):
+            if rule.groups:
+                found[module_name(node), name, place if name == "normalized_shape" else None] = rule
+    return found
+
+
 def _probes(sizes: Mapping[str, int]) -> list[dict[str, int]]:
     rng = np.random.default_rng(0)
     return [
@@ -341,6 +355,13 @@ def _group_norm(node: torch.fx.Node, sizes: Sizes) -> Expected:
         size = int(node.meta["val"].shape[1]) // groups
         yield ("num_groups", 0), quotient(width, Width(fixed=size))
 
+
+LAYERS = {
+    **dict.fromkeys("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), "groups"),
+    **dict.fromkeys(("layer_norm", "rms_norm"), "normalized_shape"),
+    "group_norm": "num_groups",
+}
+"""Operator to the attribute that torch's layer of it reads."""
 
 EXPECTED: dict[str, Callable[[torch.fx.Node, Sizes], Expected]] = {
     **dict.fromkeys("zeros ones full empty new_zeros new_ones new_full new_empty".split(), _by_output),

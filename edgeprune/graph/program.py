@@ -11,6 +11,8 @@ import torch
 
 from edgeprune.graph.sizes import Comparison, integers
 
+RECORDING = "recording"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
@@ -28,7 +30,7 @@ class Program:
     constants: Mapping[str, torch.Tensor]
     inputs: tuple[str, ...]
     comparisons: tuple[Comparison, ...] = ()
-    tracer: str = "recording"
+    tracer: str = RECORDING
     results: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeprune.graph import ModelGraph, trace
+from edgeprune.plan_json import Plan
+from edgeprune.surgery import apply
 
 pytestmark = pytest.mark.unit
 
@@ -219,3 +221,27 @@ def test_attention_of_torch_keeps_the_width_of_what_it_reads() -> None:
     graph = trace(Attention(), (torch.randn(2, 4, 5),))
     assert [group.id for group in graph.groups] == ["head.weight:1"]
     assert any("decides or computes by this size" in refusal.reason for refusal in graph.refused)
+
+
+def test_layers_of_torch_follow_without_origins_of_sizes() -> None:
+    """A write through a transposed view can't be recorded: torch.export traces, which tells no origins."""
+
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.depthwise = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8)
+            self.norm, self.head = nn.GroupNorm(4, 8), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x * 1
+            x.transpose(2, 3).mul_(2)
+            y: torch.Tensor = self.head(self.norm(self.depthwise(self.conv(x))))
+            return y
+
+    model, x = Written(), (torch.randn(1, 3, 6, 6),)
+    graph = trace(model, x)
+    assert graph.program.tracer == "torch.export"
+    (group,) = graph.groups
+    pruned = apply(Plan(structure_hash=graph.structure_hash, kept={group.id: tuple(range(4))}), model, x, graph=graph)
+    assert pruned.module.get_submodule("depthwise").groups == 4
+    assert pruned.module.get_submodule("norm").num_groups == 2
