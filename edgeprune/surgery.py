@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from edgeprune.errors import SurgeryError, did_you_mean
 from edgeprune.graph import Block, ModelGraph, trace
-from edgeprune.graph.following import Sizes, expected_sizes
+from edgeprune.graph.following import EXPECTED, Sizes, expected_sizes
 from edgeprune.graph.program import RECORDING, Program, arguments, module_name, operator_name, shape_of
 from edgeprune.graph.recording import record, uncollected
 from edgeprune.graph.structure import Indices
@@ -32,6 +32,13 @@ SIZE_ATTRIBUTES = {
     "running_mean": (("num_features", 0),),
 }
 """Attributes of a module that repeat a dimension of one of its parameters."""
+
+SIZES = frozenset(
+    "shape size sizes split_size split_sizes start end length groups normalized_shape num_groups N C HxW group".split()
+)
+"""Arguments that are sizes of dimensions, which `_check_sizes` and the shapes of the results account for."""
+ALSO_SIZED = frozenset(("slice_scatter", "native_layer_norm", "native_group_norm", "_fused_rms_norm"))
+"""Operators with such arguments that `EXPECTED` says nothing about."""
 
 
 class ZeroBranch(torch.nn.Module):
@@ -104,10 +111,9 @@ def _apply(plan: Plan, model: torch.nn.Module, example_inputs: tuple[torch.Tenso
     pruned = Pruned(module=module, plan=plan, example_inputs=example_inputs, origin=weights_hash(model))
     _set_attributes(module, graph, cut)
     _check(pruned, graph, cut)
-    for block in dropped:
-        _drop(module, block, graph, cut)
     if dropped:
-        _record(pruned, graph)
+        pruned = replace(pruned, module=_dropped(module, dropped, graph, cut))
+        _check_dropped(pruned, dropped, graph)
     return pruned
 
 
@@ -167,7 +173,39 @@ def positions_of(graph: ModelGraph, group_id: str, channels: Indices) -> tuple[i
     return tuple(np.flatnonzero(np.isin(graph.group(group_id).first.channels, channels)).tolist())
 
 
-def _drop(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) -> None:
+def _dropped(module: torch.nn.Module, blocks: tuple[Block, ...], graph: ModelGraph, cut: Cut) -> torch.nn.Module:
+    """The module with other ones in the place of those that go, under all names and in plain lists too."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    for block in blocks:
+        for name, zeros in _zeros(module, block, graph, cut):
+            memo[id(module.get_submodule(name))] = zeros
+    return copy.deepcopy(module, memo)
+
+
+def _check_dropped(pruned: Pruned, blocks: tuple[Block, ...], graph: ModelGraph) -> None:
+    """Of the dense model's calls, all outside of the blocks are left, and none of the modules that went."""
+    gone = [name for block in blocks for name in (*block.zero_modules, *block.skipped_modules)]
+    inside = frozenset().union(*(block.nodes for block in blocks))
+    calls = _calls(graph.program)
+    left = [n for n in calls if not any(f"{module_name(n)}.".startswith(f"{name}.") for name in gone)]
+    outside = [operator_name(node) for node in calls if node.name not in inside]
+    found = [
+        operator_name(node)
+        for node in _calls(_record(pruned, graph))
+        if not any(kind is ZeroBranch for _, kind in (node.meta.get("nn_module_stack") or {}).values())
+    ]
+    if not _is_part(outside, found) or not _is_part(found, [operator_name(node) for node in left]):
+        names = ", ".join(block.id or "the model" for block in blocks)
+        raise SurgeryError(f"{type(pruned.module).__name__} does not do without the branches of {names}")
+
+
+def _is_part(part: list[str], whole: list[str]) -> bool:
+    """Whether a list is another one with some entries left out."""
+    rest = iter(whole)
+    return all(name in rest for name in part)
+
+
+def _zeros(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) -> Iterator[tuple[str, torch.nn.Module]]:
     """Each module of the block gives zeros of the shape that its output has between the pruned layers.
 
     New ones: were it to hand its input on, an in-place operator behind it would write into the trunk.
@@ -191,7 +229,7 @@ def _drop(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) ->
         own = next((shape_of(node)[0] for node in source if shape_of(node)), batch)
         zeros = ZeroBranch(tree_map(size, result, is_leaf=_is_node), own, like)
         _keep_attributes(module.get_submodule(name), zeros)
-        module.set_submodule(name, zeros)
+        yield name, zeros
 
 
 def _keep_attributes(old: torch.nn.Module, new: torch.nn.Module) -> None:
@@ -221,7 +259,13 @@ def _cut_copy(model: torch.nn.Module, cut: Cut) -> torch.nn.Module:
                         continue
                     memo[id(tensor)] = smaller
                 shapes.append((path, name, tensor.shape))
-    module = copy.deepcopy(model, memo).eval()
+        for value in vars(owner).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach())  # torch copies no results of a computation
+    try:
+        module = copy.deepcopy(model, memo).eval()
+    except Exception as error:  # the model's own classes may raise anything
+        raise SurgeryError(f"{type(model).__name__} can't be copied: {error}") from error
     for path, name, before in shapes:
         owner = module.get_submodule(path)
         _resize_attributes(owner, name, before, getattr(owner, name).shape)
@@ -277,6 +321,7 @@ def _check(pruned: Pruned, graph: ModelGraph, cut: Cut) -> None:
     program = _record(pruned, graph)
     kept = {group: len(channels) for group, channels in cut.kept.items()}
     sizes = Sizes(channels=graph.channels, widths=Widths(graph.groups))
+    same: dict[Any, Any] = {}
     for before, after in zip_longest(_calls(graph.program), _calls(program)):
         names = [operator_name(node) if node is not None else "nothing" for node in (before, after)]
         if names[0] != names[1]:
@@ -289,6 +334,14 @@ def _check(pruned: Pruned, graph: ModelGraph, cut: Cut) -> None:
         if numbers[0] != numbers[1]:
             was = f"{names[0]}{numbers[0]} before, {numbers[1]} after"
             raise _differs(pruned, after, f"computes with a size that pruning changes: {was}")
+        if [same.get(s, s) for s in _sources(before, graph.program)] != _sources(after, program):
+            raise _differs(pruned, after, f"gives {names[1]} another tensor after pruning than before")
+        same[before] = after
+    for name, tensor in graph.program.constants.items():
+        if name not in program.constants or not _equal(tensor, program.constants[name]):
+            raise SurgeryError(
+                f"{type(pruned.module).__name__} holds another tensor '{name}' after pruning: its code fixes a size"
+            )
     found, wanted = ([shape_of(node) for node in p.outputs] for p in (program, graph.program))
     if found != wanted:
         raise SurgeryError(f"{type(pruned.module).__name__} gives {found} after pruning, {wanted} before")
@@ -318,13 +371,32 @@ def _differs(pruned: Pruned, node: Any, what: str) -> SurgeryError:
     )
 
 
-def _numbers(node: Any) -> list[float]:
-    """Numbers that an operator computes with, in order: all floats, and integers where a schema wants a number."""
-    found = []
-    for name, value in arguments(node).items():
-        if isinstance(value, float) or (isinstance(value, int) and name in ("other", "self", "exponent", "value")):
-            found.append(float(value))
+def _numbers(node: Any) -> list[Any]:
+    """What an operator is told beside tensors, in order; the sizes of dimensions, which may change, left out."""
+    operator = operator_name(node)
+    sized = operator in EXPECTED or operator in ALSO_SIZED
+    given = [value for name, value in arguments(node).items() if not (sized and name in SIZES)]
+    return [leaf for leaf in tree_leaves(given) if isinstance(leaf, (int, float, complex, str))]
+
+
+def _sources(node: Any, program: Program) -> list[Any]:
+    """The tensors that a call reads: calls, qualified names of parameters, places of inputs."""
+    found: list[Any] = []
+    for leaf in tree_leaves((node.args, node.kwargs)):
+        if not _is_node(leaf):
+            continue
+        while leaf.op == "call_function" and operator_name(leaf) == "contiguous":
+            leaf = leaf.args[0]
+        if leaf.op == "placeholder":
+            found.append(program.parameters.get(leaf.name) or program.inputs.index(leaf.name))
+        else:
+            found.append(leaf)
     return found
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """The same elements, nan being itself."""
+    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _record(pruned: Pruned, graph: ModelGraph) -> Program:

@@ -34,7 +34,7 @@ from edgeprune.errors import EdgepruneError, RefusedError
 from edgeprune.graph import ModelGraph, trace
 from tests.reference import difference, masked_outputs, random_plan, shift_one
 
-PLANS = 3
+PLANS = int(os.environ.get("COVERAGE_PLANS", "3"))
 LIMIT = 1e-9
 LEAST_CONTROL = 1e-6
 ONNX_LIMIT = 1e-3

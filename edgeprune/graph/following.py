@@ -280,6 +280,14 @@ def _by_output(node: torch.fx.Node, sizes: Sizes) -> Expected:
             yield (name, i), sizes.rule(width)
 
 
+def _filled(node: torch.fx.Node, sizes: Sizes) -> Expected:
+    """full(sizes, value): the value is a number to compute with."""
+    yield from _by_output(node, sizes)
+    value = arguments(node)["fill_value"]
+    if isinstance(value, int):
+        yield ("fill_value", 0), fixed(value)
+
+
 def _unflatten(node: torch.fx.Node, sizes: Sizes) -> Expected:
     own, given = sizes.of(node), arguments(node)["sizes"]
     axis = int(arguments(node)["dim"]) % (len(own) - len(given) + 1)
@@ -364,7 +372,8 @@ LAYERS = {
 """Operator to the attribute that torch's layer of it reads."""
 
 EXPECTED: dict[str, Callable[[torch.fx.Node, Sizes], Expected]] = {
-    **dict.fromkeys("zeros ones full empty new_zeros new_ones new_full new_empty".split(), _by_output),
+    **dict.fromkeys("zeros ones empty new_zeros new_ones new_empty".split(), _by_output),
+    **dict.fromkeys(("full", "new_full"), _filled),
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand", "broadcast_to"), _by_output),
     **dict.fromkeys(("split", "split_with_sizes", "unsafe_split"), _split),
     **dict.fromkeys(("slice", "slice_copy"), _slice),

@@ -36,6 +36,10 @@ SAME_ELEMENTS = frozenset({aten.view.default, aten.reshape.default, aten.alias.d
 """Views under which a write goes back by a reshape to the base's shape."""
 
 
+_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+"""What a model may give beside tensors, in tuples, lists, dicts and what else torch's pytree knows."""
+
+
 class NotRecorded(Exception):
     """The recording can't say what the program computes; another tracer has to."""
 
@@ -287,6 +291,9 @@ def record(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], *, 
             stack.enter_context(recorder.sizes)
         outputs = torch.func.functional_call(model, tensors, inputs)
     leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    for leaf in tree_leaves(outputs):
+        if leaf is not None and not isinstance(leaf, (torch.Tensor, *_PLAIN)):
+            raise NotRecorded(f"the model gives a {type(leaf).__name__}, which may hold tensors")
     recorder.graph.output([recorder._current(leaf) for leaf in leaves])
     _drop_unread(recorder.graph)
     for node, name in canonical_names(recorder.graph).items():

@@ -97,6 +97,11 @@ def gather(call: Call) -> Results:
     if axis is None:
         return unknown(call)
     axis = int(axis) % len(x)
+    if call.operator == "take_along_dim" and (
+        tuple(dim.shape[1] for dim in call.of("indices")) != call.shape
+        or any(dim.shape[1] != call.shape[i] for i, dim in enumerate(x) if i != axis)
+    ):
+        return refuse(call, "its positions are stretched over a dimension")
     for i, dim in enumerate(call.of("indices" if "indices" in call.arguments else "index")):
         if i == axis:
             call.fix(dim, PICKS)
