@@ -2,7 +2,8 @@
 
 Two branches lie one in the other or apart: each is a region with one way out, its add. Consecutive branches on one
 trunk, x1 = x + a(x) and x2 = x1 + m(x1), are two blocks and no third: with both dropped x2 is x, exactly, and without
-one of them the other stays a branch. Branches that are added to one another first, x + (a(x) + m(x)), are one block.
+one of them the other stays a branch. Of branches that are added to one another first, x + (a(x) + m(x)), each is a
+block within that of the sum.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ def find_blocks(program: Program, groups: tuple[Group, ...]) -> tuple[Block, ...
     ancestors = _ancestors(program, parameters)
     modules = _modules(program)
     found: list[Block] = []
-    for node in program.graph.nodes:
+    sums = set[torch.fx.Node]()
+    for node in reversed(program.graph.nodes):
         if operator_name(node) != "add" or len(node.all_input_nodes) != 2:
             continue
-        for end, nodes in _branches(node, ancestors):
+        for end, nodes in _branches(node, ancestors, is_branch=node in sums):
             block = _block(node, end, nodes, modules)
             if block is not None:
                 found.append(block)
-                break
-    named = [_with_groups(block, program, groups) for block in _unique_ids(found)]
+                sums.add(end)
+                if node not in sums:
+                    break
+    named = [_with_groups(block, program, groups) for block in _unique_ids(found[::-1])]
     return tuple(replace(block, within=_within(block, named)) for block in named)
 
 
@@ -62,22 +66,35 @@ def _ancestors(program: Program, parameters: set[str]) -> dict[torch.fx.Node, No
     return found
 
 
-def _branches(add: torch.fx.Node, ancestors: dict[torch.fx.Node, Nodes]) -> Iterable[tuple[torch.fx.Node, Nodes]]:
-    """(end, nodes) of each operand that may be f: the side with more contractions first, x itself never."""
+def _branches(
+    add: torch.fx.Node, ancestors: dict[torch.fx.Node, Nodes], *, is_branch: bool
+) -> Iterable[tuple[torch.fx.Node, Nodes]]:
+    """(end, nodes) of each operand that may be f: the side with more contractions first, x itself never.
+
+    Beside p(x), with a projection p, f reads x alone; beside x itself it may read more (a mask, positions, a memory).
+    Where the sum `is_branch` itself, both of its operands are.
+    """
     a, b = add.all_input_nodes
     if a not in ancestors or b not in ancestors or shape_of(a) != shape_of(b):
         return
-    sides = [(end, ancestors[end] - ancestors[other]) for end, other in ((a, b), (b, a))]
-    counts = [sum(operator_name(n) in ("conv2d", "linear") for n in nodes) for _, nodes in sides]
-    if counts[0] == counts[1]:
+    sides = [(end, _own(ancestors[end] - ancestors[other], add, ancestors), other) for end, other in ((a, b), (b, a))]
+    counts = [sum(operator_name(n) in ("conv2d", "linear") for n in nodes) for _, nodes, _ in sides]
+    if counts[0] == counts[1] and not is_branch:
         return
-    for count, (end, nodes) in sorted(zip(counts, sides, strict=True), key=lambda pair: -pair[0]):
-        closed = all(user in nodes or user is add for node in nodes for user in node.users)
+    for count, (end, nodes, other) in sorted(zip(counts, sides, strict=True), key=lambda pair: -pair[0]):
         entries = {source for node in nodes for source in node.all_input_nodes if source in ancestors} - nodes
-        if count and closed and len(entries) == 1:
-            other = b if end is a else a
-            if entries <= ancestors[other]:
-                yield end, nodes
+        if count and (is_branch or other in entries or (len(entries) == 1 and entries <= ancestors[other])):
+            yield end, nodes
+
+
+def _own(nodes: Nodes, add: torch.fx.Node, order: Iterable[torch.fx.Node]) -> Nodes:
+    """Those of the nodes that nothing but `add` needs: what others read too (positions, masks) is an input of f."""
+    place = {node: i for i, node in enumerate(order)}
+    own = set[torch.fx.Node]()
+    for node in sorted(nodes, key=place.__getitem__, reverse=True):
+        if all(user in own or user is add for user in node.users):
+            own.add(node)
+    return frozenset(own)
 
 
 def _modules(program: Program) -> dict[str, list[torch.fx.Node]]:

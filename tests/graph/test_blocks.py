@@ -224,11 +224,52 @@ class Parallel(nn.Module):
         return result
 
 
-def test_branches_that_are_added_to_one_another_go_together() -> None:
-    inner, layer = blocks_of(Parallel())
-    assert (inner.zero_modules, inner.within) == (("body.a",), "body:1"), "b stands where a projection would"
+def test_branches_that_are_added_to_one_another_go_each_or_together() -> None:
+    b, a, layer = blocks_of(Parallel())
+    assert (a.zero_modules, a.within) == (("body.a",), layer.id)
+    assert (b.zero_modules, b.within) == (("body.b",), layer.id)
+    assert not a.nodes & b.nodes
     assert layer.zero_modules == ("body.a", "body.b")
     assert layer.skipped_modules == ("body.norm",)
+
+
+class Masked(nn.Module):
+    """Every branch reads the trunk and something that was computed once for all, as attention reads a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask, self.a, self.b = conv(8, 8), nn.Sequential(conv(8, 4), conv(4, 8)), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.sigmoid(self.mask(x))
+        x = torch.relu(x)
+        x = x + self.a(x * mask)
+        result: Tensor = x + self.b(x * mask)
+        return result
+
+
+def test_a_branch_beside_its_trunk_may_read_more() -> None:
+    first, second = blocks_of(Masked())
+    assert (first.zero_modules, second.zero_modules) == (("body.a",), ("body.b",))
+    assert not any(name.startswith("body.mask") for name in (*first.skipped_modules, *second.skipped_modules))
+
+
+class MaskedBesideAProjection(nn.Module):
+    """p(x) + f(x, y): f may as well be the trunk, and p the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.project, self.f = conv(8, 8), conv(8, 8), nn.Sequential(conv(8, 4), conv(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.sigmoid(self.other(x))
+        result: Tensor = (self.project(torch.relu(x)) + self.f(torch.relu(x) * y)) * y
+        return result
+
+
+def test_beside_a_projection_the_branch_reads_the_trunk_alone() -> None:
+    (block,) = blocks_of(MaskedBesideAProjection())
+    assert block.zero_modules == ("body.project",)
 
 
 class Shifted(Parallel):
