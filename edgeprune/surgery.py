@@ -205,9 +205,7 @@ def _is_part(part: list[str], whole: list[str]) -> bool:
     return all(name in rest for name in part)
 
 
-def _zeros(
-    module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut
-) -> Iterator[tuple[str, torch.nn.Module]]:
+def _zeros(module: torch.nn.Module, block: Block, graph: ModelGraph, cut: Cut) -> Iterator[tuple[str, torch.nn.Module]]:
     """Each module of the block gives zeros of the shape that its output has between the pruned layers.
 
     New ones: were it to hand its input on, an in-place operator behind it would write into the trunk.
@@ -339,7 +337,8 @@ def _check(pruned: Pruned, graph: ModelGraph, cut: Cut) -> None:
         same[before] = after
     for name, tensor in graph.program.constants.items():
         if name not in program.constants or not _equal(tensor, program.constants[name]):
-            raise SurgeryError(f"{type(pruned.module).__name__} holds another tensor '{name}' after pruning: its code fixes a size")
+            kind = type(pruned.module).__name__
+            raise SurgeryError(f"{kind} holds another tensor '{name}' after pruning: its code fixes a size")
     found, wanted = ([shape_of(node) for node in p.outputs] for p in (program, graph.program))
     if found != wanted:
         raise SurgeryError(f"{type(pruned.module).__name__} gives {found} after pruning, {wanted} before")
