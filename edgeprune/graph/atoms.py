@@ -129,6 +129,7 @@ class Atoms:
             raise ValueError(f"dimensions of {a.shape[1]} and {b.shape[1]} indices can't be tied")
         if a is b or (a.shape == b.shape and (a == b).all()):
             return a
+        before = b""
         while True:
             left, right = self.roots(a), self.roots(b)
             rows = max(len(left), len(right))
@@ -141,6 +142,13 @@ class Atoms:
             if not todo.any():
                 free = left[0] == FREE
                 return np.where(free[None], right, left)
+            state = left.tobytes() + right.tobytes()
+            if state == before:  # no step leads on: all that differs must stay
+                for atom in np.unique(np.concatenate([left[:, todo], right[:, todo]])).tolist():
+                    if atom != FREE:
+                        self.fix(np.array([[atom]], dtype=np.int64), refusal)
+                return left
+            before = state
             self._unite_columns(left[:, todo], right[:, todo], refusal)
 
     def _unite_columns(self, left: Indices, right: Indices, refusal: Refusal) -> None:

@@ -96,6 +96,8 @@ class Recorder(SchemaCheckMode):
             raise NotRecorded(f"{func} is no ATen operator")
         if func.namespace == "prim" or func is aten._assert_async.default:
             return func(*args, **kwargs)
+        if any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments[1:]):
+            raise NotRecorded(f"{func} writes into another argument than its first")
         out = self._output(func, args, kwargs)
         node = self._call(func, args, kwargs, out)
         node.meta["source"] = self.sizes.source

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from edgeprune.graph.atoms import is_free, no_atoms
@@ -45,15 +47,49 @@ def reduce(call: Call) -> Results:
 def is_statistic(source: torch.fx.Node) -> bool:
     """Whether the mean of this tensor is a norm's: of squares (RMS norm), or one that is only subtracted from it."""
     name = operator_name(source)
-    if name in ("pow", "square"):
-        return name == "square" or bool(source.args[1] == 2)
-    if name == "mul":
-        left, right = source.args
-        return left is right
     means = [user for user in source.users if operator_name(user) == "mean"]
+    if name in ("pow", "square", "mul"):
+        squares = name == "square" or (source.args[0] is source.args[1] if name == "mul" else source.args[1] == 2)
+        return bool(squares) and all(_normalises(mean, source.args[0], rooted=False) for mean in means)
     return bool(means) and all(
         operator_name(user) == "sub" and user.args[0] is source for mean in means for user in mean.users
     )
+
+
+_CASTS = ("to", "_to_copy", "type_as", "float", "alias", "clone", "contiguous")
+_ON_THE_WAY = (*_CASTS, "add", "clamp", "clamp_min", "maximum", "expand", "reciprocal", "unsqueeze")
+
+
+def _normalises(statistic: torch.fx.Node, base: Any, *, rooted: bool) -> bool:
+    """Whether all that is done with this mean of squares is to scale what was squared by (a part of) its root."""
+    for user in statistic.users:
+        name = operator_name(user)
+        if name in ("sqrt", "rsqrt", "pow"):
+            if not _normalises(user, base, rooted=True):
+                return False
+        elif name in ("mul", "div") and len(user.all_input_nodes) == 2:
+            if not rooted or not _from(next(n for n in user.all_input_nodes if n is not statistic), base):
+                return False
+        elif name in ("mul", "div", *_ON_THE_WAY):
+            if not _normalises(user, base, rooted=rooted):
+                return False
+        else:
+            return False
+    return True
+
+
+def _from(node: Any, base: Any) -> bool:
+    """Whether a tensor is the one that was squared, computed again, cast, or scaled."""
+    base = _uncast(base)
+    node = _uncast(node)
+    same = node is base or (node.target is base.target and node.args == base.args and node.kwargs == base.kwargs)
+    return same or (operator_name(node) == "mul" and any(_from(source, base) for source in node.all_input_nodes))
+
+
+def _uncast(node: Any) -> Any:
+    while operator_name(node) in _CASTS:
+        node = node.args[0]
+    return node
 
 
 @rule("softmax _softmax log_softmax _log_softmax _safe_softmax cumsum cumprod logcumsumexp sort argsort")
