@@ -141,6 +141,27 @@ class Size(int):
         return pow(other, int(self), modulus)
 
 
+def _unfollowed(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def method(self: Size, *others: Any) -> Any:
+        self._converted()
+        return plain(int(self), *others)
+
+    return method
+
+
+for _name in "and rand or ror xor rxor lshift rlshift rshift rrshift divmod rdivmod round invert".split():
+    setattr(Size, f"__{_name}__", _unfollowed(f"__{_name}__"))
+
+
+def _negative(self: Size) -> Size:
+    return Size.of(-int(self), ("-", ("number", 0), self.expression), self.log)
+
+
+Size.__neg__ = _negative  # type: ignore[method-assign]
+
+
 def _arithmetic(symbol: str, function: Callable[[int, int], int]) -> tuple[Any, Any]:
     def forward(self: Size, other: Any) -> Any:
         if type(other) not in (int, Size):
