@@ -117,6 +117,9 @@ class Size(int):
     def __bool__(self) -> bool:
         return bool(self._compared("!=", 0))
 
+    def __neg__(self) -> Size:
+        return Size.of(-int(self), ("-", ("number", 0), self.expression), self.log)
+
     def _converted(self) -> None:
         self._compared("==", int(self))
 
@@ -153,13 +156,6 @@ def _unfollowed(name: str) -> Callable[..., Any]:
 
 for _name in "and rand or ror xor rxor lshift rlshift rshift rrshift divmod rdivmod round invert".split():
     setattr(Size, f"__{_name}__", _unfollowed(f"__{_name}__"))
-
-
-def _negative(self: Size) -> Size:
-    return Size.of(-int(self), ("-", ("number", 0), self.expression), self.log)
-
-
-Size.__neg__ = _negative  # type: ignore[method-assign]
 
 
 def _arithmetic(symbol: str, function: Callable[[int, int], int]) -> tuple[Any, Any]:
