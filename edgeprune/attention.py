@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from edgeprune.graph.structure import ModelGraph, Node, Width
-from edgeprune.sizes import width_of
+from edgeprune.kernel_sizes import width_of
 
 FUSED = "scaled_dot_product_attention"
 SOFTMAX = frozenset({"softmax", "_softmax"})

@@ -10,7 +10,7 @@ from typing import Any
 from edgeprune.attention import MATMULS, Attention, computed, find_attention, moved, operands
 from edgeprune.graph.structure import ModelGraph, Node, Width
 from edgeprune.kernel import CONTRACTIONS, Kernel
-from edgeprune.sizes import ONE, ConvolutionGroups, Product, Size, width_of
+from edgeprune.kernel_sizes import ONE, ConvolutionGroups, Product, Size, width_of
 
 ACTIVATIONS = {
     "relu": "relu",

@@ -11,8 +11,9 @@ from torch import nn
 from edgeprune.errors import RefusedError, SurgeryError
 from edgeprune.graph import trace
 from edgeprune.plan_json import Plan
-from edgeprune.surgery import ZeroBranch, apply
+from edgeprune.surgery import apply
 from edgeprune.weights import weights_hash
+from edgeprune.zero_branch import ZeroBranch
 from tests.reference import difference, masked_output, random_plan, redraw, shift_one
 
 SEVEN = (

@@ -14,7 +14,7 @@ from edgeprune.backends.null.staircase import time_us
 from edgeprune.fusion import Unit, fuse
 from edgeprune.graph import ModelGraph, Width, trace
 from edgeprune.kernel import Kernel
-from edgeprune.sizes import Product
+from edgeprune.kernel_sizes import Product
 from edgeprune.units import MOST_OPTIONS, samples, shape_key, staircase_kernels, staircase_steps, width_options
 
 pytestmark = pytest.mark.unit

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from edgeprune.comparing import Cut
 from edgeprune.data import Data
 from edgeprune.models import output_tensor
-from edgeprune.surgery import Cut
 
 ROWS = 8192  # of a layer's least-squares problem
 TARGET_ELEMENTS = 2**27  # of all targets together: half a GiB

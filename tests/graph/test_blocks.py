@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from edgeprune.errors import RefusedError
 from edgeprune.graph import Block, ModelGraph, trace
 from edgeprune.plan_json import Plan
-from edgeprune.surgery import ZeroBranch, apply
+from edgeprune.surgery import apply
+from edgeprune.zero_branch import ZeroBranch
 from tests.reference import difference, masked_output, redraw
 
 pytestmark = pytest.mark.unit
