@@ -1,4 +1,4 @@
-"""Run the gates over the zoo, one process a model, and write the table.
+"""Run the gates over the zoo, each model in a fork, and write the table.
 
 A row is appended to benchmarks/results/coverage.jsonl as soon as its model is done; models that have one are skipped
 unless --again is given. benchmarks/results/coverage_<date>.md is written from all rows at the end, and by --table.
@@ -10,12 +10,13 @@ import argparse
 import json
 import sys
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.coverage import zoo
-from benchmarks.coverage.gates import Row, in_child, portable, run_gates, saver
+from benchmarks.coverage.gates import Row, in_fork, portable, preload, run_gates
 from benchmarks.coverage.table import table
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -45,16 +46,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="also models that have a row")
     parser.add_argument("--seconds-per-model", type=float, default=300.0)
     parser.add_argument("--results", type=Path, default=RESULTS / "coverage.jsonl", metavar="FILE")
-    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> int:
     options = arguments()
-    if options.child:
-        torch.set_num_threads(1)
-        run_gates(options.only[0], options.gates, saver(Path(options.child[0])))
-        return 0
     rows = rows_of(options.results)
     if not options.table:
         chosen = zoo.names(options.only)
@@ -62,17 +58,19 @@ def main() -> int:
             print("\n".join(chosen))
             return 0
         options.results.parent.mkdir(exist_ok=True)
+        torch.set_num_threads(1)  # a fork takes no threads along
+        preload(chosen)
         for name in chosen:
             if name in rows and not options.again:
                 continue
-            given = ["--only", name, "--gates", options.gates]
-            row = {"model": name, **in_child("benchmarks.coverage", given, options.seconds_per_model)}
+            work = partial(run_gates, name, options.gates)
+            row = {"model": name, **in_fork(work, options.seconds_per_model)}
             rows[name] = row
             with options.results.open("a", encoding="utf-8") as file:
                 file.write(portable(json.dumps(row)) + "\n")
             print(short(row), flush=True)
     path = options.results.parent / f"coverage_{date.today()}.md"
-    path.write_text(table(list(rows.values())), encoding="utf-8")
+    path.write_text(portable(table(list(rows.values()))), encoding="utf-8")
     print(path)
     return 0 if all(row["status"] == "passed" for row in rows.values()) else 1
 

@@ -28,6 +28,7 @@ import torch
 
 from benchmarks.coverage.weights import Inputs, float64, outputs_of, redraw_all, why_void
 from benchmarks.coverage.zoo import build
+from benchmarks.coverage.zoo import entries as zoo_entries
 from benchmarks.coverage.zoo_traps import MUST_REFUSE
 from edgeprune import apply
 from edgeprune.errors import EdgepruneError, RefusedError
@@ -231,6 +232,18 @@ def warm_up() -> None:
     apply(random_plan(graph, 0), small, x, graph=graph)
 
 
+def preload(names: list[str]) -> None:
+    """Import what the models of these names and the gates need, so that a fork need not."""
+    import onnxruntime  # noqa: F401
+
+    for prefix in {name.partition(":")[0] for name in names}:
+        zoo_entries(prefix)
+    with quiet():
+        warm_up()
+        small = torch.nn.Sequential(torch.nn.Linear(4, 4)).eval()
+        torch.onnx.export(small, (torch.randn(2, 4),), dynamo=True, verbose=False)
+
+
 def timed(row: Row, name: str, work: Callable[[], Any]) -> Any:
     """What `work` gives; its seconds go into the row. A failing export is a note: trace says whether it matters."""
     started = time.perf_counter()
@@ -304,6 +317,43 @@ def in_child(module: str, arguments: list[str], seconds: float) -> Row:
             row.update(status=status, error=f"{row.get('stage', 'start')}: {ended}")
         row["wall_seconds"] = round(time.perf_counter() - started, 1)
         return row
+
+
+def in_fork(work: Callable[[Save], None], seconds: float) -> Row:
+    """The row that a fork of this process saved last: what is imported here costs no model anything."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "row.json"
+        started = time.perf_counter()
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                work(saver(path))
+            os._exit(0)
+        ended = _wait(child, seconds)
+        row: Row = json.loads(path.read_text("utf-8")) if path.is_file() else {"notes": [], "gates": {}, "seconds": {}}
+        if ended:
+            status = "timed out" if ended.startswith("timed out") else "crashed"
+            row.update(status=status, error=f"{row.get('stage', 'start')}: {ended}")
+        row["wall_seconds"] = round(time.perf_counter() - started, 1)
+        return row
+
+
+def _wait(child: int, seconds: float) -> str:
+    """How a child ended before its time; "" where it did not."""
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return "" if status == 0 else f"ended by signal {os.waitstatus_to_exitcode(status)}"
+            time.sleep(0.05)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return f"timed out after {seconds:g} s"
 
 
 def saver(path: Path) -> Save:

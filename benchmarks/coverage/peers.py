@@ -234,7 +234,7 @@ def main() -> int:
         told = ", ".join(f"{way} {seconds:.2f} s" for way, seconds in medians(row).items() if way in WAYS)
         print(f"{name:44} {told} {row.get('error', '')} {row.get('failures') or ''}", flush=True)
     path = options.results.parent / f"coverage_speed_{date.today()}.md"
-    path.write_text(table(list(rows.values())), encoding="utf-8")
+    path.write_text(portable(table(list(rows.values()))), encoding="utf-8")
     print(path)
     return 0
 

@@ -279,5 +279,7 @@ ENTRIES: dict[str, Callable[[], Built]] = {
     "trap:dynamic_control_flow": dynamic_control_flow,
 }
 
-MUST_REFUSE = frozenset({"trap:dynamic_control_flow"})
+MUST_REFUSE = frozenset(
+    ("trap:dynamic_control_flow", "trap:cat_then_split", "trap:group_norm_uneven", "trap:unbatched_constant")
+)
 """A refusal of the whole model is the right answer here, and the only one."""
