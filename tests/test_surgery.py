@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from edgeprune.errors import RefusedError, SurgeryError
 from edgeprune.graph import trace
 from edgeprune.plan_json import Plan
-from edgeprune.surgery import apply
+from edgeprune.surgery import apply, positions_of
 from edgeprune.weights import weights_hash
 from edgeprune.zero_branch import ZeroBranch
 from tests.reference import difference, masked_output, random_plan, redraw, shift_one
@@ -168,3 +169,39 @@ def test_a_hard_wired_size_is_named_with_file_and_line() -> None:
 def test_nothing_to_prune_says_why() -> None:
     with pytest.raises(RefusedError, match="output keeps its shape"):
         trace(nn.Linear(3, 4), (torch.randn(1, 3),))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.scale = 4, 0.5
+        self.embed, self.norm = nn.Linear(6, 16), nn.LayerNorm(16)
+        self.qkv, self.proj, self.head = nn.Linear(16, 3 * 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        n, t, _ = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(n, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        logits: torch.Tensor = self.head(x + self.proj(y.transpose(1, 2).reshape(n, t, -1)))
+        return logits
+
+
+def test_a_pruned_attention_trains_and_can_be_cut_again() -> None:
+    model, x = redraw(Attention(), 0), (torch.randn(8, 5, 6),)
+    for heads in (3, 2):
+        graph = trace(model, x)
+        group = next(g for g in graph.groups if g.num_channels == heads + 1)
+        kept = {group.id: positions_of(graph, group.id, np.arange(heads))}
+        model = apply(Plan(structure_hash=graph.structure_hash, kept=kept), model, x, graph=graph).module
+        assert vars(model)["num_heads"] == heads
+        assert model.get_submodule("proj").in_features == 4 * heads
+        optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-2)
+        losses = []
+        for _ in range(5):
+            loss = model(x[0]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0]
