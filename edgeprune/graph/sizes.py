@@ -251,6 +251,10 @@ class SizeMode(TorchFunctionMode):
             return self._shape(func, args, kwargs)
         if func is torch.nn.functional.multi_head_attention_forward:
             self._keep_widths(args[:3])
+        if func in _TENSORS:
+            for value in integers((args, kwargs)):
+                if type(value) is Size:
+                    value._converted()
         outer = self.integers, self.source
         self.integers, self.source = list(integers((args, kwargs))), source_line()
         try:
@@ -279,6 +283,8 @@ class SizeMode(TorchFunctionMode):
 
 _GET_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _SIZE = torch.Tensor.size
+_TENSORS = (torch.tensor, torch.as_tensor, torch.scalar_tensor)
+"""What makes a tensor out of a number: it enters the computation."""
 
 
 def integers(value: Any) -> Iterator[int]:

@@ -245,3 +245,22 @@ def test_layers_of_torch_follow_without_origins_of_sizes() -> None:
     pruned = apply(Plan(structure_hash=graph.structure_hash, kept={group.id: tuple(range(4))}), model, x, graph=graph)
     assert pruned.module.get_submodule("depthwise").groups == 4
     assert pruned.module.get_submodule("norm").num_groups == 2
+
+
+def test_a_width_that_becomes_a_tensor_is_a_number_to_compute_with() -> None:
+    """The correlation of optical flow networks divides by `torch.sqrt(torch.tensor(channels))`."""
+
+    class Divided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            x = x / torch.sqrt(torch.tensor(x.shape[1]))
+            y: torch.Tensor = self.head(self.second(x).relu())
+            return y
+
+    graph = trace(Divided(), (torch.zeros(1, 3, 4, 4),))
+    assert [group.num_channels for group in graph.groups] == [6]
+    assert any("decides or computes by this size" in refusal.reason for refusal in graph.refused)
