@@ -16,11 +16,12 @@ Row = dict[str, Any]
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "onnx", "onnxruntime")
 LEAST_SHARE = 0.6
 HEADER = (
-    "| model | status | runs | exact | largest error | least control | ONNX | groups | blocks | MACs | parameters "
-    "| refusals | export s | trace s | apply s | all s |\n" + "|---" * 16 + "|"
+    "| model | status | runs | exact | plans | largest error | least control | ONNX | groups | blocks | MACs "
+    "| parameters | refusals | export s | trace s | apply s | all s |\n" + "|---" * 17 + "|"
 )
 LEGEND = (
-    "*runs, exact, ONNX*: the three gates. *largest error, least control*: max |a - b| / max |b| in float64 over the "
+    "*runs, exact, ONNX*: the three gates. *plans*: random plans in float64. "
+    "*largest error, least control*: max |a - b| / max |b| in float64 over the "
     "plans, and of the negative control. *MACs, parameters*: prunable share. Seconds are of float32; *all* holds the "
     "gates, too. One thread."
 )
@@ -45,6 +46,7 @@ def line(row: Row) -> str:
         row["model"],
         row["status"],
         *(gates[row["gates"].get("1")], gates[row["gates"].get("2")]),
+        number(len(row["errors"]) if row.get("errors") else None, "d"),
         number(max(row.get("errors") or [None], key=lambda x: x or 0), ".0e"),
         number(min(row.get("controls") or [None], key=lambda x: x or 0), ".0e"),
         gates[row["gates"].get("3")],
