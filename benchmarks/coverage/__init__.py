@@ -4,6 +4,7 @@
     python -m benchmarks.coverage.peers [--only PATTERN]
 
 Run from the repository's root, with the extras `vision`, `onnx` and `dev` installed (`peers` also needs
-`torch-pruning==1.6.1`). Every model runs in a fork of one process; its row is appended to benchmarks/results/coverage.jsonl, and a second run
-goes on where the first one stopped. COVERAGE_PLANS=1 in the environment: one random plan in float64 instead of three.
+`torch-pruning==1.6.1`). Every model runs in a fork of one process; its row is appended to
+benchmarks/results/coverage.jsonl, and a second run goes on where the first one stopped. With COVERAGE_PLANS=1 in the
+environment one random plan is run in float64 instead of three.
 """
