@@ -9,6 +9,7 @@ comes up when an atom for each feature turns out to be two decisions; the atom i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +22,17 @@ _LAST = np.iinfo(np.int64).max
 _MOST_FACTORS = 6
 
 
+@lru_cache(maxsize=4096)
 def no_atoms(size: int) -> Indices:
-    """A dimension without atoms."""
-    return np.full((1, size), FREE, dtype=np.int64)
+    """A dimension without atoms; read-only, one object a size."""
+    dim = np.full((1, size), FREE, dtype=np.int64)
+    dim.setflags(write=False)
+    return dim
 
 
 def is_free(dim: Indices) -> bool:
     """Whether no index of the dimension has an atom."""
-    return bool((dim == FREE).all())
+    return not dim.size or bool(dim[0, 0] == FREE and (dim == FREE).all())
 
 
 def concatenated(dims: list[Indices]) -> Indices:
@@ -129,6 +133,11 @@ class Atoms:
             raise ValueError(f"dimensions of {a.shape[1]} and {b.shape[1]} indices can't be tied")
         if a is b or (a.shape == b.shape and (a == b).all()):
             return a
+        joined = self._joined(a, b)
+        if joined is None:
+            joined = self._joined(b, a)
+        if joined is not None:
+            return joined
         before = b""
         while True:
             left, right = self.roots(a), self.roots(b)
@@ -150,6 +159,27 @@ class Atoms:
                 return left
             before = state
             self._unite_columns(left[:, todo], right[:, todo], refusal)
+
+    def _joined(self, fresh: Indices, other: Indices) -> Indices | None:
+        """The common dimension where one is of atoms that nothing is known of yet, a parameter's mostly; else None."""
+        start, stop = int(fresh[0, 0]), int(fresh[0, -1]) + 1
+        if len(fresh) > 1 or start < 0 or stop - start != fresh.shape[1] or is_free(other):
+            return None
+        own = fresh[0]
+        if (own[1:] - own[:-1] != 1).any() or (self.parent[start:stop] != own).any():
+            return None
+        if (self.factors[start:stop, 0] != FREE).any() or (self.reason[start:stop] >= 0).any():
+            return None
+        rows = self.roots(other)
+        if (rows[0] == FREE).any() or ((rows >= start) & (rows < stop)).any():
+            return None
+        if len(rows) == 1 and rows.max() < start:  # the least of a class represents it
+            self.parent[start:stop] = rows[0]
+        elif len(rows) > 1 and (rows[1] != FREE).all() and len(rows) <= _MOST_FACTORS:
+            self.factors[start:stop, : len(rows)] = rows.T
+        else:
+            return None
+        return rows
 
     def _unite_columns(self, left: Indices, right: Indices, refusal: Refusal) -> None:
         """One step towards equal columns: what both have is put aside, the rest is merged, split or fixed."""
