@@ -46,7 +46,8 @@ def find_blocks(program: Program, groups: tuple[Group, ...]) -> tuple[Block, ...
                 sums.add(end)
                 if node not in sums:
                     break
-    named = [_with_groups(block, program, groups) for block in _unique_ids(found[::-1])]
+    readers = _readers(program)
+    named = [_with_groups(block, readers, groups) for block in _unique_ids(found[::-1])]
     return tuple(replace(block, within=_within(block, named)) for block in named)
 
 
@@ -170,12 +171,16 @@ def _unique_ids(blocks: list[Block]) -> list[Block]:
     return named
 
 
-def _with_groups(block: Block, program: Program, groups: tuple[Group, ...]) -> Block:
+def _with_groups(block: Block, readers: dict[str, frozenset[str]], groups: tuple[Group, ...]) -> Block:
     """Add the groups all of whose parameters are read inside the block only."""
-    names = program.parameters
-    outside, inside = set[str](), set[str]()
+    inside = (g.id for g in groups if all(readers[member.parameter] <= block.nodes for member in g.members))
+    return replace(block, inside=tuple(inside))
+
+
+def _readers(program: Program) -> dict[str, frozenset[str]]:
+    """Parameter to the names of the nodes that read it."""
+    readers: dict[str, set[str]] = {name: set() for name in program.parameters.values()}
     for node in program.graph.nodes:
-        read = {names[source.name] for source in node.all_input_nodes if source.name in names}
-        (inside if node.name in block.nodes else outside).update(read)
-    own = inside - outside
-    return replace(block, inside=tuple(g.id for g in groups if all(member.parameter in own for member in g.members)))
+        if node.name in program.parameters:
+            readers[program.parameters[node.name]].update(user.name for user in node.users)
+    return {name: frozenset(users) for name, users in readers.items()}

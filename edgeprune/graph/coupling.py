@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 import torch
 
-from edgeprune.graph.atoms import FREE, Atoms, is_free, no_atoms
+from edgeprune.graph.atoms import FREE, Atoms, distinct, is_free, no_atoms
 from edgeprune.graph.program import Program, arguments, integer_slots, module_name, operator_name, shape_of
 from edgeprune.graph.rules import RULES, Call, Dims, unknown
 from edgeprune.graph.sizes import Expression
@@ -106,6 +106,7 @@ def _keep_outputs(node: torch.fx.Node, dims: Mapping[torch.fx.Node, Dims], atoms
 
 def read_groups(atoms: Atoms, dims: Mapping[torch.fx.Node, Dims]) -> Coupling:
     """Groups from what is known of the atoms: classes that touch the same parameter dimensions form one."""
+    atoms.settle()
     groups, refused, ordered = _groups(atoms)
     table = np.full(atoms.count + 1, FREE, dtype=np.int64)
     every = np.concatenate([np.zeros(0, dtype=np.int64), *ordered])
@@ -145,8 +146,8 @@ def _groups(atoms: Atoms) -> tuple[tuple[Group, ...], tuple[Refusal, ...], list[
         classes, refused = _classes(atoms, roots)
         if not _fix_torn_products(atoms, roots, classes):
             break
-    statistics = [np.unique(atoms.roots(dim)) for dim in atoms.statistics]
-    changing = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *statistics]))
+    statistics = [atoms.roots(dim).ravel() for dim in atoms.statistics]
+    changing = distinct(np.concatenate([np.zeros(0, dtype=np.int64), *statistics]))
     groups: list[Group] = []
     ordered: list[Indices] = []
     table = np.full(atoms.count + 1, FREE, dtype=np.int64)
@@ -213,31 +214,31 @@ def _classes(
     atoms: Atoms, roots: Mapping[Key, Indices]
 ) -> tuple[list[tuple[tuple[Key, ...], Indices]], tuple[Refusal, ...]]:
     """Classes that may go, by the dimensions they touch and by what they share columns with; and what may not go."""
-    signature = np.zeros(atoms.count, dtype=np.uint64)
-    random = np.random.default_rng(0)
-    present: dict[Key, Indices] = {}
-    pairs: list[Indices] = []
-    for key in sorted(roots):
-        rows = roots[key]
-        own = np.unique(rows)
-        present[key] = own = own[own != FREE]
-        signature[own] += random.integers(1, 2**63, dtype=np.uint64)
-        if len(rows) > 1:
-            pairs += [rows[[i, j]] for i in range(len(rows)) for j in range(i + 1, len(rows))]
+    keys = sorted(roots)
+    pairs = [rows[[i, j]] for rows in roots.values() for i in range(len(rows)) for j in range(i + 1, len(rows))]
+    flat = np.concatenate([np.zeros(0, dtype=np.int64), *(roots[key].ravel() for key in keys)])
+    of_key = np.repeat(np.arange(len(keys)), [roots[key].size for key in keys])
+    touches = distinct((flat * len(keys) + of_key)[flat != FREE])  # root and key in one number
+    root, key_number = np.divmod(touches, max(1, len(keys)))
+    signature = np.zeros(atoms.count, dtype=np.uint64)  # of the keys that a root touches
+    np.add.at(signature, root, np.random.default_rng(0).integers(1, 2**63, len(keys), dtype=np.uint64)[key_number])
     keys_of: dict[int, list[Key]] = defaultdict(list)
     roots_of: dict[int, Indices] = {}
-    for key, own in present.items():
-        for number in np.unique(signature[own]).tolist():
-            keys_of[number].append(key)
-            if number not in roots_of:
-                roots_of[number] = own[signature[own] == number]
+    present = distinct(root)
+    _, kind = np.unique(signature[present], return_inverse=True)
+    ordered = present[np.argsort(kind, kind="stable")]
+    for number, own in enumerate(np.split(ordered, np.cumsum(np.bincount(kind))[:-1])):
+        if len(own):
+            low, high = np.searchsorted(root, (own[0], own[0] + 1))
+            keys_of[number] = [keys[i] for i in key_number[low:high].tolist()]
+            roots_of[number] = own
     partners = _partners(pairs)
     classes = []
-    for number, keys in sorted(keys_of.items(), key=lambda item: item[1]):
-        if any(atoms.roles.get(key) == "producer" for key in keys):
+    for number, touched in sorted(keys_of.items(), key=lambda item: item[1]):
+        if any(atoms.roles.get(key) == "producer" for key in touched):
             own = roots_of[number]
             members = own[atoms.reason[own] < 0]
-            classes += [(tuple(keys), part) for part in _apart(members, partners)]
+            classes += [(tuple(touched), part) for part in _apart(members, partners)]
     return classes, _refused(atoms)
 
 
@@ -246,7 +247,7 @@ def _refused(atoms: Atoms) -> tuple[Refusal, ...]:
     refused: dict[int, None] = {}
     for key in sorted(key for key, role in atoms.roles.items() if role == "producer"):
         rows = atoms.roots(atoms.dims[key], whole=True)
-        for number in np.unique(atoms.reason[rows[rows != FREE]]).tolist():
+        for number in distinct(atoms.reason[rows[rows != FREE]]).tolist():
             if number >= 0:
                 refused.setdefault(number)
     return tuple(atoms.refusals[number] for number in refused)
