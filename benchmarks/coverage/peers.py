@@ -1,12 +1,13 @@
-"""Seconds of analysis and surgery, beside `torch.export` alone and torch-pruning 1.6.1, interleaved in one process.
+"""Seconds of analysis and surgery, beside `torch.export` alone and torch-pruning 1.6.1, in turn, round by round.
 
-    python -m benchmarks.coverage.peers [--only PATTERN] [--rounds 3] [--side 224] [--list] [--again]
+    python -m benchmarks.coverage.peers [--warm] [--only PATTERN] [--rounds 3] [--side 224] [--list] [--again]
 
-*Ours* is trace, analysis and apply of a random plan; *torch-pruning* is its MagnitudePruner (which builds its
-dependency graph) and one step by a third, with the layers that give the model's output ignored. Both must run
-forwards afterwards. One
-untimed warm-up on a small network, then rounds of the three; medians. A peer that takes longer than five minutes is
-stopped. Writes benchmarks/results/coverage_speed_<date>.md.
+*Ours* is trace, analysis and apply of a random plan that cuts every group by about a third (and drops no block, as the
+peer drops none); *torch-pruning* is its MagnitudePruner (which builds its dependency graph) and one step by a third,
+with the layers that give the model's output ignored. Both must run forwards afterwards. Each run is the first call in
+a process of its own, as it is for who prunes a network, after `import torch, torchvision, edgeprune, torch_pruning`;
+with `--warm`, calls are repeated in one process after an untimed one on a small network. Medians. A peer that takes
+longer than five minutes is stopped. Writes benchmarks/results/coverage_speed_<date>.md (coverage_speed_warm_<date>.md).
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +32,7 @@ import torch
 
 from benchmarks.coverage import zoo
 from benchmarks.coverage.__main__ import RESULTS, rows_of
-from benchmarks.coverage.gates import Row, Save, export, first_line, in_child, portable, quiet, saver, warm_up
+from benchmarks.coverage.gates import Row, Save, export, first_line, in_child, in_fork, portable, quiet, saver, warm_up
 from benchmarks.coverage.table import number, versions
 from benchmarks.coverage.weights import Inputs, outputs_of
 from edgeprune import apply
@@ -55,7 +57,7 @@ def ours(model: torch.nn.Module, inputs: Inputs) -> dict[str, float]:
     traced = time.perf_counter() - started
     graph = replace(analyse(program), model=model)
     analysed = time.perf_counter() - started - traced
-    plan = random_plan(graph, 0, share=SHARE)
+    plan = random_plan(graph, 0, share=SHARE, drop=0.0)
     started = time.perf_counter()
     pruned = apply(plan, model, inputs, graph=graph)
     applied = time.perf_counter() - started
@@ -118,8 +120,30 @@ def exported(model: torch.nn.Module, inputs: Inputs) -> dict[str, float]:
     return {"export": time.perf_counter() - started}
 
 
-def measure(name: str, rounds: int, save: Save) -> None:
-    """Rounds of the three on one model; a way that fails is told once and left out of the later rounds."""
+def cold(name: str, rounds: int) -> Row:
+    """Rounds of the three on one model, each run in a fork of its own."""
+    import torch_pruning  # noqa: F401
+
+    row: Row = {"model": name, "samples": {}, "failures": {}}
+    for turn in range(rounds):
+        for way in WAYS:
+            if way in row["failures"]:
+                continue
+            own = in_fork(partial(measure, name, 1, (way,)), PEER_SECONDS + 300)
+            row["failures"].update(own.get("failures", {}))
+            if way not in own.get("samples", {}):
+                row["failures"].setdefault(way, own.get("error") or f"no result: {own.get('stage')}")
+            row["stage"] = f"{way}, round {turn}"
+            for key, values in own.get("samples", {}).items():
+                row["samples"].setdefault(key, []).extend(values)
+    return row
+
+
+def measure(name: str, rounds: int, chosen: Sequence[str], save: Save) -> None:
+    """Rounds of the chosen ways on one model, warmed up first where there are several rounds.
+
+    A way that fails is told once and left out of the later rounds.
+    """
     row: Row = {"model": name, "stage": "build", "samples": {}, "failures": {}}
     save(row)
     ways: dict[str, Callable[[torch.nn.Module, Inputs], dict[str, float]]]
@@ -131,10 +155,12 @@ def measure(name: str, rounds: int, save: Save) -> None:
     signal.signal(signal.SIGALRM, ring)
     with quiet():
         model, inputs = zoo.build(name)
-        warm_up()
-        torch_pruning(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)).eval(), (torch.randn(2, 4),))
+        if rounds > 1:
+            small = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)).eval()
+            warm_up()
+            torch_pruning(small, (torch.randn(2, 4),))
         for turn in range(rounds):
-            for way, work in ways.items():
+            for way, work in ((way, ways[way]) for way in chosen):
                 if way in row["failures"]:
                     continue
                 row["stage"] = f"{way}, round {turn}"
@@ -160,7 +186,7 @@ def medians(row: Row) -> dict[str, float]:
     return {key: median(values) for key, values in row.get("samples", {}).items() if key not in failed}
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Row], how: str) -> str:
     """Summary, one line a model, failures."""
     found = {row["model"]: medians(row) for row in rows}
     both = [m for m in found.values() if {"ours", "torch-pruning"} <= m.keys()]
@@ -170,7 +196,7 @@ def table(rows: list[Row]) -> str:
         "",
         f"`python -m benchmarks.coverage.peers`: {versions()}",
     ]
-    parts += ["One thread; medians of interleaved rounds in one process a model.", ""]
+    parts += [f"One thread; medians of rounds of the three in turn, {how}.", ""]
     for way in WAYS:
         parts.append(f"- {way}: finished {sum(way in m for m in found.values())} of {len(rows)} models")
     surgery = [m["analysis + apply"] / m["export"] for m in found.values() if {"ours", "export"} <= m.keys()]
@@ -206,35 +232,43 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--again", action="store_true", help="also models that have a row")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm", action="store_true", help="repeat the calls in one process")
     parser.add_argument("--side", type=int, help="pixels of torchvision's images where the zoo says nothing else")
     parser.add_argument("--seconds-per-model", type=float, default=900.0)
-    parser.add_argument("--results", type=Path, default=RESULTS / "coverage_speed.jsonl", metavar="FILE")
+    parser.add_argument("--results", type=Path, metavar="FILE")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         torch.set_num_threads(1)
-        measure(options.only[0], options.rounds, saver(Path(options.child[0])))
+        measure(options.only[0], options.rounds, WAYS, saver(Path(options.child[0])))
         return 0
+    suffix = "_warm" if options.warm else ""
+    results = options.results or RESULTS / f"coverage_speed{suffix}.jsonl"
     chosen = zoo.names(options.only)
     if options.list:
         print("\n".join(chosen))
         return 0
     if options.side:
         os.environ["COVERAGE_SIDE"] = str(options.side)
-    rows = rows_of(options.results)
+    torch.set_num_threads(1)
+    rows = rows_of(results)
     for name in chosen:
         if name in rows and not options.again:
             continue
         given = ["--only", name, "--rounds", str(options.rounds)]
-        row = {"model": name, **in_child("benchmarks.coverage.peers", given, options.seconds_per_model)}
+        if options.warm:
+            row = {"model": name, **in_child("benchmarks.coverage.peers", given, options.seconds_per_model)}
+        else:
+            row = cold(name, options.rounds)
         rows[name] = row
-        options.results.parent.mkdir(exist_ok=True)
-        with options.results.open("a", encoding="utf-8") as file:
+        results.parent.mkdir(exist_ok=True)
+        with results.open("a", encoding="utf-8") as file:
             file.write(portable(json.dumps(row)) + "\n")
         told = ", ".join(f"{way} {seconds:.2f} s" for way, seconds in medians(row).items() if way in WAYS)
         print(f"{name:44} {told} {row.get('error', '')} {row.get('failures') or ''}", flush=True)
-    path = options.results.parent / f"coverage_speed_{date.today()}.md"
-    path.write_text(portable(table(list(rows.values()))), encoding="utf-8")
+    how = "calls repeated in one process a model" if options.warm else "each the first call in a process of its own"
+    path = results.parent / f"coverage_speed{suffix}_{date.today()}.md"
+    path.write_text(portable(table(list(rows.values()), how)), encoding="utf-8")
     print(path)
     return 0
 
