@@ -1,36 +1,38 @@
-"""Correct a cost model by whole networks: the dense one and a few of random widths, measured node by node."""
+"""Measure whole networks, the dense one and some of random widths, and write them into the device's latency table."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from edgeprune.cost import CostModel, NetworkTiming, calibrate
+from edgeprune.cost import CostModel
 from edgeprune.device import Device
-from edgeprune.errors import UnstableError
+from edgeprune.errors import Interrupted, UnstableError
 from edgeprune.exporting import export
 from edgeprune.graph import ModelGraph
 from edgeprune.measurement import KERNELS, Measurement, NodeTimes, Timing
 from edgeprune.plan_json import Plan
-from edgeprune.profiling import COMPUTE, load_references
+from edgeprune.profiling import Profiler, digits, statistics_of
 from edgeprune.surgery import apply, positions_of
-from edgeprune.transport import open_session
+from edgeprune.table import LatencyTable, read_table, shipped_path, table_path
+from edgeprune.table_lines import NetworkLine, UnitEntry
+from edgeprune.table_log import open_log
 
-NETWORKS = 3
-"""Networks of random widths that are measured beside the dense one."""
-LEAST_WIDTH_SHARE = 0.35
+NETWORKS = 8
+"""Networks of one structure that are measured, the dense one included."""
+LEAST_WIDTH_SHARE = 0.25
 MOST_DISTURBED = 0.5
 TIMING = Timing(
     warmup_ms=100.0,
-    min_rounds=8,
+    min_rounds=10,
     max_rounds=24,
-    max_seconds=20.0,
-    tolerance=0.01,
+    max_seconds=30.0,
+    tolerance=0.006,
     burst_percentile=KERNELS.burst_percentile,
 )
 
@@ -44,60 +46,110 @@ class Source:
     example_inputs: tuple[torch.Tensor, ...]
 
 
-def calibrated(
+def with_networks(
+    table: LatencyTable,
     cost: CostModel,
     source: Source,
     device: Device,
-    references_us: Mapping[str, float],
     *,
-    seed: int = 0,
+    path: Path | None = None,
     on_network: Callable[[int, int], None] | None = None,
-) -> CostModel:
-    """The cost model corrected by the dense network and `NETWORKS` others; `references_us` is the table's clock."""
-    widths = [dict(source.graph.dense_widths), *random_widths(cost.options, NETWORKS, seed)]
+) -> LatencyTable:
+    """The table with `NETWORKS` networks of this structure; those that it lacks are measured and written to `path`.
+
+    Which networks is fixed by the structure alone, so that a table answers the same question once. Raises
+    `UnstableError` where the reference kernels keep changing; `Interrupted` after a Ctrl-C.
+    """
+    structure = source.graph.structure_hash
+    missing = [
+        widths
+        for widths in calibration_widths(cost)
+        if not any(
+            n.structure == structure and n.kernels == {u.name: u.kernel(widths) for u in cost.units}
+            for n in table.networks
+        )
+    ]
+    if not missing:
+        return table
     precision = device.precisions[0]
-    with (
-        tempfile.TemporaryDirectory(prefix="edgeprune-calibration-") as scratch,
-        open_session(device, precision=precision) as session,
-    ):
-        folder = Path(scratch)
-        references = load_references(session, device, precision, folder)
-        keys = []
-        for number, chosen in enumerate(widths):
-            engine = export(
-                apply(first_channels(source.graph, chosen), source.model, source.example_inputs, graph=source.graph),
-                device,
-                folder / f"network{number}",
-                kernels=[unit.kernel(chosen) for unit in cost.units],
-            )
-            keys.append(f"network {number}")
-            session.load(keys[-1], engine.path, profile=True)
+    own = path or table_path(device, precision)
+    with Profiler(device, precision, TIMING) as profiler:
+        engines = []
+        for number, widths in enumerate(missing):
+            cut = apply(first_channels(source.graph, widths), source.model, source.example_inputs, graph=source.graph)
+            kernels = [unit.kernel(widths) for unit in cost.units]
+            engines.append(export(cut, device, profiler.folder / f"network{number}", kernels=kernels).path)
             if on_network is not None:
-                on_network(number + 1, len(widths))
+                on_network(number + 1, len(missing))
+        with open_log(own) as log:
+            profiler.write_fingerprint(log)
+            measured, nodes = _measured(profiler, engines)
+            lines = [
+                _line(profiler, cost, widths, _key(number), measured, nodes[number])
+                for number, widths in enumerate(missing)
+            ]
+            log.append([profiler.note_references(measured), *lines])
+        fingerprint = profiler.fingerprint.short_hash
+    return read_table([path] if path else [shipped_path(device, precision), own], fingerprint)
+
+
+def _key(number: int) -> str:
+    return f"network {number}"
+
+
+def _measured(profiler: Profiler, engines: Sequence[Path]) -> tuple[Measurement, list[NodeTimes | None]]:
+    """All networks in one run, once more where most rounds were disturbed."""
+    references = profiler.load_references()
+    keys = [_key(number) for number in range(len(engines))]
+    for key, path in zip(keys, engines, strict=True):
+        profiler.session.load(key, path, profile=True)
+    try:
         for attempt in range(2):
-            measured = session.measure(keys, references, timing=TIMING, seed=seed + attempt)
+            measured = profiler.session.measure(keys, references, timing=profiler.timing, seed=attempt)
             if len(measured.disturbed()) <= MOST_DISTURBED * len(measured.rounds[references[0]]):
-                break
-        else:
-            raise UnstableError("the reference kernels kept changing during calibration: try when the device is idle")
-        nodes = [session.node_times(key) for key in keys]
-    timings = [
-        _timing(measured, key, chosen, unit_times(cost, chosen, times), references_us)
-        for key, chosen, times in zip(keys, widths, nodes, strict=True)
-    ]
-    return calibrate(cost, timings)
+                return measured, [profiler.session.node_times(key) for key in keys]
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted while whole networks were measured; the kernels are saved") from None
+    raise UnstableError("the reference kernels kept changing during calibration: try when the device is idle")
 
 
-def random_widths(options: Mapping[str, Sequence[int]], count: int, seed: int) -> list[dict[str, int]]:
-    """For every group one of its offered widths above about a third, at random."""
-    rng = np.random.default_rng(seed)
-    return [
-        {
-            group: int(rng.choice([width for width in widths if width >= LEAST_WIDTH_SHARE * widths[-1]]))
-            for group, widths in sorted(options.items())
-        }
-        for _ in range(count)
-    ]
+def _line(
+    profiler: Profiler,
+    cost: CostModel,
+    widths: Mapping[str, int],
+    key: str,
+    measured: Measurement,
+    nodes: NodeTimes | None,
+) -> NetworkLine:
+    statistics: dict[str, Any] = statistics_of(key, measured)
+    times = unit_times(cost, widths, nodes)
+    scale = statistics["reference_ratio"] / times.total_us if times is not None else 0.0
+    told = {name: digits(us * scale) for name, us in times.unit_us.items()} if times is not None else {}
+    return NetworkLine(
+        structure=cost.graph.structure_hash,
+        fingerprint=profiler.fingerprint.short_hash,
+        session=profiler.id,
+        units=[
+            UnitEntry(name=unit.name, kernel=unit.kernel(widths).to_json(), node_ratio=told.get(unit.name))
+            for unit in cost.units
+        ],
+        **statistics,
+    )
+
+
+def calibration_widths(cost: CostModel) -> list[dict[str, int]]:
+    """The dense widths, and random ones: every other network on the offered widths, the rest anywhere."""
+    dense = cost.graph.dense_widths
+    found = [dict(dense)]
+    for seed in range(NETWORKS - 1):
+        rng = np.random.default_rng(seed)
+        widths = {}
+        for group, options in sorted(cost.options.items()):
+            share = rng.uniform(LEAST_WIDTH_SHARE, 1.0)
+            width = max(cost.graph.group(group).least_channels, round(share * dense[group]))
+            widths[group] = width if seed % 2 else min(options, key=lambda option: abs(option - width))
+        found.append(widths)
+    return found
 
 
 def first_channels(graph: ModelGraph, widths: Mapping[str, int]) -> Plan:
@@ -143,17 +195,3 @@ def unit_times(cost: CostModel, widths: Mapping[str, int], nodes: NodeTimes | No
             found[name] = found.get(name, 0.0) + float(node["time_us"]) * share
     every = sum(float(node["time_us"]) for node in nodes.nodes)
     return UnitTimes(unit_us=found, total_us=max(nodes.total_us, every))
-
-
-def _timing(
-    measured: Measurement,
-    key: str,
-    widths: Mapping[str, int],
-    times: UnitTimes | None,
-    references_us: Mapping[str, float],
-) -> NetworkTiming:
-    """On the table's clock: ratios to the compute-bound reference times its time in the table."""
-    total_us = measured.ratio(key, COMPUTE, measured.disturbed()).value * references_us[COMPUTE]
-    scale = total_us / times.total_us if times is not None else 0.0
-    unit_us = {name: us * scale for name, us in times.unit_us.items()} if times is not None else {}
-    return NetworkTiming(widths=dict(widths), total_us=total_us, node_us=unit_us)

@@ -1,75 +1,34 @@
-"""The cost model: from measured kernels to the latency of a whole network at any offered widths, with an error bar.
+"""The cost model: from measured kernels to the latency of a whole network at any widths, with an error bar.
 
-latency(w) = overhead + sum over units u of correction_u * surface_u(groups(w), c_in(w), c_out(w))
-
-A surface interpolates the measured kernels of one shape, multilinearly and inside the measured range only. Corrections
-and overhead come from a handful of whole networks that were measured node by node (`calibrate`); without them they are
-1 and 0. All microseconds are on the clock of the table: ratios to the session references times their table value.
+A surface tells the time of a unit's kernel at any widths in the measured range (`surface`); a correction learned from
+whole networks tells what that is in a network (`correction`). All microseconds are on the clock of the table: ratios to
+the session references times their table value.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy.interpolate import RegularGridInterpolator
 
 from edgeprune.backends import find_backend
+from edgeprune.correction import Correction, Observation, Work, learn
 from edgeprune.errors import TableError
 from edgeprune.fusion import Unit
 from edgeprune.graph import ModelGraph
 from edgeprune.kernel import Kernel
-from edgeprune.table import LatencyTable
-from edgeprune.units import kernels_at, samples, shape_key, staircase_steps, width_options
+from edgeprune.staircase import FloatArray, Staircase, find_staircase
+from edgeprune.surface import Surface, surfaces_of
+from edgeprune.table import LatencyTable, NetworkEntry
+from edgeprune.units import samples, shape_key, width_options
 
-FloatArray = npt.NDArray[np.float64]
-
-SHRINKAGE = 2.0
-"""A unit's own correction counts like its family's after this many measured networks."""
-UNCALIBRATED_ERROR = 0.15
-"""Relative error stated for a prediction from kernels alone: isolated kernels sum to 5 to 17 % off."""
-LEAST_ERROR = 0.015
-"""No error bar is narrower than this: the repeatability of the measurements themselves."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surface:
-    """Latency over sampled `Kernel.sizes`: `us[i, j, k]` at `sizes[0][i]` groups, `sizes[1][j]` c_in and
-    `sizes[2][k]` c_out of one group."""
-
-    sizes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-    us: FloatArray
-
-    def at(self, points: npt.ArrayLike) -> FloatArray:
-        """Latencies in us, float64 [n], at points [n, 3] of `Kernel.sizes`. `TableError` outside the measured range."""
-        wanted = np.asarray(points, dtype=np.float64).reshape(-1, 3)
-        for sizes, column in zip(self.sizes, wanted.T, strict=True):
-            low, high = column.min(), column.max()
-            if low < sizes[0] or high > sizes[-1]:
-                raise TableError(f"width {low:g} to {high:g} is outside the measured {sizes[0]} to {sizes[-1]}")
-        axes = [axis for axis, sizes in enumerate(self.sizes) if len(sizes) > 1]
-        if not axes:
-            return np.full(len(wanted), self.us.item())
-        grid = RegularGridInterpolator([self.sizes[axis] for axis in axes], self.us.squeeze())
-        return np.asarray(grid(wanted[:, axes]), dtype=np.float64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkTiming:
-    """A whole network measured node by node: its widths, end-to-end latency and the time of each unit by name.
-
-    `node_us` is empty where the runtime does not tell, and 0 for a unit that it does without. All on the table's clock.
-    """
-
-    widths: Mapping[str, int]
-    total_us: float
-    node_us: Mapping[str, float] = field(default_factory=dict)
+INTERVAL = 1.645
+"""Standard deviations to each side that hold 90 % of a normal distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,31 +41,52 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """Predicts the latency of `graph` cut to offered widths; `options[group]` are the widths it was sampled for."""
+    """Predicts the latency of `graph` cut to any widths in the measured range; `options[group]` are the offered ones.
+
+    `networks` counts the networks of this structure that were measured, `taught_by` all that taught the correction.
+    """
 
     graph: ModelGraph
     units: tuple[Unit, ...]
     options: Mapping[str, tuple[int, ...]]
     surfaces: Mapping[Kernel, Surface]
+    correction: Correction
     origin: str
-    correction: Mapping[str, float] = field(default_factory=dict)
-    overhead_us: float = 0.0
-    relative_error: float = UNCALIBRATED_ERROR
     networks: int = 0
 
+    @property
+    def overhead_us(self) -> float:
+        """What the dense network takes beside its units, or what its units hide of one another (negative)."""
+        constant, _ = self.correction.overhead(self.graph.structure_hash)
+        return constant
+
+    @property
+    def relative_error(self) -> float:
+        """Half-width of the dense network's 90 % interval over its latency."""
+        dense = self.predict({})
+        return dense.error_us / dense.us
+
     def unit_us(self, unit: Unit, kept: Sequence[Mapping[str, int]]) -> FloatArray:
-        """Latency of a unit in us, float64 [n], for n choices of the channels that each of its groups keeps."""
-        points = [unit.sizes(widths) for widths in kept]
-        return self.correction.get(unit.name, 1.0) * self.surfaces[shape_key(unit.dense)].at(points)
+        """What a unit adds to a network, float64 [n] in us, for n choices of the channels that its groups keep."""
+        surface = self.surfaces[shape_key(unit.dense)]
+        tabled = surface.at([unit.sizes(widths) for widths in kept])
+        works = [
+            Work(name=unit.name, kernel=unit.kernel(widths), us=us)
+            for widths, us in zip(kept, tabled.tolist(), strict=True)
+        ]
+        structure = self.graph.structure_hash
+        _, left_over = self.correction.overhead(structure)
+        if f"{structure}/{unit.name}" in self.correction.absent:
+            return np.zeros(len(kept))
+        return self.correction.unit_us(structure, works) + left_over * tabled
 
     def predict(self, widths: Mapping[str, int], dropped: Iterable[str] = ()) -> Prediction:
         """Latency of the network with `widths[group]` channels kept (dense where not named) and blocks dropped."""
         kept = {**self.graph.dense_widths, **widths}
         gone = self.vanishing(dropped)
-        us = self.overhead_us + sum(
-            float(self.unit_us(unit, [kept])[0]) for unit in self.units if unit.name not in gone
-        )
-        return Prediction(us=us, error_us=us * self.relative_error)
+        works = works_of([unit for unit in self.units if unit.name not in gone], kept, self.surfaces)
+        us, deviation = self.correction.total(self.graph.structure_hash, works)
+        return Prediction(us=us, error_us=INTERVAL * deviation)
 
     def vanishing(self, dropped: Iterable[str]) -> frozenset[str]:
         """Names of the units that go with the dropped blocks."""
@@ -115,8 +95,32 @@ class CostModel:
         return frozenset(unit.name for unit in self.units if unit.nodes & nodes)
 
 
+def works_of(
+    units: Sequence[Unit], kept: Mapping[str, int], surfaces: Mapping[Kernel, Surface]
+) -> tuple[Work, ...]:
+    """The units of a network with `kept[group]` channels and their tabled times."""
+    return works_at({unit.name: unit.kernel(kept) for unit in units}, surfaces)
+
+
+def works_at(
+    kernels: Mapping[str, Kernel], surfaces: Mapping[Kernel, Surface], node_us: Mapping[str, float] | None = None
+) -> tuple[Work, ...]:
+    """The units of a network, by name, with their tabled times; each surface is asked once."""
+    names: dict[Kernel, list[str]] = {}
+    for name, kernel in kernels.items():
+        names.setdefault(shape_key(kernel), []).append(name)
+    found: dict[str, Work] = {}
+    for key, own in names.items():
+        sizes = [kernels[name].sizes for name in own]
+        us, errors = surfaces[key].at(sizes).tolist(), surfaces[key].error_at(sizes).tolist()
+        for name, time, error in zip(own, us, errors, strict=True):
+            told = None if node_us is None else node_us.get(name)
+            found[name] = Work(name=name, kernel=kernels[name], us=time, error=error, node_us=told)
+    return tuple(found[name] for name in kernels)
+
+
 def cost_model(graph: ModelGraph, table: LatencyTable) -> CostModel:
-    """The cost model of a graph on the device of a table, nothing calibrated yet.
+    """The cost model of a graph on the device of a table, corrected by all whole networks that the table holds.
 
     Widths lie on the staircase that the table shows; on steps of 8 where it shows none, or lacks those widths.
     `TableError` names a unit for which nothing was measured.
@@ -124,11 +128,17 @@ def cost_model(graph: ModelGraph, table: LatencyTable) -> CostModel:
     precision = str(table.facts["precision"])
     units = tuple(find_backend(str(table.facts["backend"])).partition(graph, precision))
     latency_us = {entry.kernel: table.latency_us(entry.kernel, node=True) for entry in table}
-    known = latency_us.keys() | table.failures.keys()
-    options = width_options(graph, units, staircase_steps(latency_us, precision))
-    if not known >= set(kernels_at(units, options)):
-        options = width_options(graph, units, {})
-    return cost_model_from(graph, units, options, latency_us, origin=table.origin)
+    stairs = find_staircase(latency_us, precision)
+    return cost_model_from(
+        graph,
+        units,
+        width_options(graph, units, stairs.steps()),
+        latency_us,
+        origin=table.origin,
+        stairs=stairs,
+        networks=table.networks,
+        references_us=table.references_us,
+    )
 
 
 def cost_model_from(
@@ -138,21 +148,98 @@ def cost_model_from(
     latency_us: Mapping[Kernel, float],
     *,
     origin: str,
+    stairs: Staircase | None = None,
+    networks: Sequence[NetworkEntry] = (),
+    references_us: Mapping[str, float] | None = None,
 ) -> CostModel:
-    """Surfaces from compute times of kernels in us, on the table's clock.
+    """Surfaces from compute times of kernels in us and a correction from networks, on the table's clock.
 
     A kernel that could not be measured narrows the surface it belongs to; `TableError` names the unit for which
     nothing remains.
     """
-    surfaces: dict[Kernel, Surface] = {}
+    stairs = stairs or Staircase()
+    boxes = _boxes(units, options, latency_us)
+    foreign = {shape_key(kernel) for network in networks for kernel in network.kernels.values()}.difference(boxes)
+    measured: dict[Kernel, dict[Kernel, float]] = {key: {} for key in (*boxes, *foreign)}
+    for kernel, us in latency_us.items():
+        key = shape_key(kernel)
+        if key in foreign or (key in boxes and _inside(kernel.sizes, *boxes[key])):
+            measured[key][kernel] = us
+    measured = {key: kernels for key, kernels in measured.items() if kernels}
+    for key in foreign & measured.keys():
+        sizes = np.array([kernel.sizes for kernel in measured[key]])
+        boxes[key] = tuple(sizes.min(axis=0).tolist()), tuple(sizes.max(axis=0).tolist())
+    surfaces = surfaces_of(measured, {key: boxes[key] for key in measured}, stairs)
+    dense = works_of(units, graph.dense_widths, surfaces)
+    observed = [
+        _observation(network, surfaces, (references_us or {}).get(network.reference, 1.0))
+        for network in networks
+        if _is_covered(network, surfaces)
+    ]
+    return CostModel(
+        graph=graph,
+        units=tuple(units),
+        options=_covered(units, options, surfaces),
+        surfaces=surfaces,
+        correction=learn(observed, stairs, known=[(graph.structure_hash, dense)]),
+        origin=origin,
+        networks=sum(network.structure == graph.structure_hash for network in networks),
+    )
+
+
+def _is_covered(network: NetworkEntry, surfaces: Mapping[Kernel, Surface]) -> bool:
+    keys = {kernel: shape_key(kernel) for kernel in network.kernels.values()}
+    return all(key in surfaces and surfaces[key].covers(kernel.sizes) for kernel, key in keys.items())
+
+
+def _observation(network: NetworkEntry, surfaces: Mapping[Kernel, Surface], reference_us: float) -> Observation:
+    node_us = {name: ratio * reference_us for name, ratio in network.nodes.items()}
+    low, high = network.ratio_ci
+    return Observation(
+        structure=network.structure,
+        works=works_at(network.kernels, surfaces, node_us),
+        total_us=network.ratio * reference_us,
+        noise=max(Observation.noise, (high - low) / (2 * 1.96 * network.ratio)),
+    )
+
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _boxes(
+    units: Sequence[Unit], options: Mapping[str, tuple[int, ...]], latency_us: Mapping[Kernel, float]
+) -> dict[Kernel, Box]:
+    """For each shape key the least and the largest `Kernel.sizes` between which everything was measured."""
+    boxes: dict[Kernel, Box] = {}
     for key, kernels in samples(units, options).items():
-        surface = _surface(kernels, latency_us)
-        if surface is None:
+        box = _box(kernels, latency_us)
+        if box is None:
             names = [unit.name for unit in units if shape_key(unit.dense) == key]
             raise TableError(f"no measured kernel for {names[0]} ({kernels[0].key}): profile the model on this device")
-        surfaces[key] = surface
-    covered = _covered(units, options, surfaces)
-    return CostModel(graph=graph, units=tuple(units), options=covered, surfaces=surfaces, origin=origin)
+        boxes[key] = box
+    return boxes
+
+
+def _inside(sizes: Sequence[int], low: Sequence[int], high: Sequence[int]) -> bool:
+    return all(a <= size <= b for a, size, b in zip(low, sizes, high, strict=True))
+
+
+def _box(kernels: Sequence[Kernel], latency_us: Mapping[Kernel, float]) -> Box | None:
+    """The corners of the largest full grid among the measured ones of these kernels."""
+    wanted = {kernel.sizes: kernel for kernel in kernels}
+    measured = {sizes for sizes, kernel in wanted.items() if kernel in latency_us}
+    axes = [sorted({sizes[axis] for sizes in wanted}) for axis in range(3)]
+    while missing := [sizes for sizes in product(*axes) if sizes not in measured]:
+        worst_share, worst_axis, worst = 0.0, 0, 0
+        for axis, sizes in enumerate(axes):
+            slice_size = prod(map(len, axes)) // len(sizes)
+            for size, count in Counter(point[axis] for point in missing).items():
+                if count / slice_size > worst_share and len(sizes) > 1:
+                    worst_share, worst_axis, worst = count / slice_size, axis, size
+        if not worst:
+            return None
+        axes[worst_axis].remove(worst)
+    return tuple(sizes[0] for sizes in axes), tuple(sizes[-1] for sizes in axes)
 
 
 def _covered(
@@ -189,80 +276,7 @@ def _narrow(
 
 
 def _covers(surface: Surface, unit: Unit, kept: Mapping[str, int]) -> bool:
-    return all(sizes[0] <= size <= sizes[-1] for sizes, size in zip(surface.sizes, unit.sizes(kept), strict=True))
-
-
-def _surface(kernels: Sequence[Kernel], latency_us: Mapping[Kernel, float]) -> Surface | None:
-    """The largest full grid among the measured kernels of one shape."""
-    wanted = {kernel.sizes: kernel for kernel in kernels}
-    measured = {sizes: latency_us[kernel] for sizes, kernel in wanted.items() if kernel in latency_us}
-    axes = [sorted({sizes[axis] for sizes in wanted}) for axis in range(3)]
-    while missing := [sizes for sizes in product(*axes) if sizes not in measured]:
-        worst_share, worst_axis, worst = 0.0, 0, 0
-        for axis, sizes in enumerate(axes):
-            slice_size = prod(map(len, axes)) // len(sizes)
-            for size, count in Counter(point[axis] for point in missing).items():
-                if count / slice_size > worst_share and len(sizes) > 1:
-                    worst_share, worst_axis, worst = count / slice_size, axis, size
-        if not worst:
-            return None
-        axes[worst_axis].remove(worst)
-    shape = tuple(map(len, axes))
-    us = np.array([measured[groups, c_in, c_out] for groups, c_in, c_out in product(*axes)], dtype=np.float64)
-    groups, c_in, c_out = map(tuple, axes)
-    return Surface(sizes=(groups, c_in, c_out), us=us.reshape(shape))
-
-
-def calibrate(model: CostModel, timings: Sequence[NetworkTiming]) -> CostModel:
-    """Correct a cost model by whole networks, and state its error by leaving each of them out in turn."""
-    fitted = _fit(model, timings)
-    errors = [
-        _fit(model, [*timings[:i], *timings[i + 1 :]]).predict(timing.widths).us / timing.total_us - 1
-        for i, timing in enumerate(timings)
-        if len(timings) > 1
-    ]
-    spread = float(np.sqrt(np.mean(np.square(errors)))) if errors else UNCALIBRATED_ERROR / 3
-    return replace(fitted, relative_error=max(LEAST_ERROR, 1.645 * spread), networks=len(timings))
-
-
-def _fit(model: CostModel, timings: Sequence[NetworkTiming]) -> CostModel:
-    """Per unit: measured over tabled node time, in logarithms, drawn to its family's mean; then what is left over.
-
-    Where no node times are known one factor is fitted to the totals.
-    """
-    by_unit = {unit.name: _log_ratios(model, unit, timings) for unit in model.units}
-    pooled: dict[str, list[float]] = {}
-    for unit in model.units:
-        pooled.setdefault(unit.dense.family, []).extend(by_unit[unit.name])
-    everything = [value for values in pooled.values() for value in values]
-    if not everything:
-        factor = float(np.median([t.total_us / replace(model, overhead_us=0.0).predict(t.widths).us for t in timings]))
-        return replace(model, correction={unit.name: factor for unit in model.units})
-    overall = float(np.median(everything))
-    correction = {}
-    for unit in model.units:
-        family = pooled[unit.dense.family]
-        centre = float(np.median(family)) if family else overall
-        own = by_unit[unit.name]
-        if all(timing.node_us.get(unit.name) == 0.0 for timing in timings):
-            correction[unit.name] = 0.0  # a copy that the runtime found a way around
-            continue
-        correction[unit.name] = float(np.exp((SHRINKAGE * centre + sum(own)) / (SHRINKAGE + len(own))))
-    corrected = replace(model, correction=correction, overhead_us=0.0)
-    left = [timing.total_us - corrected.predict(timing.widths).us for timing in timings]
-    return replace(corrected, overhead_us=max(0.0, float(np.median(left))))
-
-
-def _log_ratios(model: CostModel, unit: Unit, timings: Sequence[NetworkTiming]) -> list[float]:
-    surface = model.surfaces[shape_key(unit.dense)]
-    ratios = []
-    for timing in timings:
-        measured = timing.node_us.get(unit.name, 0.0)
-        kept = {**model.graph.dense_widths, **timing.widths}
-        tabled = float(surface.at([unit.sizes(kept)])[0])
-        if measured > 0.0 and tabled > 0.0:
-            ratios.append(float(np.log(measured / tabled)))
-    return ratios
+    return surface.covers(unit.sizes(kept))
 
 
 def describe(model: CostModel) -> dict[str, Any]:
@@ -270,6 +284,7 @@ def describe(model: CostModel) -> dict[str, Any]:
     return {
         "origin": model.origin,
         "networks": model.networks,
+        "taught_by": model.correction.networks,
         "overhead_us": round(model.overhead_us, 2),
         "relative_error_90": round(model.relative_error, 4),
         "units": len(model.units),

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from edgeprune.budget import Budget
-from edgeprune.calibration import NETWORKS, Source, calibrated
+from edgeprune.calibration import Source, with_networks
 from edgeprune.cost import CostModel, cost_model
 from edgeprune.data import Data
 from edgeprune.device import Device
@@ -24,8 +24,10 @@ from edgeprune.planning import Choice, choose, describe_choice, plan_from
 from edgeprune.preprocessing import Preprocessing
 from edgeprune.profiling import profile
 from edgeprune.saliency import Saliency, score
+from edgeprune.sampling import GOAL, MOST_ROUNDS, interpolation_error, uncertain_kernels
+from edgeprune.staircase import find_staircase, staircase_kernels
 from edgeprune.table import LatencyTable, read_table, shipped_path, table_path
-from edgeprune.units import kernels_at, partition, staircase_kernels, staircase_steps, width_options
+from edgeprune.units import kernels_at, partition, width_options
 
 
 class Reporter(Protocol):
@@ -97,9 +99,10 @@ def measured_table(
     allow_other: bool = False,
     retry_failed: bool = False,
 ) -> LatencyTable:
-    """The device's table with every kernel that the graph needs, on the staircase that the device shows."""
+    """The device's table with the kernels that the graph needs: a coarse grid on the staircase that the device shows,
+    then, round by round, those where the cost model is uncertain (`sampling`)."""
 
-    asked: list[int] = []  # kernels that each of the two profiles below had to measure
+    asked: list[int] = []  # kernels that each of the profiles below had to measure
 
     def progress(done: int, total: int) -> None:
         if done == 0:
@@ -118,14 +121,24 @@ def measured_table(
 
     precision = device.precisions[0]
     table = measure(staircase_kernels(precision))
-    wanted = kernels_to_profile(graph, device, staircase_steps(node_latencies(table), precision))
-    table = measure(wanted)
+    wanted = set(kernels_to_profile(graph, device, find_staircase(node_latencies(table), precision).steps()))
+    table = measure(tuple(sorted(wanted)))
+    cost = cost_model(graph, table)
+    for _ in range(MOST_ROUNDS):
+        if interpolation_error(cost) <= GOAL:
+            break
+        more = uncertain_kernels(cost, {**table.entries, **table.failures})
+        if not more:
+            break
+        wanted.update(more)
+        table = measure(more)
+        cost = cost_model(graph, table)
     new = sum(asked)
     state = f"{new} of {len(wanted)} kernels measured" if new else "table up to date, 0 to measure"
     reporter.say(f"profiling {device.name}: {state}")
     for warning in table.warnings:
         reporter.say(f"warning: {warning}")
-    for kernel in wanted:
+    for kernel in sorted(wanted):
         if kernel in table.failures:
             reporter.say(f"warning: kernel '{kernel.key}' could not be measured: {table.failures[kernel]}")
     return table
@@ -135,7 +148,7 @@ def known_steps(device: Device) -> dict[str, int]:
     """The staircase that the device's table shows; empty where there is no table yet."""
     precision = device.precisions[0]
     table = read_table((shipped_path(device, precision), table_path(device, precision)), allow_other=True)
-    return staircase_steps(node_latencies(table), precision) if len(table) else {}
+    return find_staircase(node_latencies(table), precision).steps() if len(table) else {}
 
 
 def node_latencies(table: LatencyTable) -> dict[Kernel, float]:
@@ -164,19 +177,17 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
     with timed(seconds, "score"):
         saliency = score(task.saliency, graph, task.model, calibration, seed=task.seed)
     with timed(seconds, "calibrate"):
-        cost = cost_model(graph, table)
-        source = Source(model=task.model, graph=graph, example_inputs=task.example_inputs)
-        cost = calibrated(
-            cost,
-            source,
+        table = with_networks(
+            table,
+            cost_model(graph, table),
+            Source(model=task.model, graph=graph, example_inputs=task.example_inputs),
             task.device,
-            table.references_us,
-            seed=task.seed,
             on_network=lambda done, total: reporter.progress("calibrating on whole networks", done, total),
         )
+        cost = cost_model(graph, table)
     dense = cost.predict({})
     reporter.say(
-        f"cost model: {len(cost.surfaces)} surfaces, {1 + NETWORKS} whole networks, "
+        f"cost model: {len(cost.surfaces)} surfaces, {cost.networks} whole networks, "
         f"error ±{cost.relative_error:.1%} (90 %), dense {cost.origin} as {dense.us / 1e3:.3g} ms"
     )
     return Prepared(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def profile(
         if kernel.precision != precision:
             raise ValueError(f"kernel '{kernel.key}' is not of the precision {precision}")
     path = table_path or default_path(device, precision)
-    with _Profiler(device, precision, timing) as profiler:
+    with Profiler(device, precision, timing) as profiler:
         fingerprint = profiler.fingerprint
         other = allow_other or table_path is None  # in the cache a runtime's next version just gets rows of its own
         table = _read(device, precision, table_path, fingerprint, allow_other=other)
@@ -153,7 +153,7 @@ def _missing(
     return [k for k in wanted if k not in table and (retry_failed or k not in table.failures)]
 
 
-class _Profiler:
+class Profiler:
     """One device, its session (opened again when it is lost) and the references loaded in it."""
 
     def __init__(self, device: Device, precision: str, timing: Timing) -> None:
@@ -167,7 +167,7 @@ class _Profiler:
         self.reference_us: dict[str, list[float]] = {COMPUTE: [], MEMORY: []}
         self.batches = 0
 
-    def __enter__(self) -> _Profiler:
+    def __enter__(self) -> Profiler:
         self.outer = ExitStack()
         self.folder = Path(self.outer.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-kernels-")))
         try:
@@ -195,7 +195,7 @@ class _Profiler:
 
     def measure(self, kernels: Sequence[Kernel], log: TableLog, on_progress: Progress) -> None:
         """All kernels, in batches that mix sizes as they come; a lost session costs the kernel that was running."""
-        log.append([FingerprintLine(hash=self.fingerprint.short_hash, facts=dict(self.fingerprint.facts))])
+        self.write_fingerprint(log)
         queue = [list(kernels[i : i + BATCH]) for i in range(0, len(kernels), BATCH)]
         done = 0
         on_progress(done, len(kernels))
@@ -214,6 +214,22 @@ class _Profiler:
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; {done} of {len(kernels)} kernels are saved in {log.path}") from None
 
+    def write_fingerprint(self, log: TableLog) -> None:
+        """What the lines that follow belong to."""
+        log.append([FingerprintLine(hash=self.fingerprint.short_hash, facts=dict(self.fingerprint.facts))])
+
+    def load_references(self) -> tuple[str, ...]:
+        """Load the reference kernels where this session has not yet; gives their keys."""
+        if not self.references:
+            self.references = load_references(self.session, self.device, self.precision, self.folder)
+        return self.references
+
+    def note_references(self, measured: Measurement) -> SessionLine:
+        """Add what the references took to this session's; gives the line that says so."""
+        for name in self.references:
+            self.reference_us[name] += list(measured.bursts_us(name).values())
+        return self._session_line()
+
     def _blame(self, batch: list[Kernel], error: SessionLost, log: TableLog) -> list[list[Kernel]]:
         """Write down whom the session was lost with; gives the batches to try again."""
         guilty = [kernel for kernel in batch if kernel.key == self.session.busy_with or len(batch) == 1]
@@ -226,8 +242,7 @@ class _Profiler:
         return [rest] if rest else []
 
     def _batch(self, batch: Sequence[Kernel], log: TableLog) -> None:
-        if not self.references:
-            self.references = load_references(self.session, self.device, self.precision, self.folder)
+        self.load_references()
         loaded: list[Kernel] = []
         for kernel in batch:
             try:
@@ -241,10 +256,8 @@ class _Profiler:
         if not loaded:
             return
         measured, nodes = self._time(loaded)
-        for name in self.references:
-            self.reference_us[name] += list(measured.bursts_us(name).values())
-        rows = [self._row(kernel, measured, nodes.get(kernel.key)) for kernel in loaded]
-        log.append([self._session_line(), *rows])
+        session = self.note_references(measured)
+        log.append([session, *(self._row(kernel, measured, nodes.get(kernel.key)) for kernel in loaded)])
         for kernel in loaded:
             self.session.unload(kernel.key)
         for path in self.folder.iterdir():
@@ -263,29 +276,13 @@ class _Profiler:
         return measured, {key: times for key, times in nodes.items() if times is not None}
 
     def _row(self, kernel: Kernel, measured: Measurement, nodes: NodeTimes | None) -> RowLine:
-        disturbed = measured.disturbed()
-        mine = set(measured.rounds[kernel.key])
-        without = disturbed if len(mine - disturbed) >= 3 else frozenset()
-        ratio = measured.ratio(kernel.key, without=without)
-        runs = measured.runs_us(kernel.key, without)
-        median = float(np.median([us for n, us in measured.bursts_us(kernel.key).items() if n not in without]))
-        p90, p99 = (max(median, float(value)) for value in np.percentile(runs, (90, 99)))
+        statistics = statistics_of(kernel.key, measured)
         return RowLine(
             kernel=kernel.to_json(),
             fingerprint=self.fingerprint.short_hash,
             session=self.id,
-            n=len(runs),
-            median_us=_digits(median),
-            p90_us=_digits(p90),
-            p99_us=_digits(p99),
-            spread=_digits(ratio.spread),
-            node_us=_digits(nodes.within(median)) if nodes else None,
-            reference=measured.anchors[kernel.key],
-            reference_ratio=_digits(ratio.value),
-            ratio_ci=(min(_digits(ratio.low), _digits(ratio.value)), max(_digits(ratio.high), _digits(ratio.value))),
-            rounds=ratio.rounds,
-            disturbed=len(mine & disturbed),
-            origin="modelled" if measured.modelled else "measured",
+            node_us=digits(nodes.within(statistics["median_us"])) if nodes else None,
+            **statistics,
         )
 
     def _failure(self, kernel: Kernel, reason: str) -> FailureLine:
@@ -299,12 +296,37 @@ class _Profiler:
             fingerprint=self.fingerprint.short_hash,
             started=self.started,
             device=self.device.name,
-            references={name: _digits(float(np.median(values))) for name, values in self.reference_us.items()},
+            references={name: digits(float(np.median(values))) for name, values in self.reference_us.items()},
             rounds=len(self.reference_us[COMPUTE]),
             edgeprune=edgeprune.__version__,
         )
 
 
-def _digits(value: float) -> float:
+def statistics_of(key: str, measured: Measurement) -> dict[str, Any]:
+    """The fields of a row that say how long it took: of all rounds but the disturbed, where three others remain."""
+    disturbed = measured.disturbed()
+    mine = set(measured.rounds[key])
+    without = disturbed if len(mine - disturbed) >= 3 else frozenset()
+    ratio = measured.ratio(key, without=without)
+    runs = measured.runs_us(key, without)
+    median = float(np.median([us for n, us in measured.bursts_us(key).items() if n not in without]))
+    p90, p99 = (max(median, float(value)) for value in np.percentile(runs, (90, 99)))
+    value = digits(ratio.value)
+    return {
+        "n": len(runs),
+        "median_us": digits(median),
+        "p90_us": digits(p90),
+        "p99_us": digits(p99),
+        "spread": digits(ratio.spread),
+        "reference": measured.anchors[key],
+        "reference_ratio": value,
+        "ratio_ci": (min(digits(ratio.low), value), max(digits(ratio.high), value)),
+        "rounds": ratio.rounds,
+        "disturbed": len(mine & disturbed),
+        "origin": "modelled" if measured.modelled else "measured",
+    }
+
+
+def digits(value: float) -> float:
     """Six significant digits: more than any clock here tells."""
     return float(f"{value:.6g}")

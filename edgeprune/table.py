@@ -16,7 +16,7 @@ from edgeprune.errors import TableError
 from edgeprune.fingerprint import describe
 from edgeprune.folders import cache_dir
 from edgeprune.kernel import Kernel
-from edgeprune.table_lines import FailureLine, FingerprintLine, RowLine, SessionLine, parse_line
+from edgeprune.table_lines import FailureLine, FingerprintLine, NetworkLine, RowLine, SessionLine, parse_line
 
 if TYPE_CHECKING:
     from edgeprune.device import Device
@@ -49,6 +49,22 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkEntry:
+    """A whole network that was measured: the kernel of each unit, by name, and what it took, over the reference.
+
+    `structure` is the hash of the model it was cut from; `nodes` are empty where the runtime tells no node times.
+    """
+
+    structure: str
+    kernels: Mapping[str, Kernel]
+    nodes: Mapping[str, float]
+    reference: str
+    ratio: float
+    ratio_ci: tuple[float, float]
+    origin: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatencyTable:
     """The measurements of one fingerprint. `warnings` names what was skipped, merged or stale; nothing is hidden."""
 
@@ -57,6 +73,7 @@ class LatencyTable:
     entries: Mapping[Kernel, Entry]
     failures: Mapping[Kernel, str]
     sessions: Sequence[SessionLine]
+    networks: tuple[NetworkEntry, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -106,6 +123,7 @@ class TableFile:
 
     rows: tuple[RowLine, ...]
     failures: tuple[FailureLine, ...]
+    networks: tuple[NetworkLine, ...]
     sessions: Mapping[str, SessionLine]
     fingerprints: Mapping[str, Mapping[str, Any]]
     warnings: tuple[str, ...]
@@ -150,6 +168,7 @@ def read_lines(paths: Iterable[Path]) -> TableFile:
     """Every good line; a bad one is named by file and line in `warnings` and skipped."""
     rows: list[RowLine] = []
     failures: list[FailureLine] = []
+    networks: list[NetworkLine] = []
     sessions: dict[str, SessionLine] = {}
     fingerprints: dict[str, Mapping[str, Any]] = {}
     warnings: list[str] = []
@@ -170,6 +189,8 @@ def read_lines(paths: Iterable[Path]) -> TableFile:
                 rows.append(line)
             elif isinstance(line, FailureLine):
                 failures.append(line)
+            elif isinstance(line, NetworkLine):
+                networks.append(line)
             elif isinstance(line, FingerprintLine):
                 fingerprints[line.hash] = line.facts
             elif line.id not in sessions or line.rounds >= sessions[line.id].rounds:
@@ -177,6 +198,7 @@ def read_lines(paths: Iterable[Path]) -> TableFile:
     return TableFile(
         rows=tuple(rows),
         failures=tuple(failures),
+        networks=tuple(networks),
         sessions=sessions,
         fingerprints=fingerprints,
         warnings=tuple(warnings),
@@ -206,8 +228,24 @@ def _select(file: TableFile, fingerprint: str, warnings: list[str]) -> LatencyTa
         entries=entries,
         failures={kernel: reason for kernel, reason in failures.items() if kernel not in entries},
         sessions=sorted(sessions, key=lambda session: session.started),
+        networks=tuple(_network_entries(n for n in file.networks if n.fingerprint == fingerprint)),
         warnings=tuple(warnings),
     )
+
+
+def _network_entries(lines: Iterable[NetworkLine]) -> Iterator[NetworkEntry]:
+    """Each line once; of a file merged with itself too."""
+    for line in dict.fromkeys(line.to_line() for line in lines):
+        found = NetworkLine.model_validate_json(line)
+        yield NetworkEntry(
+            structure=found.structure,
+            kernels={unit.name: Kernel.from_json(unit.kernel) for unit in found.units},
+            nodes={unit.name: unit.node_ratio for unit in found.units if unit.node_ratio is not None},
+            reference=found.reference,
+            ratio=found.reference_ratio,
+            ratio_ci=found.ratio_ci,
+            origin=found.origin,
+        )
 
 
 def _merge(kernel: Kernel, rows: Sequence[RowLine]) -> Entry:

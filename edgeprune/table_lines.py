@@ -116,12 +116,55 @@ class FailureLine(_Line):
         return value
 
 
-Line = FingerprintLine | SessionLine | RowLine | FailureLine
+class UnitEntry(BaseModel):
+    """A unit of a network: its name, its kernel, and its time over the reference's where the runtime tells it."""
+
+    name: str
+    kernel: dict[str, Any]
+    node_ratio: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @field_validator("kernel")
+    @classmethod
+    def _is_kernel(cls, value: dict[str, Any]) -> dict[str, Any]:
+        Kernel.from_json(value)
+        return value
+
+
+class NetworkLine(_Line):
+    """One measurement of a whole network, which teaches the cost model what isolated kernels miss."""
+
+    type: Literal["network"] = "network"
+    structure: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # hash, as in a plan
+    fingerprint: Hash
+    session: str
+    units: list[UnitEntry]
+    n: Annotated[int, Field(ge=1)]
+    median_us: Microseconds
+    p90_us: Microseconds
+    p99_us: Microseconds
+    spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    reference: str
+    reference_ratio: Microseconds
+    ratio_ci: tuple[float, float]
+    rounds: Annotated[int, Field(ge=1)]
+    disturbed: Count
+    origin: Literal["measured", "modelled"]
+
+    @field_validator("ratio_ci", mode="before")
+    @classmethod
+    def _as_pair(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+Line = FingerprintLine | SessionLine | RowLine | FailureLine | NetworkLine
 _TYPES: dict[str, type[Line]] = {
     "fingerprint": FingerprintLine,
     "session": SessionLine,
     "row": RowLine,
     "failure": FailureLine,
+    "network": NetworkLine,
 }
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import product
-from statistics import median
 
 import numpy as np
 
@@ -19,15 +17,12 @@ from edgeprune.kernel import Kernel
 LEAST_SHARE = 1 / 8
 """No group is offered fewer than this share of its channels."""
 MOST_OPTIONS = 16
-SAMPLE_RATIO = 2.0
-"""Neighbouring sampled widths of one axis differ by at most about this factor."""
+SAMPLE_RATIO = 2.83
+"""Neighbouring widths of the first grid differ by at most about this factor; what lies between is sampled by need."""
 SHARES = 9
 """Sizes offered for sampling where all groups of a unit shrink together."""
 MOST_ALONE = 4
 """Sizes under each group alone are offered for sampling where a unit depends on no more groups."""
-LEAST_EXCESS = 0.06
-STEPS = (32, 16, 8)
-"""Widths of a staircase that `staircase_kernels` can tell apart."""
 
 
 def partition(graph: ModelGraph, device: Device) -> tuple[Unit, ...]:
@@ -38,7 +33,7 @@ def partition(graph: ModelGraph, device: Device) -> tuple[Unit, ...]:
 def kernels(graph: ModelGraph, device: Device, steps: Mapping[str, int] | None = None) -> tuple[Kernel, ...]:
     """Kernels to measure for a graph on a device: every unit's shape on a grid of widths, each once.
 
-    `steps` gives the staircase of each kernel family (`staircase_steps`), 8 where it is not known yet.
+    `steps` gives the staircase of each kernel family (`Staircase.steps`), 8 where it is not known yet.
     """
     units = partition(graph, device)
     options = width_options(graph, units, steps or {})
@@ -132,8 +127,14 @@ def _sizes(unit: Unit, options: Mapping[str, tuple[int, ...]]) -> tuple[set[int]
         {group: options[group][round(share * (len(options[group]) - 1))] for group in unit.groups}
         for share in np.linspace(0.0, 1.0, SHARES)
     ]
+    points.append({group: least_width(options[group]) for group in unit.groups})
     groups, c_in, c_out = zip(*(unit.sizes(point) for point in points), strict=True)
     return set(groups), set(c_in), set(c_out)
+
+
+def least_width(options: Sequence[int]) -> int:
+    """The least width that a prediction may be asked for: `LEAST_SHARE` of the dense one, on the staircase or not."""
+    return min(options[0], max(1, math.ceil(LEAST_SHARE * options[-1])))
 
 
 def _axis(sizes: set[int]) -> tuple[int, ...]:
@@ -146,67 +147,3 @@ def _axis(sizes: set[int]) -> tuple[int, ...]:
         chosen.add(min(ordered, key=lambda size: abs(size - target)))
         target /= SAMPLE_RATIO
     return tuple(sorted(chosen))
-
-
-def staircase_kernels(precision: str) -> tuple[Kernel, ...]:
-    """A few small kernels that show the steps of each family: widths 64 to 128 in eighths, along each axis."""
-    found = []
-    for family, base in _staircase_bases(precision).items():
-        for size in range(64, 129, 8):
-            if family == "depthwise":
-                found.append(replace(base, c_in=size, c_out=size, groups=size))
-            else:
-                found += [replace(base, c_in=size), replace(base, c_out=size)]
-    return tuple(sorted(set(found)))
-
-
-def _staircase_bases(precision: str) -> dict[str, Kernel]:
-    square = {"stride": (1, 1), "dilation": (1, 1), "spatial": (14, 14), "epilogue": ("bias", "relu")}
-    conv = Kernel(
-        operator="conv",
-        c_in=64,
-        c_out=64,
-        window=(3, 3),
-        padding=(1, 1),
-        precision=precision,
-        **square,  # type: ignore[arg-type]
-    )
-    return {
-        "conv": conv,
-        "pointwise": replace(conv, window=(1, 1), padding=(0, 0), spatial=(28, 28)),
-        "depthwise": replace(conv, groups=64, spatial=(28, 28)),
-        "linear": Kernel(operator="linear", c_in=512, c_out=512, epilogue=("bias",), precision=precision),
-    }
-
-
-def staircase_steps(latency_us: Mapping[Kernel, float], precision: str) -> dict[str, int]:
-    """Per family the widest step in (32, 16, 8) at whose multiples alone kernels run at full rate; 8 if there is none.
-
-    At step s every width half-way between two multiples costs as much as the upper one: its latency stands above
-    the chord of its neighbours. A step counts when that excess is more than `LEAST_EXCESS` in the median.
-    """
-    steps = {}
-    for family, base in _staircase_bases(precision).items():
-        axes = [["c_in", "c_out"]] if family == "depthwise" else [["c_in"], ["c_out"]]
-        steps[family] = max(_step_along(latency_us, base, axis) for axis in axes)
-    steps["grouped"] = steps["conv"]
-    return steps
-
-
-def _step_along(latency_us: Mapping[Kernel, float], base: Kernel, axis: list[str]) -> int:
-    def at(size: int) -> float | None:
-        values = dict.fromkeys(axis, size)
-        if len(axis) > 1:
-            values["groups"] = size
-        return latency_us.get(replace(base, **values))  # type: ignore[arg-type]
-
-    for step in STEPS[:-1]:
-        half = step // 2
-        excess = []
-        for middle in range(64 + half, 128, step):
-            low, here, high = at(middle - half), at(middle), at(middle + half)
-            if low and here and high:
-                excess.append(here / ((low + high) / 2) - 1)
-        if excess and median(excess) > LEAST_EXCESS:
-            return step
-    return STEPS[-1]

@@ -39,8 +39,9 @@ def command(
     from edgeprune.device import load_device
     from edgeprune.measurement import KERNELS
     from edgeprune.profiling import estimate, profile
+    from edgeprune.staircase import staircase_kernels
     from edgeprune.table import table_path
-    from edgeprune.units import kernels, staircase_kernels
+    from edgeprune.units import kernels
 
     device = load_device(device_name)
     precision = device.precisions[0]

@@ -1,0 +1,65 @@
+"""How well does the cost model predict networks that it has not seen?
+
+    python -m benchmarks.prediction [--device host-openvino] [--only NETWORK]... [--work FOLDER] [--again]
+
+For each network, one after the other on one table that starts empty: profile and calibrate (`profile`), predict 12
+random choices of widths (every group uniform in 0.25 to 1.0 of its channels; even seeds anywhere, odd ones on multiples
+of 8) and what the solver chooses for 0.8x, 0.6x, 0.5x and 0.4x (`--saliency l2`), then measure these and the dense
+network twice, in two processes, interleaved (`measure`). Nothing predicted is used to calibrate. *Table only* is the
+prediction without the networks of the same structure. Resumable: what is done for a network is kept in FOLDER. Writes
+benchmarks/results/prediction_<device>_<date>.{jsonl,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.prediction.networks import NETWORKS
+from benchmarks.prediction.report import write
+
+RESULTS = Path(__file__).parent.parent / "results"
+STAGES = ("profile", "predict", "measure")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.prediction", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--device", default="host-openvino")
+    parser.add_argument("--only", action="append", default=[], metavar="NETWORK", choices=NETWORKS)
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="table, engines and what was found so far")
+    parser.add_argument("--stage", action="append", default=[], choices=STAGES, help="do only this, of all networks")
+    parser.add_argument("--again", action="append", default=[], choices=STAGES, help="do this stage again")
+    options = parser.parse_args()
+    work = options.work or Path(tempfile.gettempdir()) / "edgeprune-prediction"
+    os.environ["XDG_CACHE_HOME"] = str(work / "cache")  # a table of its own
+    from benchmarks.prediction import stages
+
+    names = options.only or list(NETWORKS)
+    rows: dict[str, dict[str, Any]] = {}
+    for stage in options.stage or STAGES:  # every network is profiled before the first is predicted
+        for name in names:
+            path = work / options.device / f"{name}.json"
+            row = json.loads(path.read_text("utf-8")) if path.is_file() else {"network": name, "device": options.device}
+            if stage not in row or stage in options.again:
+                started = time.perf_counter()
+                row[stage] = getattr(stages, stage)(name, options.device, work, row)
+                row[stage]["seconds"] = round(time.perf_counter() - started, 1)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(row), encoding="utf-8")
+                print(f"{name:24} {stage:8} {row[stage]['seconds']:6.1f} s  {row[stage].get('told', '')}", flush=True)
+            rows[name] = row
+    if all("measure" in row for row in rows.values()):
+        print(write(list(rows.values()), RESULTS))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Errors of predictions against measurements, pooled and network by network, as Markdown."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+WAYS = {
+    "cost model": "us",
+    "table only": "table_only_us",
+    "sum of isolated layers": "isolated_us",
+    "MACs x constant": "macs",
+}
+
+
+def errors(row: Row) -> list[Row]:
+    """One entry a case: the error of every way, the noise floor, whether the stated interval held.
+
+    Measured is the mean of the passes. *to dense*: predicted over predicted dense against measured over measured
+    dense; *clock*: against the ratio to the reference kernel times its time in the table.
+    """
+    cases, passes = row["predict"]["cases"], row["measure"]["passes"]
+    clock = row["predict"]["compute_us"]
+    found = []
+    for case, predicted in cases.items():
+        ratios = [p["cases"][case]["ratio"] for p in passes]
+        shares = [p["cases"][case]["to_dense"] for p in passes]
+        us, share = float(np.mean(ratios)) * clock, float(np.mean(shares))
+        entry: Row = {"network": row["network"], "case": case, "share": share, "noise": ratios[1] / ratios[0] - 1}
+        entry["noise to dense"] = shares[1] / shares[0] - 1
+        for way, key in WAYS.items():
+            entry[f"{way}, to dense"] = predicted[key] / cases["dense"][key] / share - 1
+            entry[f"{way}, clock"] = predicted[key] / us - 1 if key != "macs" else float("nan")
+        entry["half width"] = predicted["error_us"] / predicted["us"]
+        entry["held"] = abs(predicted["us"] - us) <= predicted["error_us"]
+        entry["table only half width"] = predicted["table_only_error_us"] / predicted["table_only_us"]
+        entry["table only held"] = abs(predicted["table_only_us"] - us) <= predicted["table_only_error_us"]
+        found.append(entry)
+    return found
+
+
+def line(label: str, values: list[float]) -> str:
+    """Median and 95th percentile of the size, median of the signed error."""
+    sizes = np.abs(values)
+    return f"| {label} | {median(sizes):.1%} | {np.quantile(sizes, 0.95):.1%} | {median(values):+.1%} | {len(values)} |"
+
+
+def write(rows: list[Row], folder: Path) -> Path:
+    """The report and the rows beside it; gives the report's path."""
+    device = rows[0]["device"]
+    entries = [entry for row in rows for entry in errors(row)]
+    pruned = [e for e in entries if e["case"] != "dense"]
+    chosen = [e for e in pruned if e["case"].startswith("solver")]
+    random = [e for e in pruned if e["case"].startswith("random")]
+    parts = [f"# Prediction on {device}, {date.today()}", "", _versions(device), ""]
+    parts += ["| all networks | median error | 95th percentile | bias | n |", "|---|---|---|---|---|"]
+    for way in WAYS:
+        parts.append(line(f"{way}, ratio to dense", [e[f"{way}, to dense"] for e in pruned]))
+        if way != "MACs x constant":
+            parts.append(line(f"{way}, on the table's clock", [e[f"{way}, clock"] for e in pruned]))
+    parts.append(line("noise: the same plan twice, ratio to dense", [e["noise to dense"] for e in pruned]))
+    parts.append(line("noise: the same plan twice, on the table's clock", [e["noise"] for e in pruned]))
+    for label, part in (("random widths", random), ("chosen by the solver", chosen)):
+        for kind in ("to dense", "clock"):
+            parts.append(line(f"cost model, {label}, {kind}", [e[f"cost model, {kind}"] for e in part]))
+    parts += ["", "Intervals of 90 %:", ""]
+    for way, prefix in (("cost model", ""), ("table only", "table only ")):
+        held = float(np.mean([e[f"{prefix}held"] for e in pruned]))
+        width = median(e[f"{prefix}half width"] for e in pruned)
+        parts.append(f"- {way}: {held:.0%} of {len(pruned)} hold, median half-width {width:.1%}")
+    parts += ["", _by_network(rows, pruned), "", _cost(rows), ""]
+    path = folder / f"prediction_{device}_{date.today()}.md"
+    path.write_text("\n".join(parts), encoding="utf-8")
+    data = path.with_suffix(".jsonl")
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def _by_network(rows: list[Row], entries: list[Row]) -> str:
+    parts = [
+        "| network | cost model, to dense: median | 95th percentile | clock: median | 95th percentile "
+        "| table only, clock: median | 95th percentile | isolated, to dense | MACs, to dense | noise, to dense |",
+        "|---" * 10 + "|",
+    ]
+    for row in rows:
+        own = [e for e in entries if e["network"] == row["network"]]
+        cells = [row["network"]]
+        for key in ("cost model, to dense", "cost model, clock", "table only, clock"):
+            sizes = np.abs([e[key] for e in own])
+            cells += [f"{median(sizes):.1%}", f"{np.quantile(sizes, 0.95):.1%}"]
+        for key in ("sum of isolated layers, to dense", "MACs x constant, to dense", "noise to dense"):
+            cells.append(f"{median(np.abs([e[key] for e in own])):.1%}")
+        parts.append(f"| {' | '.join(cells)} |")
+    return "\n".join(parts)
+
+
+def _cost(rows: list[Row]) -> str:
+    parts = ["| network, in this order on one table | kernels measured | of the full grid (step 8) | seconds |", "|---|---|---|---|"]
+    for row in rows:
+        own = row["profile"]
+        share = own["kernels"] / own["grid"]
+        parts.append(f"| {row['network']} | {own['kernels']} | {share:.0%} of {own['grid']} | {own['seconds']:.0f} |")
+    return "\n".join(parts)
+
+
+def _versions(device: str) -> str:
+    names = ("torch", "openvino", "onnxruntime", "ai-edge-litert")
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return (
+        f"`python -m benchmarks.prediction --device {device}`: {', '.join(found)}; Python {platform.python_version()}, "
+        f"{platform.machine()}, {os.cpu_count()} cores, one thread, batch 1, fp32, random weights."
+    )

@@ -1,0 +1,209 @@
+"""The three stages of one network: profile, predict, measure. Each gives a JSON document."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import edgeprune as ep
+from benchmarks.prediction.networks import build
+from edgeprune.budget import parse_budget
+from edgeprune.calibration import Source, first_channels, with_networks
+from edgeprune.cost import CostModel, cost_model
+from edgeprune.device import Device
+from edgeprune.errors import BudgetError
+from edgeprune.exporting import export
+from edgeprune.graph import ModelGraph, trace
+from edgeprune.measurement import KERNELS, Timing
+from edgeprune.plan_json import Plan
+from edgeprune.planning import choose
+from edgeprune.preparing import Silent, measured_table
+from edgeprune.profiling import COMPUTE, load_references
+from edgeprune.saliency import score
+from edgeprune.surgery import apply
+from edgeprune.table import LatencyTable, read_table, table_path
+from edgeprune.transport import open_session
+from edgeprune.units import samples, shape_key
+
+RANDOM = 12
+BUDGETS = (0.8, 0.6, 0.5, 0.4)
+PASSES = 2
+TIMING = Timing(
+    warmup_ms=100.0,
+    min_rounds=12,
+    max_rounds=20,
+    max_seconds=120.0,
+    tolerance=0.005,
+    burst_percentile=KERNELS.burst_percentile,
+)
+Row = dict[str, Any]
+
+
+def profile(name: str, device_name: str, work: Path, row: Row) -> Row:
+    """Kernels by need, then whole networks; what that took and how much of the full grid of widths it is."""
+    device = ep.load_device(device_name)
+    model, inputs = build(name)
+    graph = trace(model, inputs)
+    before = _table(device)
+    table = measured_table(graph, device, Silent())
+    cost = cost_model(graph, table)
+    source = Source(model=model, graph=graph, example_inputs=inputs)
+    table = with_networks(table, cost, source, device)
+    new = len(table) - len(before)
+    grid = _full_grid(cost)
+    return {
+        "kernels": new,
+        "table": len(table),
+        "grid": grid,
+        "told": f"{new} kernels measured, {len(table)} in the table; the grid of widths in steps of 8 has {grid}",
+    }
+
+
+def _full_grid(cost: CostModel) -> int:
+    """Kernels at every width in steps of 8, of all shapes."""
+    return sum(
+        prod(-(-(max(k.sizes[axis] for k in kernels)) // 8) for axis in range(3))
+        for kernels in samples(cost.units, cost.options).values()
+    )
+
+
+def _table(device: Device) -> LatencyTable:
+    path = table_path(device, device.precisions[0])
+    return read_table(path, allow_other=True)
+
+
+def predict(name: str, device_name: str, work: Path, row: Row) -> Row:
+    """Random widths and the solver's choices, with what is predicted for them in several ways."""
+    device = ep.load_device(device_name)
+    model, inputs = build(name)
+    graph = trace(model, inputs)
+    table = _table(device)
+    cost = cost_model(graph, table)
+    others = tuple(n for n in table.networks if n.structure != graph.structure_hash)
+    table_only = cost_model(graph, replace(table, networks=others))
+    cases = {"dense": (dict(graph.dense_widths), ())}
+    cases |= {f"random {seed}": (_random(graph, seed), ()) for seed in range(RANDOM)}
+    cases |= _chosen(cost, graph, model)
+    found: Row = {}
+    for case, (widths, dropped) in cases.items():
+        ours, alone = cost.predict(widths, dropped), table_only.predict(widths, dropped)
+        gone = cost.vanishing(dropped)
+        kernels = [unit.kernel(widths) for unit in cost.units if unit.name not in gone]
+        found[case] = {
+            "widths": widths,
+            "dropped": list(dropped),
+            "us": ours.us,
+            "error_us": ours.error_us,
+            "table_only_us": alone.us,
+            "table_only_error_us": alone.error_us,
+            "isolated_us": _isolated(cost, table, kernels, widths, gone),
+            "macs": sum(kernel.macs for kernel in kernels),
+        }
+    return {"cases": found, "compute_us": table.references_us[COMPUTE], "networks": cost.networks}
+
+
+def _random(graph: ModelGraph, seed: int) -> dict[str, int]:
+    """Every group uniform in 0.25 to 1.0 of its channels; on multiples of 8 where the seed is odd."""
+    rng = np.random.default_rng(1000 + seed)
+    widths = {}
+    for group in sorted(graph.groups, key=lambda group: group.id):
+        width = rng.uniform(0.25, 1.0) * group.num_channels
+        step = 8 if seed % 2 and group.num_channels >= 32 else 1
+        rounded = min(group.num_channels, max(step, round(width / step) * step))
+        widths[group.id] = max(rounded, group.least_channels)
+    return widths
+
+
+def _chosen(cost: CostModel, graph: ModelGraph, model: Any) -> dict[str, tuple[dict[str, int], tuple[str, ...]]]:
+    saliency = score("l2", graph, model, None)
+    dense = cost.predict({}).us
+    found = {}
+    for share in BUDGETS:
+        target = parse_budget(f"{share}x").limit_ms(dense / 1e3, batch=1) * 1e3
+        try:
+            choice = choose(cost, saliency, target)
+        except BudgetError:
+            continue
+        found[f"solver {share}x"] = (dict(choice.widths), choice.dropped)
+    return found
+
+
+def _isolated(
+    cost: CostModel, table: LatencyTable, kernels: list[Any], widths: dict[str, int], gone: frozenset[str]
+) -> float:
+    """The plain sum: each kernel timed alone, end to end; by the surface times what running it end to end adds."""
+    total = 0.0
+    for unit in cost.units:
+        if unit.name in gone:
+            continue
+        key = shape_key(unit.dense)
+        around = [e.ratio / e.best_ratio for e in table if shape_key(e.kernel) == key and e.best_ratio]
+        us = float(cost.surfaces[key].at([unit.sizes(widths)])[0])
+        total += us * (float(np.median(around)) if around else 1.0)
+    return total
+
+
+def measure(name: str, device_name: str, work: Path, row: Row) -> Row:
+    """Every case beside the dense network, in `PASSES` processes; ratios to the reference and to dense."""
+    device = ep.load_device(device_name)
+    model, inputs = build(name)
+    graph = trace(model, inputs)
+    cases = row["predict"]["cases"]
+    paths = {}
+    for case, found in cases.items():
+        plan = first_channels(graph, found["widths"])
+        plan = Plan(structure_hash=plan.structure_hash, kept=plan.kept, dropped=tuple(found["dropped"]))
+        paths[case] = _engine(plan, graph, model, inputs, device, work / "engines" / name)
+    passes = []
+    for number in range(PASSES):
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            open_session(device, precision=device.precisions[0]) as session,
+        ):
+            references = load_references(session, device, device.precisions[0], Path(scratch))
+            for case, path in paths.items():
+                session.load(case, path)
+            measured = session.measure(list(paths), references, timing=TIMING, seed=number)
+            without = measured.disturbed()
+            passes.append(
+                {
+                    "disturbed": len(without),
+                    "rounds": len(measured.rounds[COMPUTE]),
+                    "cases": {case: _ratios(measured, case, without) for case in paths},
+                }
+            )
+    return {"passes": passes}
+
+
+def _ratios(measured: Any, case: str, without: frozenset[int]) -> Row:
+    to_compute = measured.ratio(case, COMPUTE, without)
+    to_dense = measured.ratio(case, "dense", without)
+    return {
+        "ratio": to_compute.value,
+        "ci": [to_compute.low, to_compute.high],
+        "to_dense": to_dense.value,
+        "to_dense_ci": [to_dense.low, to_dense.high],
+        "us": float(np.median(list(measured.bursts_us(case).values()))),
+    }
+
+
+def _engine(
+    plan: Plan, graph: ModelGraph, model: Any, inputs: tuple[Any, ...], device: Device, folder: Path
+) -> Path:
+    """The engine of a plan, made once; the runtimes that read ONNX share it."""
+    text = json.dumps([{k: len(v) for k, v in sorted(plan.kept.items())}, sorted(plan.dropped)])
+    kind = "onnx" if device.backend in ("openvino", "onnxruntime") else device.backend
+    out = folder / kind / hashlib.sha256(text.encode()).hexdigest()[:16]
+    files = {"openvino": "model.xml", "onnxruntime": "model.onnx"}
+    known = out / files.get(device.backend, "model.tflite")
+    if not known.is_file():
+        maker = ep.load_device("host-openvino") if kind == "onnx" else device
+        export(apply(plan, model, inputs, graph=graph), maker, out)
+    return known

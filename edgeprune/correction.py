@@ -1,0 +1,250 @@
+"""What isolated kernels miss in a network, learned from whole networks that were measured: a Bayesian regression.
+
+In a network a unit takes
+
+    us = s (a + a_f + d_u + i_f [c_in ragged] + o_f [c_out ragged]) + b_f m
+
+with s the tabled time of its kernel, f its family, u its name in one structure of network, m its memory traffic scaled
+to the family's times; a network takes the sum of its units, l times the sum of s, and c times the dense sum of s of its
+structure. All of a, a_f, d_u, i_f, o_f, b_f, l, c are normal before anything is measured, about 1 (a) or 0; measured
+node times and totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one network says something about the
+families of every other one, and a runtime that does not tell node times is corrected by totals alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from edgeprune.kernel import Kernel
+from edgeprune.staircase import LEAST_STEP, FloatArray, Staircase
+
+Column = tuple[str, str]
+"""A coefficient: its kind and the family, unit or structure that it belongs to."""
+
+ALL: Column = ("all", "")
+PRIOR = {
+    "all": 0.12,
+    "family": 0.1,
+    "unit": 0.12,
+    "ragged_in": 0.05,
+    "ragged_out": 0.05,
+    "bytes": 0.1,
+    "left over": 0.04,
+    "constant": 0.04,
+}
+"""Standard deviation of every kind before anything is measured."""
+NODE_NOISE = 0.04
+"""Relative noise of the time of one node; small nodes have `NODE_NOISE_US` more."""
+NODE_NOISE_US = 0.3
+TOTAL_NOISE = 0.007
+"""Least relative noise of the latency of a whole network."""
+OUTLIER = 2.5
+"""Measurements further off than this many standard deviations count less, the more the further."""
+TRUST = 4.0
+"""The stated error counts like this many networks beside those that were left out in turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A unit in one network: its kernel there, the tabled time `us`, and the measured one, None where nobody told.
+
+    `error` is the relative standard deviation of the tabled time.
+    """
+
+    name: str
+    kernel: Kernel
+    us: float
+    error: float = 0.0
+    node_us: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """A network that was measured: its structure, its units, and the latency in us with its relative noise."""
+
+    structure: str
+    works: tuple[Work, ...]
+    total_us: float
+    noise: float = TOTAL_NOISE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """Coefficients by column with their covariance, as learned from `networks` networks.
+
+    `bytes_us` turns memory traffic of a family into time; `absent` are the units that the runtime does without;
+    `inflation` is the factor between stated and seen errors.
+    """
+
+    stairs: Staircase
+    columns: Mapping[Column, int] = field(default_factory=dict)
+    mean: FloatArray = field(default_factory=lambda: np.zeros(0))
+    covariance: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
+    bytes_us: Mapping[str, float] = field(default_factory=dict)
+    dense_us: Mapping[str, float] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
+    networks: int = 0
+    inflation: float = 1.0
+
+    def unit_us(self, structure: str, works: Sequence[Work]) -> FloatArray:
+        """Time of units in a network, float64 [n] in us."""
+        return self._rows(structure, works) @ self.mean
+
+    def total(self, structure: str, works: Sequence[Work]) -> tuple[float, float]:
+        """Latency of a network in us and its standard deviation."""
+        rows = self._rows(structure, works)
+        row = rows.sum(axis=0) + self._around(structure, works)
+        us = float(row @ self.mean)
+        parts = rows @ self.mean
+        tabled = np.array([work.error for work in works])
+        variance = float(row @ self.covariance @ row) + float(np.sum((parts * tabled) ** 2))
+        return us, self.inflation * float(np.sqrt(variance + (TOTAL_NOISE * us) ** 2))
+
+    def overhead(self, structure: str) -> tuple[float, float]:
+        """What a network takes beside its units: a constant in us, and a factor on the sum of their tabled times."""
+        constant = self._value(("constant", structure)) * self.dense_us.get(structure, 0.0)
+        return constant, self._value(("left over", ""))
+
+    def _value(self, column: Column) -> float:
+        return float(self.mean[self.columns[column]]) if column in self.columns else 0.0
+
+    def _rows(self, structure: str, works: Sequence[Work]) -> FloatArray:
+        rows = np.zeros((len(works), len(self.columns)))
+        for row, work in zip(rows, works, strict=True):
+            if f"{structure}/{work.name}" in self.absent:
+                continue
+            for column, value in terms(structure, work, self.stairs, self.bytes_us):
+                if column in self.columns:
+                    row[self.columns[column]] += value
+        return rows
+
+    def _around(self, structure: str, works: Sequence[Work]) -> FloatArray:
+        row = np.zeros(len(self.columns))
+        row[self.columns["left over", ""]] = sum(
+            work.us for work in works if f"{structure}/{work.name}" not in self.absent
+        )
+        if ("constant", structure) in self.columns:
+            row[self.columns["constant", structure]] = self.dense_us.get(structure, 0.0)
+        return row
+
+
+def terms(
+    structure: str, work: Work, stairs: Staircase, bytes_us: Mapping[str, float]
+) -> Iterable[tuple[Column, float]]:
+    """The columns that a unit's time depends on, with their values."""
+    family = work.kernel.family
+    yield ALL, work.us
+    yield ("family", family), work.us
+    yield ("unit", f"{structure}/{work.name}"), work.us
+    yield ("bytes", family), work.kernel.num_bytes * bytes_us.get(family, 0.0)
+    own = stairs.of(family)
+    for kind, size, step in (
+        ("ragged_in", work.kernel.c_in, own.c_in),
+        ("ragged_out", work.kernel.c_out, own.c_out),
+    ):
+        if size % max(step, LEAST_STEP):
+            yield (kind, family), work.us
+
+
+def uncorrected(structure: str, works: Sequence[Work], stairs: Staircase) -> Correction:
+    """What is known of a structure before any network was measured."""
+    return learn([], stairs, known=[(structure, tuple(works))])
+
+
+def learn(
+    observations: Sequence[Observation],
+    stairs: Staircase,
+    *,
+    known: Sequence[tuple[str, tuple[Work, ...]]] = (),
+) -> Correction:
+    """The correction that these networks teach. `known` are networks that will be predicted: dense, not measured.
+
+    The stated error is set by leaving out each network of the structures in `known` in turn (of all where those have
+    none).
+    """
+    correction = _posterior(_prior(observations, stairs, known), observations)
+    structures = {structure for structure, _ in known}
+    own = [o for o in observations if o.structure in structures] or list(observations)
+    scores = []
+    for left in own:
+        others = [o for o in observations if o is not left]
+        us, deviation = _posterior(_prior(others, stairs, [*known, (left.structure, left.works)]), others).total(
+            left.structure, left.works
+        )
+        scores.append((us - left.total_us) / deviation)
+    inflation = float(np.sqrt((TRUST + np.sum(np.square(scores))) / (TRUST + len(scores))))
+    return replace(correction, inflation=inflation)
+
+
+def _prior(
+    observations: Sequence[Observation], stairs: Staircase, known: Sequence[tuple[str, tuple[Work, ...]]]
+) -> Correction:
+    networks = [*((o.structure, o.works) for o in observations), *known]
+    told: dict[str, list[float]] = {}
+    for observation in observations:
+        for work in observation.works:
+            if work.node_us is not None:
+                told.setdefault(f"{observation.structure}/{work.name}", []).append(work.node_us)
+    columns: dict[Column, int] = {("left over", ""): 0}
+    sums: dict[str, tuple[float, float]] = {}
+    dense_us: dict[str, float] = {}
+    for structure, works in networks:
+        dense_us[structure] = max(dense_us.get(structure, 0.0), sum(work.us for work in works))
+        columns.setdefault(("constant", structure), len(columns))
+        for work in works:
+            us, traffic = sums.get(work.kernel.family, (0.0, 0.0))
+            sums[work.kernel.family] = us + work.us, traffic + work.kernel.num_bytes
+    bytes_us = {family: us / traffic for family, (us, traffic) in sums.items() if traffic}
+    for structure, works in networks:
+        for work in works:
+            for column, _ in terms(structure, work, stairs, bytes_us):
+                columns.setdefault(column, len(columns))
+    return Correction(
+        stairs=stairs,
+        columns=columns,
+        mean=np.array([1.0 if column == ALL else 0.0 for column in columns]),
+        covariance=np.diag([PRIOR[kind] ** 2 for kind, _ in columns]),
+        bytes_us=bytes_us,
+        dense_us=dense_us,
+        absent=frozenset(name for name, times in told.items() if not any(times)),
+        networks=len(observations),
+    )
+
+
+def _posterior(prior: Correction, observations: Sequence[Observation]) -> Correction:
+    """Weighted least squares drawn to the prior; outliers are weighed down in three rounds."""
+    if not observations:
+        return prior
+    parts = [_equations(prior, observation) for observation in observations]
+    rows = np.concatenate([rows for rows, _, _ in parts])
+    left = np.concatenate([us for _, us, _ in parts]) - rows @ prior.mean
+    precision = 1 / np.concatenate([noise for _, _, noise in parts])
+    certainty = np.diag(1 / np.diag(prior.covariance))
+    weights = precision
+    for _ in range(3):
+        scaled = rows * weights[:, None]
+        covariance = np.linalg.inv(scaled.T @ scaled + certainty)
+        shift = covariance @ (scaled.T @ (left * weights))
+        far = np.abs((left - rows @ shift) * precision)
+        weights = precision * np.sqrt(np.minimum(1.0, OUTLIER / np.maximum(far, 1e-9)))
+    return replace(prior, mean=prior.mean + shift, covariance=covariance)
+
+
+def _equations(prior: Correction, observation: Observation) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Rows, measured us and noise in us: one for each node that was told, one for the total."""
+    works = observation.works
+    rows = prior._rows(observation.structure, works)
+    told = [i for i, work in enumerate(works) if work.node_us is not None and rows[i].any()]
+    nodes = np.array([works[i].node_us for i in told], dtype=np.float64)
+    around = rows.sum(axis=0) + prior._around(observation.structure, works)
+    noise = np.hypot(NODE_NOISE, [works[i].error for i in told]) * nodes + NODE_NOISE_US
+    tabled = np.array([work.us * work.error for work in works])
+    total_noise = np.hypot(observation.noise * observation.total_us, float(np.sqrt(np.sum(tabled**2))))
+    return (
+        np.concatenate([rows[told], around[None]]),
+        np.append(nodes, observation.total_us),
+        np.append(noise, total_noise),
+    )

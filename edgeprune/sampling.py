@@ -1,0 +1,80 @@
+"""Which kernels to measure next: where the cost model is uncertain and the network spends its time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edgeprune.cost import CostModel
+from edgeprune.fusion import Unit
+from edgeprune.kernel import Kernel
+from edgeprune.surface import Surface
+from edgeprune.units import shape_key
+
+GOAL = 0.008
+"""Relative error of whole networks, from interpolating between kernels alone, at which sampling ends."""
+BATCH = 32
+MOST_ROUNDS = 6
+NETWORKS = 12
+"""Random choices of widths on which the error is judged, and from which kernels to measure are taken."""
+
+
+def interpolation_error(cost: CostModel) -> float:
+    """Relative standard deviation of the latency of networks of random offered widths, from the surfaces alone."""
+    found = []
+    for widths in _random_widths(cost):
+        us, error = zip(*(_expected(cost, unit, widths, cost.surfaces) for unit in cost.units), strict=True)
+        found.append(float(np.sqrt(np.sum(np.square(error))) / np.sum(us)))
+    return float(np.mean(found))
+
+
+def uncertain_kernels(cost: CostModel, known: Mapping[Kernel, object], count: int = BATCH) -> tuple[Kernel, ...]:
+    """Up to `count` kernels whose measurement takes most from the error of whole networks; none of `known`.
+
+    One by one, each given those before it: what a measurement makes certain depends on where it is, not on its result.
+    """
+    candidates: dict[Kernel, list[Kernel]] = {}
+    units: dict[Kernel, int] = {}
+    for unit in cost.units:
+        key = shape_key(unit.dense)
+        units[key] = units.get(key, 0) + 1
+        own = candidates.setdefault(key, [])
+        own += [kernel for widths in _random_widths(cost) if (kernel := unit.kernel(widths)) not in known]
+    surfaces = dict(cost.surfaces)
+    left = {key: sorted(set(own)) for key, own in candidates.items() if own}
+    scores = {key: _scores(surfaces[key], own, units[key]) for key, own in left.items()}
+    chosen: list[Kernel] = []
+    while len(chosen) < count and left:
+        key = max(left, key=lambda key: (float(scores[key].max()), key))
+        kernel = left[key].pop(int(scores[key].argmax()))
+        chosen.append(kernel)
+        surfaces[key] = surfaces[key].with_points([kernel.sizes])
+        if not left[key]:
+            del left[key], scores[key]
+        else:
+            scores[key] = _scores(surfaces[key], left[key], units[key])
+    return tuple(sorted(chosen))
+
+
+def _scores(surface: Surface, kernels: Sequence[Kernel], units: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Uncertain time of each kernel in all units of its shape, us."""
+    sizes = [kernel.sizes for kernel in kernels]
+    return np.asarray(units * surface.at(sizes) * surface.error_at(sizes))
+
+
+def _expected(
+    cost: CostModel, unit: Unit, widths: Mapping[str, int], surfaces: Mapping[Kernel, Surface]
+) -> tuple[float, float]:
+    sizes = [unit.sizes(widths)]
+    surface = surfaces[shape_key(unit.dense)]
+    us = float(surface.at(sizes)[0])
+    return us, us * float(surface.error_at(sizes)[0])
+
+
+def _random_widths(cost: CostModel) -> list[dict[str, int]]:
+    """The same choices each time, so that the same table asks for the same kernels."""
+    rng = np.random.default_rng(0)
+    return [
+        {group: int(rng.choice(options)) for group, options in sorted(cost.options.items())} for _ in range(NETWORKS)
+    ]
