@@ -12,8 +12,8 @@ holding `"error"` when it failed, after any number of `{"event": ...}` lines. A 
     get_output(handle, index) -> bytes       of the last run
     run(handle)                              one inference, which `run` and `measure` time from outside, or
     timed_run(handle) -> microseconds        one inference that knows its own (modelled) time
-    burst(handle, untimed, runs) -> [us]     optional, measured with in the place of `run`: at least `runs` inferences after
-                                             at least `untimed` others, for a runtime that is timed from inside only
+    burst(handle, untimed, runs) -> [us]     optional, where a runtime can be timed from inside only, in place of `run`:
+                                             at least `runs` inferences after at least `untimed` others
     node_times(handle) -> {"nodes", "total_us"} or None
     lap(handle, first)                       optional: after the cold runs, then after each turn; node times count
                                              from the first lap to the last

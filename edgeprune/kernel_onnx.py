@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 17
-DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 """Precisions that are built: that of all weights and activations, inputs and outputs included."""
 SPARSE_OPERATORS = ("conv", "linear")
 
@@ -110,9 +110,7 @@ def model_from_kernel(kernel: Kernel, seed: int = 0) -> onnx.ModelProto:
     return helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 
 
-def two_of_four(
-    weights: np.ndarray[Any, np.dtype[np.float32]], axis: int = 1
-) -> np.ndarray[Any, np.dtype[np.float32]]:
+def two_of_four(weights: np.ndarray[Any, np.dtype[np.float32]], axis: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The weights with two of every four along `axis` (the input channels) set to zero: the two of least magnitude."""
     if weights.shape[axis] % 4:
         raise ValueError(f"2:4 takes groups of four input channels, {weights.shape[axis]} is no multiple of 4")

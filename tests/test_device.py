@@ -19,7 +19,8 @@ def written(folder: Path, text: str) -> Path:
 
 def test_shipped_devices() -> None:
     devices = load_devices()
-    assert list(devices) == ["null", "host-openvino", "host-onnxruntime"]
+    names = ["null", "host-openvino", "host-onnxruntime", "host-tensorrt", "host-tensorrt-python"]
+    assert list(devices) == names
     assert [device.modelled for device in devices.values()] == [True, False, False]
     host = load_device("host-openvino")
     assert (host.precisions, host.threads, host.streams, host.transport) == (("fp32",), 1, 1, "local")

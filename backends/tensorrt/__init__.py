@@ -1,4 +1,4 @@
-"""TensorRT on an NVIDIA GPU, through `trtexec` on the device; `tensorrt_python` is the same through its Python module."""
+"""TensorRT on an NVIDIA GPU, through `trtexec` on the device. `tensorrt_python` is its Python module."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ GELU in half precision. Any other becomes a pointwise kernel of its own."""
 
 
 def available() -> str | None:
-    from edgeprune.backends.tensorrt.runner import PLACES, find_trtexec
+    from edgeprune.backends.tensorrt.runner import find_trtexec
 
     if find_trtexec() is None:
         named = os.environ.get("TRTEXEC")
-        where = f"$TRTEXEC is {named}" if named else f"not on the PATH, not {', not '.join(PLACES)}"
-        return f"no trtexec ({where}): install TensorRT 8.5 or later, or set TRTEXEC: https://developer.nvidia.com/tensorrt"
+        where = f"$TRTEXEC is {named}" if named else "not on the PATH, nor where JetPack has it"
+        return f"no trtexec ({where}): install TensorRT 8.5 or later (developer.nvidia.com/tensorrt), or set TRTEXEC"
     return missing_packages()
 
 

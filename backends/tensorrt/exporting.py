@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 RECIPE = "build_engine.sh"
 _RECIPE = """\
 #!/bin/sh
-# Builds model.engine from model.onnx with the trtexec of this device ($TRTEXEC, or the one on the PATH). An engine loads
-# only where it was built: same GPU, same TensorRT. Arithmetic: {precision}; it lives in the ONNX.
+# Builds model.engine from model.onnx with the trtexec of this device ($TRTEXEC, or the one on the PATH).
+# An engine loads only where it was built: same GPU, same TensorRT. Arithmetic: {precision}; it lives in the ONNX.
 set -e
 cd "$(dirname "$0")"
 trtexec="${{TRTEXEC:-trtexec}}"
@@ -50,7 +50,7 @@ def export(
         model = to_half(model)
     path = write_onnx(model, folder)
     recipe = folder / RECIPE
-    weakly_typed = "; else set -- \"$@\" --fp16" if precision == "fp16" else ""
+    weakly_typed = '; else set -- "$@" --fp16' if precision == "fp16" else ""
     recipe.write_text(_RECIPE.format(precision=precision, weakly_typed=weakly_typed), encoding="utf-8")
     recipe.chmod(0o755)
     return Engine(

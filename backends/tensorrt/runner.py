@@ -1,11 +1,13 @@
 """Device half for TensorRT through `trtexec`: standard library only, Python 3.8 or later.
 
-Every inference is one of a `trtexec` process of its own, so bursts are timed from inside: the time of a run is trtexec's
-*Latency*, H2D + GPU compute + D2H. What differs between 8.5, 8.6, 10.x and 11.x is read off `trtexec --help`.
+A burst is a `trtexec` process of its own and timed from inside: the time of a run is trtexec's *Latency*, H2D + GPU
+compute + D2H. What differs between 8.5, 8.6, 10.x and 11.x is read off `trtexec --help`.
 
 Options: `cuda_graph` (true), `warmup_ms` (200, of every burst), `burst_ms` (300, at least this much of timed runs),
 `verbose` (false: sparse tactics of 10.x are told only then), `build_timeout_s` (1800), `run_timeout_s` (120).
 """
+
+# ruff: noqa: B905
 
 from __future__ import annotations
 
@@ -161,9 +163,9 @@ def build_arguments(program: Trtexec, handle: Handle, path: str) -> list[str]:
 
 
 def run_arguments(program: Trtexec, handle: Handle, iterations: int, warmup_ms: float) -> list[str]:
-    """11.x leaves transfers out, spins and uses CUDA graphs unless told otherwise; before it was the other way round."""
+    """11.x leaves transfers out, spins and uses CUDA graphs unless told otherwise; before, all was the reverse."""
     arguments = ["--loadEngine=" + handle.engine, "--iterations=%d" % iterations, "--warmUp=%d" % warmup_ms]
-    arguments += ["--duration=0"] + program.one_of("--includeDataTransfers")
+    arguments += ["--duration=0", *program.one_of("--includeDataTransfers")]
     if "--noSpinWait" not in program.flags:
         arguments.append("--useSpinWait")
     graph, defaults_to_graph = handle.options.get("cuda_graph", True), "--noCudaGraph" in program.flags
@@ -212,7 +214,7 @@ def set_input(handle: Handle, index: int, data: bytes) -> None:
 def run(handle: Handle) -> None:
     """One inference for its outputs. trtexec prints them with six digits."""
     path = os.path.join(handle.folder, "output.json")
-    arguments = run_arguments(trtexec(), handle, 1, 0) + ["--exportOutput=" + path]
+    arguments = [*run_arguments(trtexec(), handle, 1, 0), "--exportOutput=" + path]
     _run(arguments, "running the engine", handle.options.get("run_timeout_s", 120))
     try:
         handle.outputs = {str(entry["name"]): entry["values"] for entry in _json(path)}
@@ -237,7 +239,7 @@ def burst(handle: Handle, untimed: int, runs: int) -> list[float]:
     path = os.path.join(handle.folder, "times.json")
     warmup_ms = max(options.get("warmup_ms", 200), 2 * untimed * handle.typical_ms)
     # two more: the first after the warm-up may count as one of it
-    arguments = run_arguments(trtexec(), handle, count + 2, warmup_ms) + ["--exportTimes=" + path]
+    arguments = [*run_arguments(trtexec(), handle, count + 2, warmup_ms), "--exportTimes=" + path]
     _run(arguments, "timing the engine", options.get("run_timeout_s", 120))
     latency_ms, compute_ms = parse_times(_json(path))
     if len(latency_ms) < runs:

@@ -161,7 +161,7 @@ def serialized(data: bytes, precision: str, log: Any, capability: str | None = N
     kind = kinds.get("STRONGLY_TYPED", kinds.get("EXPLICIT_BATCH"))
     network = builder.create_network(1 << int(kind) if kind is not None else 0)
     parser = trt.OnnxParser(network, log)
-    if not parser.parse(data):
+    if not parser.parse(data) or not network.num_outputs:  # some bytes that are no ONNX count as an empty one
         raise ValueError("TensorRT can't read the ONNX: %s" % said(log))
     names = [network.get_layer(index).name for index in range(network.num_layers)]
     config = builder.create_builder_config()

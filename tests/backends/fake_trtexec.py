@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""A test double of trtexec: it knows the flags of each dialect, refuses others, and writes files in the documented forms.
+"""A test double of trtexec: it knows the flags of each dialect, refuses others, writes files in the documented forms.
 
 Nothing runs on a GPU, and every time that it tells is a formula: `compute_ms` below. It stands in for the real program
 in tests alone.
@@ -70,23 +69,25 @@ def build(options: dict[str, str], fault: str) -> None:
         say("[E] Failed to parse onnx file")
         end("FAILED")
     model = read_model(path)
+    data = Path(path).read_bytes()
     layers = [" + ".join(model["nodes"])]
     if "--sparsity" in options:
-        sparse = layers[0] if b"2:4" in Path(path).read_bytes()[-64:] else ""
+        sparse = layers[0] if data.count(b"\0\0") > len(data) / 5 else ""  # half of the weights are zero
         if DIALECT.startswith("8"):
             say(f"[I] [TRT] (Sparsity) TRT inference plan picked sparse implementation for layers: {sparse}")
         elif "--verbose" in options:
             say(f"[V] [TRT] (Sparsity) Chose {int(bool(sparse))} layer(s) using sparse tactics: {sparse}")
     described = [{"Name": layer, "LayerType": "CaskConvolution", "Metadata": ""} for layer in layers]
-    Path(options["--exportLayerInfo"]).write_text(json.dumps({"Layers": described}))
+    if "--exportLayerInfo" in options:
+        Path(options["--exportLayerInfo"]).write_text(json.dumps({"Layers": described}))
     if fault != "no-engine":
-        engine = {"onnx": path, "bytes": os.path.getsize(path), "layers": layers, "dialect": DIALECT}
+        engine = {"onnx": path, "bytes": len(data), "layers": layers, "dialect": DIALECT}
         Path(options["--saveEngine"]).write_text(json.dumps(engine))
 
 
 def compute_ms(engine: dict[str, Any], run: int) -> float:
     """Not measured: 0.02 ms and a nanosecond a byte, with a ripple of a thousandth."""
-    return (0.02 + engine["bytes"] * 1e-6) * (1 + 1e-3 * (run % 3))
+    return (0.02 + int(engine["bytes"]) * 1e-6) * (1 + 1e-3 * (run % 3))
 
 
 def transfers_ms(options: dict[str, str]) -> tuple[float, float]:
@@ -113,10 +114,8 @@ def times(engine: dict[str, Any], options: dict[str, str], fault: str) -> str:
 
 def profile(engine: dict[str, Any], fault: str) -> str:
     time_ms = "-nan" if fault == "profile-nan" else f"{compute_ms(engine, 0):.6g}"
-    layers = [
-        f', {{ "name" : "{name}", "timeMs" : 1.5, "averageMs" : {time_ms}, "medianMs" : {time_ms}, "percentage" : 100 }}\n'
-        for name in engine["layers"]
-    ]
+    told = f'"timeMs" : 1.5, "averageMs" : {time_ms}, "medianMs" : {time_ms}, "percentage" : 100'
+    layers = [f', {{ "name" : "{name}", {told} }}\n' for name in engine["layers"]]
     return '[\n  { "count" : 50 }\n' + "".join(layers) + "]\n"
 
 
@@ -136,7 +135,9 @@ def answer(engine: dict[str, Any], options: dict[str, str]) -> str:
     told = []
     for value, array in zip(model.graph.output, ReferenceEvaluator(model).run(None, feeds), strict=True):
         dimensions, numbers = "x".join(map(str, array.shape)), ", ".join(f"{x:.6g}" for x in array.ravel().tolist())
-        told.append(f'{{ "name" : "{value.name}"\n  , "dimensions" : "{dimensions}"\n  , "values" : [ {numbers} ]\n  }}\n')
+        told.append(
+            f'{{ "name" : "{value.name}"\n  , "dimensions" : "{dimensions}"\n  , "values" : [ {numbers} ]\n  }}\n'
+        )
     return "[\n  " + ", ".join(told) + "]\n"
 
 
@@ -152,7 +153,7 @@ def infer(options: dict[str, str], fault: str, engine: dict[str, Any]) -> None:
 def main() -> None:
     options = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
     if "FAKE_TRTEXEC_LOG" in os.environ:
-        with open(os.environ["FAKE_TRTEXEC_LOG"], "a") as log:
+        with Path(os.environ["FAKE_TRTEXEC_LOG"]).open("a") as log:
             log.write(json.dumps(sys.argv[1:]) + "\n")
     print(f"&&&& RUNNING TensorRT.trtexec [TensorRT {BANNERS[DIALECT]}] # {' '.join(sys.argv)}")
     if "--help" in options:
