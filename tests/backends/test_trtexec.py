@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from edgeprune.backends.tensorrt import runner
+from edgeprune.backends.tensorrt import partition, runner
 from edgeprune.backends.tensorrt.runner import Handle, Trtexec, build_arguments, covered, parse_times, run_arguments
+from edgeprune.graph import analyse, tracing
 from edgeprune.kernel_onnx import model_from_kernel
 from tests.backends.test_contract import KERNELS
 from tests.backends.trtexec_logs import BANNERS, LAYER_INFO, OUT_OF_MEMORY, SPARSE_NONE, SPARSE_PICKED
@@ -36,6 +39,37 @@ ALWAYS = {"--profilingVerbosity=detailed", "--noTF32", "--sparsity=enable"}
 def handle(**options: Any) -> Handle:
     model = {"inputs": [{"name": "x", "dtype": "float32", "shape": [1, 2]}], "outputs": [], "nodes": []}
     return Handle("/engine", {"precision": "fp16", **options}, model)
+
+
+def test_partition_is_nvidias_catalogue_of_fusions() -> None:
+    """https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/fusion-catalog.html: ReLU, Clip and a residual
+    add go into the convolution; SiLU stays a pointwise kernel; GELU goes in in half precision."""
+    graph = analyse(tracing.trace_program(Activations(), (torch.zeros(1, 4, 8, 8),)))
+    keys = {
+        precision: [unit.dense.key.replace(f" {precision} dense", "") for unit in partition(graph, precision)]
+        for precision in ("fp32", "fp16")
+    }
+    convolution = "conv 4>4 g1 b1 8x8 k1x1 s1x1 p0x0 d1x1 +bias"
+    assert keys["fp32"] == [
+        *(f"{convolution}+relu6", convolution, "activation 4>4 g1 b1 8x8 +silu"),
+        *(convolution, "activation 4>4 g1 b1 8x8 +gelu", f"{convolution}+add+relu"),
+    ]
+    assert keys["fp16"] == [
+        *(f"{convolution}+relu6", convolution, "activation 4>4 g1 b1 8x8 +silu"),
+        *(f"{convolution}+gelu", f"{convolution}+add+relu"),
+    ]
+
+
+class Activations(nn.Module):
+    """ReLU6, SiLU, GELU, residual add and ReLU, each after a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(4, 4, 1) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.silu(self.b(nn.functional.relu6(self.a(x))))
+        return torch.relu(self.d(nn.functional.gelu(self.c(y))) + x)
 
 
 @pytest.mark.parametrize(("banner", "version"), BANNERS.items())
