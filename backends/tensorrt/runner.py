@@ -128,7 +128,7 @@ def facts() -> dict[str, str]:
     query = "--query-gpu=name,compute_cap,driver_version,clocks.max.graphics"
     answer = _first_line(_ask("nvidia-smi", query, "--format=csv,noheader"))
     told.update(zip(names, (part.strip() for part in answer.split(","))))
-    return {name: text for name, text in told.items() if text and "not supported" not in text.lower()}
+    return {name: text for name, text in told.items() if text and not re.search("not supported|n/a", text.lower())}
 
 
 def load(path: str, options: dict[str, Any]) -> Handle:
