@@ -17,7 +17,7 @@ from edgeprune.folders import config_dir
 SCHEMA = 1
 SHIPPED = Path(__file__).with_name("devices.yaml")
 
-Precision: TypeAlias = Literal["fp32"]
+Precision: TypeAlias = Literal["fp32", "fp16"]
 _Positive = Annotated[StrictInt, Field(ge=1)]
 _Cpu = Annotated[StrictInt, Field(ge=0)]
 _Place: TypeAlias = tuple[str | int, ...]  # keys and indices that lead to a value

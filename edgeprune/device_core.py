@@ -12,10 +12,15 @@ holding `"error"` when it failed, after any number of `{"event": ...}` lines. A 
     get_output(handle, index) -> bytes       of the last run
     run(handle)                              one inference, which `run` and `measure` time from outside, or
     timed_run(handle) -> microseconds        one inference that knows its own (modelled) time
+    burst(handle, untimed, runs) -> [us]     optional, where a runtime can be timed from inside only, in place of `run`:
+                                             at least `runs` inferences after at least `untimed` others
     node_times(handle) -> {"nodes", "total_us"} or None
     lap(handle, first)                       optional: after the cold runs, then after each turn; node times count
                                              from the first lap to the last
     unload(handle)                           optional
+    notes(handle) -> {name: value}           optional: what the runtime told when it compiled the model
+    facts() -> {name: text}                  optional: the accelerator, its driver and power mode
+    alive()                                  optional: set by the program, to be called now and then in a long call
 """
 # ruff: noqa: B905, PTH118, PTH123, UP031
 
@@ -38,6 +43,7 @@ if TYPE_CHECKING:  # Python 3.8 can't subscript these at run time
 
     Request = dict[str, Any]
     Emit = Callable[[dict[str, Any]], None]
+    Burst = Callable[[int, int], list[float]]  # (untimed runs, timed runs) -> microseconds
 
 PROTOCOL = 1
 COLD_RUNS = 8  # at most: the first runs of a model prepare weights and fill caches
@@ -54,6 +60,10 @@ class Program:
         self.filled: set[str] = set()  # keys whose inputs hold random values
         self.median_us: dict[str, float] = {}  # of the runs of the last measurement
         self.parent = os.getppid()
+        self.busy = ""  # key of the model that is loaded or run right now
+        self.own_bursts = hasattr(runner, "burst")
+        if hasattr(runner, "alive"):
+            runner.alive = lambda: emit({"event": "alive", "key": self.busy})
 
     def op_hello(self, request: Request) -> dict[str, Any]:
         return {
@@ -66,6 +76,7 @@ class Program:
             "platform": platform.platform(),
             "pid": os.getpid(),
             "cpu": cpu_facts(),
+            "accelerator": self.runner.facts() if hasattr(self.runner, "facts") else {},
         }
 
     def op_load(self, request: Request) -> dict[str, Any]:
@@ -75,7 +86,8 @@ class Program:
         self.op_unload(request)
         handle = self.runner.load(request["path"], request["options"])
         self.handles[request["key"]] = handle
-        return {"inputs": self.runner.inputs(handle), "outputs": self.runner.outputs(handle)}
+        notes = self.runner.notes(handle) if hasattr(self.runner, "notes") else {}
+        return {"inputs": self.runner.inputs(handle), "outputs": self.runner.outputs(handle), "notes": notes}
 
     def op_unload(self, request: Request) -> dict[str, Any]:
         self.filled.discard(request["key"])
@@ -116,16 +128,15 @@ class Program:
 
     def op_measure(self, request: Request) -> dict[str, Any]:
         keys = request["candidates"] + request["references"]
-        modelled = hasattr(self.runner, "timed_run")
-        timed = modelled_run(self.runner) if modelled else clocked_run(self.runner)
-        runs: dict[str, Callable[[], float]] = {key: functools.partial(timed, self._handle(key)) for key in keys}
+        burst = self.runner.burst if self.own_bursts else burst_of_runs(self.runner)
+        bursts: dict[str, Burst] = {key: functools.partial(burst, self._handle(key)) for key in keys}
         for key in set(keys) - self.filled:
             self.runner.fill(self.handles[key], 0)
             self.filled.add(key)
-        rounds = Rounds(runs, request, self)
+        rounds = Rounds(bursts, request, self)
         answer = rounds.measure()
         self.median_us.update({key: median([t for burst in rounds.times[key] for t in burst]) for key in keys})
-        answer["modelled"] = modelled
+        answer["modelled"] = hasattr(self.runner, "timed_run")
         return answer
 
     def lap(self, key: str, first: bool = False) -> None:
@@ -144,23 +155,24 @@ class Program:
 class Rounds:
     """Hot bursts of all candidates and references, interleaved in random order, round by round."""
 
-    def __init__(self, runs: dict[str, Callable[[], float]], request: Request, program: Program) -> None:
-        self.runs = runs
+    def __init__(self, bursts: dict[str, Burst], request: Request, program: Program) -> None:
+        self.bursts = bursts
         self.program = program
         self.candidates: list[str] = request["candidates"]
         self.references: list[str] = request["references"]
         self.anchors: dict[str, str] = request["anchors"]
         self.timing: dict[str, Any] = request["timing"]
         self.random = random.Random(request["seed"])
-        self.times: dict[str, list[list[float]]] = {key: [] for key in runs}
-        self.rounds: dict[str, list[int]] = {key: [] for key in runs}
+        self.times: dict[str, list[list[float]]] = {key: [] for key in bursts}
+        self.rounds: dict[str, list[int]] = {key: [] for key in bursts}
         self.burst_runs: dict[str, int] = {}
 
     def measure(self) -> dict[str, Any]:
         started = time.perf_counter()
         gc.disable()
         try:
-            for key in self.runs:
+            for key in self.bursts:
+                self.program.busy = key
                 self.program.emit({"event": "warmup", "key": key})
                 self.warm_up(key)
             stopped_by = self.play(started)
@@ -174,13 +186,18 @@ class Rounds:
         }
 
     def warm_up(self, key: str) -> None:
-        """Run for `warmup_ms`, and size the bursts: runs that fill `burst_ms`, at least `min_runs`."""
-        run, spent_us, times = self.runs[key], 0.0, [self.runs[key]()]
-        while spent_us < self.timing["warmup_ms"] * 1e3 or len(times) < self.timing["untimed_runs"]:
+        """Run for `warmup_ms`, and size the bursts: runs that fill `burst_ms`, at least `min_runs`.
+
+        A runner with bursts of its own warms up in each of them.
+        """
+        burst, timing = self.bursts[key], self.timing
+        times = burst(timing["untimed_runs"], timing["min_runs"]) if self.program.own_bursts else burst(0, 1)
+        spent_us = math.inf if self.program.own_bursts else 0.0
+        while spent_us < timing["warmup_ms"] * 1e3 or len(times) < timing["untimed_runs"]:
             if len(times) == COLD_RUNS:
                 self.program.lap(key, first=True)
             begun = time.perf_counter()
-            times.append(run())
+            times += burst(0, 1)
             # a modelled run may take no time at all by the clock: its own time counts as well
             spent_us += max((time.perf_counter() - begun) * 1e6, times[-1])
         if len(times) <= COLD_RUNS:
@@ -195,7 +212,7 @@ class Rounds:
             order = [key for key in self.candidates if not (timing["settle_alone"] and self.certain(key))]
             if not order or (number >= timing["min_rounds"] and all(self.certain(key) for key in order)):
                 return "confidence"
-            if number and time.perf_counter() - started > timing["max_seconds"]:
+            if number and self.spent_seconds(started) > timing["max_seconds"]:
                 return "seconds"
             order += self.references
             self.random.shuffle(order)
@@ -204,13 +221,17 @@ class Rounds:
             self.program.emit({"event": "round", "round": number})
         return "rounds"
 
+    def spent_seconds(self, started: float) -> float:
+        """Since the start; with bursts of the runner's own the time in them, without what it takes to start them."""
+        if self.program.own_bursts:
+            return sum(sum(burst) for bursts in self.times.values() for burst in bursts) / 1e6
+        return time.perf_counter() - started
+
     def turn(self, key: str, number: int) -> None:
         if os.getppid() != self.program.parent:
             os._exit(1)  # whoever asked is gone
-        run = self.runs[key]
-        for _ in range(self.timing["untimed_runs"]):
-            run()
-        self.times[key].append([round(run(), 2) for _ in range(self.burst_runs[key])])
+        self.program.busy = key
+        self.times[key].append(self.bursts[key](self.timing["untimed_runs"], self.burst_runs[key]))
         self.rounds[key].append(number)
         self.program.lap(key)
 
@@ -229,6 +250,18 @@ class Rounds:
         # the standard error of a median of n normal values is 1.2533 sigma / sqrt(n)
         half = 1.96 * 1.2533 * deviation / math.sqrt(len(values))
         return half <= float(self.timing["tolerance"]) * middle
+
+
+def burst_of_runs(runner: Any) -> Callable[[Any, int, int], list[float]]:
+    """A burst made of single runs, timed from outside unless they know their own (modelled) time."""
+    timed = modelled_run(runner) if hasattr(runner, "timed_run") else clocked_run(runner)
+
+    def burst(handle: Any, untimed: int, runs: int) -> list[float]:
+        for _ in range(untimed):
+            timed(handle)
+        return [round(timed(handle), 2) for _ in range(runs)]
+
+    return burst
 
 
 def clocked_run(runner: Any) -> Callable[[Any], float]:
@@ -311,13 +344,14 @@ def serve(program: Program, lines: Any, emit: Emit) -> int:
         request: Request = {}
         try:
             request = json.loads(line)
+            program.busy = str(request.get("key", ""))
             operation = getattr(program, "op_%s" % request["op"], None)
             if operation is None:
                 raise ValueError("unknown operation %r" % request["op"])
             answer = operation(request)
         except Exception as error:  # of the runtime or of the request: whoever asked decides what it means
             text = str(error).strip() or "no message"
-            answer = {"error": text[:4000], "error_type": type(error).__name__}
+            answer = {"error": text[:4000], "error_type": type(error).__name__, "key": program.busy}
         answer["id"] = request.get("id")
         emit(answer)
         if request.get("op") == "bye":

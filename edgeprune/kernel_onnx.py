@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 17
-PRECISIONS = ("fp32",)
+DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+"""Precisions that are built: that of all weights and activations, inputs and outputs included."""
+SPARSE_OPERATORS = ("conv", "linear")
 
 
 @dataclass
@@ -24,26 +26,32 @@ class _Graph:
     """Nodes, weights and inputs as they come; `value` names the tensor that the next node takes."""
 
     rng: np.random.Generator
+    dtype: np.dtype[Any]
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     value: str = ""
 
     def input(self, name: str, shape: tuple[int, ...]) -> str:
-        from onnx import TensorProto, helper
-
-        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        self.inputs.append(self.value_info(name, shape))
         return name
 
-    def weight(self, shape: tuple[int, ...], scale: float = 1.0) -> str:
+    def value_info(self, name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+        from onnx import helper
+
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(self.dtype), shape)
+
+    def weight(self, shape: tuple[int, ...], scale: float = 1.0, sparse_axis: int | None = None) -> str:
+        """Random values; with `sparse_axis` in the 2:4 pattern along that axis."""
         drawn = self.rng.standard_normal(min(prod(shape), 1 << 16), dtype=np.float32) * np.float32(scale)
-        return self.constant(np.resize(drawn, shape))  # repeated: a large layer's weights need not all differ
+        values = np.resize(drawn, shape)  # repeated: a large layer's weights need not all differ
+        return self.constant(values if sparse_axis is None else two_of_four(values, sparse_axis))
 
     def constant(self, array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:
         from onnx import numpy_helper
 
         name = f"w{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.asarray(array, np.float32), name))
+        self.weights.append(numpy_helper.from_array(np.asarray(array, self.dtype), name))
         return name
 
     def integers(self, values: tuple[int, ...]) -> str:
@@ -71,19 +79,23 @@ def write_kernel(kernel: Kernel, folder: Path) -> Path:
 
 
 def model_from_kernel(kernel: Kernel, seed: int = 0) -> onnx.ModelProto:
-    """Input `x` of shape [batch, c_in, *spatial] (`_CHANNELS_LAST`: [batch, *spatial, c_in]), output `y`, float32.
+    """Input `x` of shape [batch, c_in, *spatial] (`_CHANNELS_LAST`: [batch, *spatial, c_in]), output `y`.
 
+    All of it is of the kernel's precision, float32 or float16; a 2:4 kernel's weights have the pattern `two_of_four`.
     `residual` (epilogue `add`) and `other` (operator `add`) have the shape of the output, `gate` (`mul`) is
     [batch, c_out, 1, 1], `key` and `value` (`attention`) are [batch, keys, channels]. `ValueError` for what can't be
     built.
     """
-    from onnx import TensorProto, helper
+    from onnx import helper
 
-    if kernel.precision not in PRECISIONS or kernel.sparsity != "dense":
+    if kernel.precision not in DTYPES or kernel.sparsity not in ("dense", "2:4"):
         raise ValueError(
-            f"{kernel.key}: {kernel.precision} {kernel.sparsity} kernels are not built yet (supported: fp32 dense)"
+            f"{kernel.key}: {kernel.precision} {kernel.sparsity} kernels are not built yet "
+            f"(supported: {', '.join(DTYPES)}; dense, 2:4)"
         )
-    graph = _Graph(rng=np.random.default_rng(seed))
+    if kernel.sparsity == "2:4" and kernel.operator not in SPARSE_OPERATORS:
+        raise ValueError(f"{kernel.key}: only {' and '.join(SPARSE_OPERATORS)} kernels have weights to make 2:4")
+    graph = _Graph(rng=np.random.default_rng(seed), dtype=DTYPES[kernel.precision])
     _OPERATORS[kernel.operator](graph, kernel)
     for step in kernel.epilogue if kernel.operator != "attention" else ():
         _epilogue(graph, kernel, step)
@@ -92,10 +104,31 @@ def model_from_kernel(kernel: Kernel, seed: int = 0) -> onnx.ModelProto:
         graph.nodes,
         "kernel",
         graph.inputs,
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, _shape_out(kernel))],
+        [graph.value_info("y", _shape_out(kernel))],
         graph.weights,
     )
     return helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+
+
+def two_of_four(weights: np.ndarray[Any, np.dtype[np.float32]], axis: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The weights with two of every four along `axis` (the input channels) set to zero: the two of least magnitude."""
+    if weights.shape[axis] % 4:
+        raise ValueError(f"2:4 takes groups of four input channels, {weights.shape[axis]} is no multiple of 4")
+    moved = np.moveaxis(weights, axis, -1)
+    groups = moved.reshape(*moved.shape[:-1], -1, 4)
+    least = np.argsort(np.abs(groups), axis=-1, kind="stable")[..., :2]
+    kept = groups.copy()
+    np.put_along_axis(kept, least, 0, axis=-1)
+    return np.ascontiguousarray(np.moveaxis(kept.reshape(moved.shape), -1, axis))
+
+
+def _sparse_axis(kernel: Kernel, axis: int) -> int | None:
+    """The axis of the input channels where the kernel is 2:4."""
+    if kernel.sparsity == "dense":
+        return None
+    if kernel.c_in // kernel.groups % 4:
+        raise ValueError(f"{kernel.key}: 2:4 takes groups of four input channels")
+    return axis
 
 
 def _shape_in(kernel: Kernel, channels: int | None = None) -> tuple[int, ...]:
@@ -133,7 +166,8 @@ def _per_channel(kernel: Kernel) -> tuple[int, ...]:
 def _conv(graph: _Graph, kernel: Kernel) -> None:
     """Takes `bias` from the epilogue along, as exporters write it."""
     fan_in = kernel.c_in // kernel.groups
-    weight = graph.weight((kernel.c_out, fan_in, *kernel.window), 1 / sqrt(fan_in * prod(kernel.window)))
+    shape = (kernel.c_out, fan_in, *kernel.window)
+    weight = graph.weight(shape, 1 / sqrt(fan_in * prod(kernel.window)), _sparse_axis(kernel, 1))
     bias = [graph.weight((kernel.c_out,))] if _leads_with_bias(kernel) else []
     graph.node(
         "Conv",
@@ -152,7 +186,7 @@ def _linear(graph: _Graph, kernel: Kernel) -> None:
     """Gemm on rows, MatMul (and Add) where positions come before the channels."""
     x = graph.input("x", _shape_in(kernel))
     shape = (kernel.c_in, kernel.c_out) if kernel.spatial else (kernel.c_out, kernel.c_in)
-    weight = graph.weight(shape, 1 / sqrt(kernel.c_in))
+    weight = graph.weight(shape, 1 / sqrt(kernel.c_in), _sparse_axis(kernel, 0 if kernel.spatial else 1))
     bias = [graph.weight((kernel.c_out,))] if _leads_with_bias(kernel) else []
     if kernel.spatial:
         graph.node("MatMul", x, weight)

@@ -31,11 +31,14 @@ class Loaded:
     key: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What the runtime told: `sparse`, whether it picked a sparse implementation."""
 
     @classmethod
     def from_json(cls, key: str, answer: Mapping[str, Any]) -> Loaded:
         try:
-            return cls(key=key, inputs=_specs(answer["inputs"]), outputs=_specs(answer["outputs"]))
+            notes = dict(answer.get("notes") or {})
+            return cls(key=key, inputs=_specs(answer["inputs"]), outputs=_specs(answer["outputs"]), notes=notes)
         except (KeyError, TypeError, ValueError) as error:
             raise MeasurementError(f"{key}: the device program's answer to 'load' is malformed: {error}") from None
 
@@ -97,6 +100,8 @@ class NodeTimes:
     """{"name", "type", "time_us", "compute": bool} and, where the runtime tells it, "covers": names of the nodes of
     the file that went into this one"""
     total_us: float
+    device_us: float | None = None
+    """median of the accelerator's compute time in the measured runs, without transfers, where it is told"""
 
     @property
     def compute_us(self) -> float:
@@ -115,7 +120,12 @@ class NodeTimes:
     def from_json(cls, answer: Mapping[str, Any]) -> NodeTimes | None:
         if answer.get("nodes") is None:
             return None
-        return cls(nodes=tuple(answer["nodes"]), total_us=float(answer["total_us"]))
+        device_us = answer.get("device_us")
+        return cls(
+            nodes=tuple(answer["nodes"]),
+            total_us=float(answer["total_us"]),
+            device_us=None if device_us is None else float(device_us),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from edgeprune.backends import Backend, find_backend
 from edgeprune.errors import Interrupted, MeasurementError
 from edgeprune.fingerprint import Fingerprint, fingerprint_of
 from edgeprune.kernel import Kernel
-from edgeprune.measurement import KERNELS, Measurement, NodeTimes, SessionLost, Timing
+from edgeprune.measurement import KERNELS, Loaded, Measurement, NodeTimes, SessionLost, Timing
 from edgeprune.table import LatencyTable, read_table, shipped_path, staleness, with_warnings
 from edgeprune.table import table_path as default_path
 from edgeprune.table_lines import FailureLine, FingerprintLine, RowLine, SessionLine
@@ -204,10 +204,14 @@ class Profiler:
                 batch = queue.pop(0)
                 try:
                     self._batch(batch, log)
-                except SessionLost as error:
+                except MeasurementError as error:
                     again = self._blame(batch, error, log)
                     queue[:0] = again
-                    self._reopen()
+                    if isinstance(error, SessionLost):
+                        self._reopen()
+                    else:
+                        for kernel in batch:
+                            self.session.unload(kernel.key)
                     done -= sum(map(len, again))
                 done += len(batch)
                 on_progress(done, len(kernels))
@@ -230,8 +234,10 @@ class Profiler:
             self.reference_us[name] += list(measured.bursts_us(name).values())
         return self._session_line()
 
-    def _blame(self, batch: list[Kernel], error: SessionLost, log: TableLog) -> list[list[Kernel]]:
-        """Write down whom the session was lost with; gives the batches to try again."""
+    def _blame(self, batch: list[Kernel], error: MeasurementError, log: TableLog) -> list[list[Kernel]]:
+        """Write down whom it failed with; gives the batches to try again."""
+        if self.session.busy_with in (COMPUTE, MEMORY):
+            raise error
         guilty = [kernel for kernel in batch if kernel.key == self.session.busy_with or len(batch) == 1]
         if not guilty:
             if self.session.busy_with not in ("load", "measure", "node_times", "unload"):
@@ -243,21 +249,21 @@ class Profiler:
 
     def _batch(self, batch: Sequence[Kernel], log: TableLog) -> None:
         self.load_references()
-        loaded: list[Kernel] = []
+        loaded: dict[Kernel, Loaded] = {}
         for kernel in batch:
             try:
                 path = self.backend.build(kernel, self.folder)
-                self.session.load(kernel.key, path, profile=True)
-                loaded.append(kernel)
+                loaded[kernel] = self.session.load(kernel.key, path, profile=True)
             except SessionLost:
                 raise
             except (MeasurementError, ValueError) as error:
                 log.append([self._failure(kernel, str(error))])
         if not loaded:
             return
-        measured, nodes = self._time(loaded)
+        measured, nodes = self._time(list(loaded))
         session = self.note_references(measured)
-        log.append([session, *(self._row(kernel, measured, nodes.get(kernel.key)) for kernel in loaded)])
+        rows = [self._row(kernel, measured, nodes.get(kernel.key), loaded[kernel]) for kernel in loaded]
+        log.append([session, *rows])
         for kernel in loaded:
             self.session.unload(kernel.key)
         for path in self.folder.iterdir():
@@ -275,13 +281,15 @@ class Profiler:
         nodes = {kernel.key: self.session.node_times(kernel.key) for kernel in kernels}
         return measured, {key: times for key, times in nodes.items() if times is not None}
 
-    def _row(self, kernel: Kernel, measured: Measurement, nodes: NodeTimes | None) -> RowLine:
+    def _row(self, kernel: Kernel, measured: Measurement, nodes: NodeTimes | None, loaded: Loaded) -> RowLine:
         statistics = statistics_of(kernel.key, measured)
         return RowLine(
             kernel=kernel.to_json(),
             fingerprint=self.fingerprint.short_hash,
             session=self.id,
             node_us=digits(nodes.within(statistics["median_us"])) if nodes else None,
+            device_us=digits(nodes.device_us) if nodes and nodes.device_us else None,
+            sparse=loaded.notes.get("sparse"),
             **statistics,
         )
 

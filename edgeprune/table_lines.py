@@ -66,6 +66,8 @@ class RowLine(_Line):
     p99_us: Microseconds
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of the rounds, robust, relative
     node_us: NodeMicroseconds | None = None  # of the compute nodes alone
+    device_us: Microseconds | None = None  # of the accelerator's compute, without transfers
+    sparse: bool | None = None  # whether the runtime picked a sparse implementation; None where it doesn't tell
     reference: str
     reference_ratio: Microseconds
     ratio_ci: tuple[float, float]

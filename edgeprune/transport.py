@@ -85,6 +85,7 @@ class Session:
             said = str(answer.get("error", ""))[:500]
             raise MeasurementError(f"the device program answered request {answer.get('id')!r}, not {number}: {said}")
         if "error" in answer:
+            self.busy_with = str(answer.get("key") or self.busy_with)
             raise MeasurementError(f"{self.busy_with}: {answer['error']}")
         return answer
 

@@ -18,6 +18,7 @@ from edgeprune.device_program import CORE, assemble
 pytestmark = pytest.mark.unit
 
 RUNTIMES = {"openvino": {"openvino", "numpy"}, "onnxruntime": {"onnxruntime", "numpy"}}
+RUNTIMES["tensorrt_python"] = {"tensorrt", "tensorrt_rtx"}
 
 
 def imported(source: str) -> set[str]:
@@ -185,6 +186,49 @@ def test_burst_lasts_at_least_its_time() -> None:
 
 def test_unsteady_times_go_on_to_the_most_rounds() -> None:
     assert len(measured([1.0 + (37 * n) % 101 for n in range(101)])["a"]) == 9
+
+
+class InBursts:
+    """A runner that is timed from inside: 7 us a run, four more runs than asked for."""
+
+    NAME = "bursts"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def burst(self, handle: object, untimed: int, runs: int) -> list[float]:
+        self.asked.append((untimed, runs))
+        if handle == "broken":
+            raise RuntimeError("it broke")
+        return [7.0] * (runs + 4)
+
+    def fill(self, handle: object, seed: int) -> None: ...
+
+
+def test_a_runner_with_bursts_of_its_own_is_asked_for_nothing_else() -> None:
+    """One to size the others: 4 runs that show 7 us, so 15 to fill 0.1 ms; `warmup_ms` is its own affair."""
+    runner = InBursts()
+    program = Program(runner, "hash", lambda message: None)
+    program.handles = {"a": 1}
+    timing = {"warmup_ms": 1e9, "burst_ms": 0.1, "untimed_runs": 2, "min_runs": 4, "min_rounds": 3, "max_rounds": 9}
+    timing |= {"max_seconds": 5, "tolerance": 0.01, "settle_alone": False, "burst_percentile": 50.0}
+    request = {"candidates": ["a"], "references": [], "anchors": {}, "timing": timing, "seed": 1}
+    answer = program.op_measure(request)
+    assert answer["times_us"] == {"a": [[7.0] * 19] * 3}
+    assert answer["modelled"] is False
+    assert runner.asked == [(2, 4), (2, 15), (2, 15), (2, 15)]
+
+
+def test_an_error_names_the_model_that_was_run() -> None:
+    """Not the last one that was warmed up: of a batch only the one that broke is to blame."""
+    answers: list[dict[str, object]] = []
+    program = Program(InBursts(), "hash", answers.append)
+    program.handles = {"a": 1, "b": "broken", "c": 1}
+    timing = {"warmup_ms": 0, "burst_ms": 0, "untimed_runs": 2, "min_runs": 4, "min_rounds": 3, "max_rounds": 9}
+    request = {"id": 1, "op": "measure", "candidates": ["a", "b", "c"], "references": [], "anchors": {}, "seed": 1}
+    serve(program, [json.dumps(request | {"timing": timing})], answers.append)
+    assert answers[-1]["key"] == "b"
+    assert answers[-1]["error"] == "it broke"
 
 
 def test_median() -> None:

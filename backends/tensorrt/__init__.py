@@ -1,0 +1,65 @@
+"""TensorRT on an NVIDIA GPU, through `trtexec` on the device. `tensorrt_python` is its Python module."""
+
+from __future__ import annotations
+
+import os
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeprune.backends.tensorrt.exporting import export as export
+from edgeprune.errors import install_line
+from edgeprune.fusion import Unit, fuse
+
+if TYPE_CHECKING:
+    from edgeprune.graph import ModelGraph
+    from edgeprune.kernel import Kernel
+
+name = "tensorrt"
+modelled = False
+
+NEEDED = ("onnx", "onnxscript", "onnxslim")
+FUSED = {"fp32": frozenset({"relu", "relu6"}), "fp16": frozenset({"relu", "relu6", "gelu"})}
+"""Activations that go into the contraction before them, as NVIDIA's catalogue of fusions has it: ReLU and Clip always,
+GELU in half precision. Any other becomes a pointwise kernel of its own."""
+
+
+def available() -> str | None:
+    from edgeprune.backends.tensorrt.runner import find_trtexec
+
+    if find_trtexec() is None:
+        named = os.environ.get("TRTEXEC")
+        where = f"$TRTEXEC is {named}" if named else "not on the PATH, nor where JetPack has it"
+        return f"no trtexec ({where}): install TensorRT 8.5 or later (developer.nvidia.com/tensorrt), or set TRTEXEC"
+    return missing_packages()
+
+
+def missing_packages() -> str | None:
+    """What writing ONNX needs and isn't there, with the line that installs it."""
+    missing = [package for package in NEEDED if util.find_spec(package) is None]
+    return f"{', '.join(missing)} not installed: {install_line('onnx')}" if missing else None
+
+
+def version() -> str | None:
+    from edgeprune.backends.tensorrt import runner
+
+    try:
+        return runner.version()
+    except RuntimeError:
+        return None
+
+
+def runner_path() -> Path:
+    return Path(__file__).with_name("runner.py")
+
+
+def build(kernel: Kernel, folder: Path) -> Path:
+    """An ONNX file: its engine is built on the device."""
+    from edgeprune.kernel_onnx import write_kernel
+
+    return write_kernel(kernel, folder)
+
+
+def partition(graph: ModelGraph, precision: str) -> tuple[Unit, ...]:
+    """Convolution and linear take in norm, activation and residual add; what is left runs as a kernel of its own."""
+    return fuse(graph, precision, activations=FUSED[precision], adds=True)

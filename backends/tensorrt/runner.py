@@ -1,0 +1,492 @@
+"""Device half for TensorRT through `trtexec`: standard library only, Python 3.8 or later.
+
+A burst is a `trtexec` process of its own and timed from inside: the time of a run is trtexec's *Latency*, H2D + GPU
+compute + D2H. What differs between 8.5, 8.6, 10.x and 11.x is read off `trtexec --help`.
+
+Options: `cuda_graph` (true), `warmup_ms` (200, of every burst), `burst_ms` (300, at least this much of timed runs),
+`verbose` (false: sparse tactics of 10.x are told only then), `build_timeout_s` (1800), `run_timeout_s` (120).
+"""
+
+# ruff: noqa: B905
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+import time
+from typing import Any, Iterator
+
+NAME = "tensorrt"
+OLDEST = (8, 5, 0)
+PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec", "/usr/local/tensorrt/bin/trtexec")
+ELEMENT_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
+FORMATS = {"float32": "f", "float16": "e", "float64": "d", "int32": "i", "int64": "q", "int8": "b", "uint8": "B"}
+FORMATS["bool"] = "?"
+NOT_COMPUTE = ("Reformat", "NoOp", "Constant")
+MOST_RUNS = 1000
+
+
+class Trtexec:
+    """One `trtexec`: where it is, its version (major, minor, patch) and the flags that its help names."""
+
+    def __init__(self, path: str, version: tuple[int, ...], flags: frozenset[str]) -> None:
+        self.path, self.version, self.flags = path, version, flags
+
+    def one_of(self, *flags: str) -> list[str]:
+        """The first of the flags (with or without `=value`) that this version knows, or none."""
+        return [flag for flag in flags if flag.partition("=")[0] in self.flags][:1]
+
+
+class Handle:
+    """One engine, in a folder of its own."""
+
+    def __init__(self, folder: str, options: dict[str, Any], model: dict[str, Any]) -> None:
+        self.folder, self.options, self.model = folder, options, model
+        self.engine = os.path.join(folder, "model.engine")
+        self.layers = os.path.join(folder, "layers.json")
+        self.sparse: list[str] | None = None  # layers with a sparse implementation; None: trtexec didn't tell
+        self.given: dict[int, str] = {}  # index of an input to the file with its values
+        self.typical_ms = 0.0
+        self.compute_ms: list[float] = []  # of the timed runs so far
+        self.outputs: dict[str, list[float]] = {}
+
+
+def alive() -> None:
+    """Replaced by the program: keeps whoever waits from giving up while an engine is built."""
+
+
+def find_trtexec() -> str | None:
+    """`$TRTEXEC`, else the one on the PATH, else where JetPack and the archives put it."""
+    named = os.environ.get("TRTEXEC")
+    candidates = [named] if named else [shutil.which("trtexec"), *PLACES]
+    return next((path for path in candidates if path and os.access(path, os.X_OK) and os.path.isfile(path)), None)
+
+
+_found: dict[str, Trtexec] = {}
+
+
+def trtexec() -> Trtexec:
+    """`RuntimeError` where there is none, or none whose flags are known."""
+    path = find_trtexec()
+    if path is None:
+        raise RuntimeError("no trtexec: not $TRTEXEC, not on the PATH, not %s" % ", ".join(PLACES))
+    if path not in _found:
+        try:
+            done = subprocess.run(
+                [path, "--help"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=60,
+                check=False,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise RuntimeError("%s --help: %s" % (path, error)) from None
+        text = done.stdout.decode(errors="replace")
+        number = parse_version(text)
+        flags = frozenset(re.findall(r"--[A-Za-z]\w*", text))
+        if number is None or "--loadEngine" not in flags:
+            raise RuntimeError("%s --help tells no version of TensorRT or no flags: %s" % (path, last_words(text)))
+        if number < OLDEST:
+            raise RuntimeError("%s is TensorRT %s; 8.5 is the oldest supported" % (path, ".".join(map(str, number))))
+        _found[path] = Trtexec(path, number, flags)
+    return _found[path]
+
+
+def parse_version(text: str) -> tuple[int, ...] | None:
+    """From `[TensorRT v8601]` or `[TensorRT v101303] [b9]`: 1000 or 10000 a major version, then 100 a minor one."""
+    found = re.search(r"\[TensorRT v(\d[\d.]*)\]", text)
+    if found is None:
+        return None
+    if "." in found.group(1):
+        return tuple(int(part) for part in found.group(1).split(".")[:3])
+    number = int(found.group(1))
+    unit = 1000 if number < 10000 else 10000
+    return number // unit, number % unit // 100, number % 100
+
+
+def version() -> str:
+    return ".".join(map(str, trtexec().version))
+
+
+def facts() -> dict[str, str]:
+    """GPU and driver where there is `nvidia-smi`; board, release and power mode of a Jetson. Nothing else is known."""
+    told = {
+        "board": _first_line(_read("/proc/device-tree/model")),
+        "l4t": _first_line(_read("/etc/nv_tegra_release")),
+        "power_mode": " ".join(_ask("nvpmodel", "-q").split()),
+    }
+    names = ("gpu", "compute_capability", "driver", "clocks_max_graphics")
+    query = "--query-gpu=name,compute_cap,driver_version,clocks.max.graphics"
+    answer = _first_line(_ask("nvidia-smi", query, "--format=csv,noheader"))
+    told.update(zip(names, (part.strip() for part in answer.split(","))))
+    return {name: text for name, text in told.items() if text and not re.search("not supported|n/a", text.lower())}
+
+
+def load(path: str, options: dict[str, Any]) -> Handle:
+    """Build the engine of an ONNX file: engines load only where they were built."""
+    program = trtexec()
+    model = read_onnx(path)
+    handle = Handle(tempfile.mkdtemp(prefix="engine-", dir=os.getcwd()), options, model)
+    try:
+        log = _run(build_arguments(program, handle, path), "building the engine", options.get("build_timeout_s", 1800))
+        if not os.path.isfile(handle.engine) or not os.path.getsize(handle.engine):
+            raise RuntimeError("trtexec says that it passed, but wrote no engine")
+        handle.sparse = sparse_layers(log)
+    except BaseException:
+        unload(handle)
+        raise
+    return handle
+
+
+def build_arguments(program: Trtexec, handle: Handle, path: str) -> list[str]:
+    """Precision lives in the ONNX: strongly typed from 10.x on; 8.x takes half-precision tensors with `--fp16`."""
+    options = handle.options
+    if options["precision"] not in ("fp32", "fp16"):
+        raise ValueError("precision %s is not supported; fp32 and fp16 are" % options["precision"])
+    arguments = ["--onnx=" + path, "--saveEngine=" + handle.engine, "--exportLayerInfo=" + handle.layers]
+    arguments += ["--profilingVerbosity=detailed", "--noTF32", "--sparsity=enable"]
+    arguments += ["--timingCacheFile=" + os.path.join(os.getcwd(), "timing.cache")]
+    arguments += program.one_of("--skipInference", "--buildOnly")
+    if program.version[0] < 11:
+        typed = program.one_of("--stronglyTyped")
+        arguments += typed or (["--fp16"] if options["precision"] == "fp16" else [])
+    return arguments + (["--verbose"] if options.get("verbose") else [])
+
+
+def run_arguments(program: Trtexec, handle: Handle, iterations: int, warmup_ms: float) -> list[str]:
+    """11.x leaves transfers out, spins and uses CUDA graphs unless told otherwise; before, all was the reverse."""
+    arguments = ["--loadEngine=" + handle.engine, "--iterations=%d" % iterations, "--warmUp=%d" % warmup_ms]
+    arguments += ["--duration=0", *program.one_of("--includeDataTransfers")]
+    if "--noSpinWait" not in program.flags:
+        arguments.append("--useSpinWait")
+    graph, defaults_to_graph = handle.options.get("cuda_graph", True), "--noCudaGraph" in program.flags
+    if graph != defaults_to_graph:
+        arguments.append("--useCudaGraph" if graph else "--noCudaGraph")
+    if handle.given:
+        names = [spec["name"] for spec in handle.model["inputs"]]
+        arguments.append("--loadInputs=" + ",".join("%s:%s" % (names[i], at) for i, at in sorted(handle.given.items())))
+    return arguments
+
+
+def inputs(handle: Handle) -> list[dict[str, Any]]:
+    specs: list[dict[str, Any]] = handle.model["inputs"]
+    return specs
+
+
+def outputs(handle: Handle) -> list[dict[str, Any]]:
+    specs: list[dict[str, Any]] = handle.model["outputs"]
+    return specs
+
+
+def notes(handle: Handle) -> dict[str, Any]:
+    return {"sparse": None if handle.sparse is None else bool(handle.sparse), "sparse_layers": handle.sparse}
+
+
+def fill(handle: Handle, seed: int) -> None:
+    """Random values between -1 and 1; 0 or 1 for integers."""
+    generator = random.Random(seed)
+    for index, spec in enumerate(inputs(handle)):
+        count, kind = math.prod(spec["shape"]), FORMATS[spec["dtype"]]
+        draw = (lambda: generator.uniform(-1, 1)) if kind in "fed" else (lambda: generator.randint(0, 1))
+        few = [draw() for _ in range(min(count, 4096))]
+        set_input(handle, index, struct.pack("<%d%s" % (count, kind), *(few * (count // len(few) + 1))[:count]))
+
+
+def set_input(handle: Handle, index: int, data: bytes) -> None:
+    spec = inputs(handle)[index]
+    wanted = math.prod(spec["shape"]) * struct.calcsize(FORMATS[spec["dtype"]])
+    if len(data) != wanted:
+        raise ValueError("input %s takes %d bytes, %d were given" % (spec["name"], wanted, len(data)))
+    handle.given[index] = os.path.join(handle.folder, "in%d.bin" % index)
+    with open(handle.given[index], "wb") as file:
+        file.write(data)
+
+
+def run(handle: Handle) -> None:
+    """One inference for its outputs. trtexec prints them with six digits."""
+    path = os.path.join(handle.folder, "output.json")
+    arguments = [*run_arguments(trtexec(), handle, 1, 0), "--exportOutput=" + path]
+    _run(arguments, "running the engine", handle.options.get("run_timeout_s", 120))
+    try:
+        handle.outputs = {str(entry["name"]): entry["values"] for entry in _json(path)}
+    except (KeyError, TypeError) as error:
+        raise RuntimeError("trtexec's outputs are not in the documented form: %r" % error) from None
+
+
+def get_output(handle: Handle, index: int) -> bytes:
+    spec = outputs(handle)[index]
+    values, kind = handle.outputs.get(spec["name"]), FORMATS[spec["dtype"]]
+    if values is None or len(values) != math.prod(spec["shape"]):
+        raise RuntimeError("trtexec told no output %s of shape %s" % (spec["name"], spec["shape"]))
+    cast = float if kind in "fed" else bool if kind == "?" else int
+    return struct.pack("<%d%s" % (len(values), kind), *map(cast, values))
+
+
+def burst(handle: Handle, untimed: int, runs: int) -> list[float]:
+    """Host latency of each timed run in microseconds; trtexec warms up for longer than `untimed` runs take."""
+    options = handle.options
+    enough = math.ceil(options.get("burst_ms", 300) / handle.typical_ms) if handle.typical_ms else 1
+    count = max(runs, min(enough, MOST_RUNS))
+    path = os.path.join(handle.folder, "times.json")
+    warmup_ms = max(options.get("warmup_ms", 200), 2 * untimed * handle.typical_ms)
+    # two more: the first after the warm-up may count as one of it
+    arguments = [*run_arguments(trtexec(), handle, count + 2, warmup_ms), "--exportTimes=" + path]
+    _run(arguments, "timing the engine", options.get("run_timeout_s", 120))
+    latency_ms, compute_ms = parse_times(_json(path))
+    if len(latency_ms) < runs:
+        raise RuntimeError("trtexec told the times of %d runs, %d were asked for" % (len(latency_ms), runs))
+    handle.typical_ms = sorted(latency_ms)[len(latency_ms) // 2]
+    handle.compute_ms += compute_ms[-count:]
+    return [round(time_ms * 1e3, 3) for time_ms in latency_ms[-count:]]
+
+
+def parse_times(document: Any) -> tuple[list[float], list[float]]:
+    """Latency and compute time of each run in ms, from the file of `--exportTimes`.
+
+    `latencyMs` must be the sum of its parts: were transfers left out it would be short of them.
+    """
+    latency_ms, compute_ms = [], []
+    for entry in document if isinstance(document, list) else [document]:
+        try:
+            h2d, compute, d2h, latency = (float(entry[name + "Ms"]) for name in ("h2d", "compute", "d2h", "latency"))
+        except (KeyError, TypeError, ValueError):
+            raise RuntimeError("trtexec's times are not in the documented form: %.200r" % (entry,)) from None
+        if not all(0 <= value < math.inf for value in (h2d, compute, d2h)) or not 0 < latency < math.inf:
+            raise RuntimeError("trtexec told a time that is not positive: %.200r" % (entry,))
+        if abs(latency - h2d - compute - d2h) > 0.01 * latency + 0.002:
+            raise RuntimeError("trtexec's latency is not H2D + compute + D2H: %.200r" % (entry,))
+        latency_ms.append(latency)
+        compute_ms.append(compute)
+    return latency_ms, compute_ms
+
+
+def node_times(handle: Handle) -> dict[str, Any] | None:
+    """Medians of a run of its own: a profiled engine waits after every layer."""
+    if not handle.options.get("profile"):
+        return None
+    program = trtexec()
+    path = os.path.join(handle.folder, "profile.json")
+    arguments = run_arguments(program, handle, 50, handle.options.get("warmup_ms", 200))
+    arguments += ["--dumpProfile", "--exportProfile=" + path]
+    arguments += ["--separateProfileRun"] if program.version[0] < 11 else []
+    _run(arguments, "profiling the engine", handle.options.get("run_timeout_s", 120))
+    nodes = parse_profile(_json(path), layers_by_name(handle.layers), handle.model["nodes"])
+    middle = sorted(handle.compute_ms)[len(handle.compute_ms) // 2] if handle.compute_ms else None
+    return {"nodes": nodes, "total_us": None, "device_us": None if middle is None else middle * 1e3}
+
+
+def parse_profile(document: Any, layers: dict[str, dict[str, Any]], named: list[str]) -> list[dict[str, Any]]:
+    """Layers with their time, from the file of `--exportProfile`; `named` are the nodes of the ONNX file in order."""
+    nodes = []
+    for entry in document if isinstance(document, list) else [document]:
+        if isinstance(entry, dict) and set(entry) == {"count"}:
+            continue
+        try:
+            name, time_ms = str(entry["name"]), float(entry.get("medianMs", entry["averageMs"]))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise RuntimeError("trtexec's profile is not in the documented form: %.200r" % (entry,)) from None
+        if not 0 <= time_ms < math.inf:
+            raise RuntimeError("trtexec told a time that is no time: %.200r" % (entry,))
+        layer = layers.get(name, {})
+        kind = str(layer.get("LayerType", "Reformat" if name.startswith("Reformatting CopyNode") else ""))
+        covers = covered(name, str(layer.get("Metadata", "")), named)
+        compute = kind not in NOT_COMPUTE
+        nodes.append({"name": name, "type": kind, "time_us": time_ms * 1e3, "compute": compute, "covers": covers})
+    return nodes
+
+
+def layers_by_name(path: str) -> dict[str, dict[str, Any]]:
+    """From the file of `--exportLayerInfo`: `{"Layers": [{"Name", "LayerType", "Metadata", ...}]}`, or names alone."""
+    try:
+        layers = _json(path)["Layers"]
+        return {layer["Name"]: layer for layer in layers if isinstance(layer, dict)}
+    except (KeyError, TypeError, RuntimeError):
+        return {}  # it only adds to what the profile tells
+
+
+def covered(name: str, metadata: str, named: list[str]) -> list[str]:
+    """Nodes of the file that went into a layer: as its metadata says, else as its name does (`conv1 + relu1`).
+
+    `{ForeignNode[first...last]}` holds all between the two.
+    """
+    told = re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)
+    if told:
+        return [node for node in dict.fromkeys(told) if node in set(named)]
+    spans = re.findall(r"ForeignNode\[(.*?)\.\.\.(.*?)\]", name)
+    within = [
+        node
+        for first, last in spans
+        if first in named and last in named
+        for node in named[named.index(first) : named.index(last) + 1]
+    ]
+    parts = re.split(r" \+ | \|\| |[(),\[\]{}]+ ?", name)
+    return within or [node for node in dict.fromkeys(part.strip() for part in parts) if node in set(named)]
+
+
+def sparse_layers(log: str) -> list[str] | None:
+    """Layers that run a sparse implementation, as the log of a build says: in the words of 8.x, or of 10.x."""
+    found = re.search(r"\(Sparsity\) TRT inference plan picked sparse implementation for layers:(.*)", log)
+    if found is not None:
+        return [name.strip() for name in found.group(1).split(", ") if name.strip()]
+    found = re.search(r"\(Sparsity\) Chose (\d+) layer\(s\) using sparse tactics:?(.*)", log)
+    if found is None:
+        return None
+    names = [name.strip() for name in found.group(2).split(", ") if name.strip()]
+    return names or ["?"] * int(found.group(1))
+
+
+def unload(handle: Handle) -> None:
+    shutil.rmtree(handle.folder, ignore_errors=True)
+
+
+def _run(arguments: list[str], doing: str, timeout_s: float) -> str:
+    """Run trtexec; its log. `RuntimeError` with its own words when it fails, hangs, crashes or doesn't say `PASSED`."""
+    deadline = time.monotonic() + timeout_s
+    with tempfile.TemporaryFile(dir=os.getcwd()) as log:
+        child = subprocess.Popen(
+            [trtexec().path, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            while child.poll() is None:
+                if time.monotonic() > deadline:
+                    raise RuntimeError("trtexec was still %s after %g s and was ended" % (doing, timeout_s))
+                try:
+                    child.wait(min(5.0, timeout_s))
+                except subprocess.TimeoutExpired:
+                    alive()
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        log.seek(0)
+        text = log.read().decode(errors="replace")
+    if child.returncode or "&&&& FAILED" in text or "&&&& PASSED" not in text:
+        raise RuntimeError("%s failed: %s" % (doing, failure(text, child.returncode)))
+    return text
+
+
+def failure(text: str, code: int) -> str:
+    """What trtexec says went wrong: how it ended, and its first error lines."""
+    errors = [match.strip() for match in re.findall(r"^.*?\[E\](?: \[TRT\])?(.*)$", text, re.MULTILINE)]
+    words = "; ".join(dict.fromkeys(error for error in errors[:4] if error)) or last_words(text)
+    if re.search(r"out of memory|OutOfMemory|insufficient memory", text, re.IGNORECASE):
+        words = "out of memory: " + words
+    if code < 0:
+        return "trtexec was ended by %s: %s" % (signal.Signals(-code).name, words)
+    return words
+
+
+def last_words(text: str) -> str:
+    return " / ".join(line.strip() for line in text.strip().splitlines()[-3:])[-500:] or "it printed nothing"
+
+
+def read_onnx(path: str) -> dict[str, Any]:
+    """Inputs, outputs and names of the nodes of an ONNX file, off its protobuf: nothing else is needed of it."""
+    with open(path, "rb") as file:
+        data = memoryview(file.read())
+    try:
+        graph = _part(data, 7)
+        parts = [(number, value) for number, value in _fields(graph) if number in (1, 5, 11, 12)]
+        weights = {_text(value, 8) for number, value in parts if number == 5}
+        model = {
+            "inputs": [spec for spec in (_spec(v) for n, v in parts if n == 11) if spec["name"] not in weights],
+            "outputs": [_spec(value) for number, value in parts if number == 12],
+            "nodes": [_text(value, 3) for number, value in parts if number == 1],
+        }
+    except (ValueError, IndexError, KeyError, TypeError):
+        raise ValueError("not an ONNX model with static shapes: %s" % os.path.basename(path)) from None
+    return model
+
+
+def _fields(data: Any) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of one protobuf message: an int, or the bytes of what is nested or fixed."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        if key & 7 == 0:
+            value, at = _varint(data, at)
+            yield key >> 3, value
+            continue
+        size = {1: 8, 5: 4}.get(key & 7)
+        if size is None:
+            if key & 7 != 2:
+                raise ValueError("not protobuf")
+            size, at = _varint(data, at)
+        if at + size > len(data):
+            raise ValueError("truncated")
+        yield key >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: Any, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, at
+
+
+def _spec(value_info: Any) -> dict[str, Any]:
+    tensor = _part(_part(value_info, 2), 1)
+    shape = [_part(dim, 1) for number, dim in _fields(_part(tensor, 2)) if number == 1]
+    if not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ValueError("a dimension without a size")
+    return {"name": _text(value_info, 1), "dtype": ELEMENT_TYPES[_part(tensor, 1)], "shape": shape}
+
+
+def _part(data: Any, number: int) -> Any:
+    for found, value in _fields(data):
+        if found == number:
+            return value
+    raise KeyError(number)
+
+
+def _text(data: Any, number: int) -> str:
+    return next((bytes(value).decode() for found, value in _fields(data) if found == number), "")
+
+
+def _json(path: str) -> Any:
+    """`RuntimeError` for a file that is missing, empty, cut off or has `nan` in it, which is no JSON number."""
+
+    def refuse(name: str) -> float:
+        raise ValueError("%s is no number" % name)
+
+    try:
+        with open(path) as file:
+            return json.load(file, parse_constant=refuse)
+    except (OSError, ValueError) as error:
+        raise RuntimeError("trtexec's %s can't be read: %s" % (os.path.basename(path), error)) from None
+
+
+def _ask(*command: str) -> str:
+    try:
+        done = subprocess.run(
+            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _first_line(text: str) -> str:
+    return text.strip().strip("\0").splitlines()[0].strip() if text.strip() else ""
