@@ -48,7 +48,10 @@ PARITY = "parity.safetensors"
 PREPROCESSING = "preprocessing.json"
 REBUILD = "rebuild.sh"
 DENSE = "dense"
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript", "onnxslim", "openvino", "onnxruntime")
+_PACKAGES = (
+    *("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript", "onnxslim", "openvino", "onnxruntime"),
+    *("ai-edge-litert", "litert-torch"),
+)
 
 
 class _Entry(BaseModel):

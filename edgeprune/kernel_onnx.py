@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprune.kernel import Kernel
+from edgeprune.kernel_weights import random_weight
 
 if TYPE_CHECKING:
     import onnx
@@ -36,8 +37,7 @@ class _Graph:
         return name
 
     def weight(self, shape: tuple[int, ...], scale: float = 1.0) -> str:
-        drawn = self.rng.standard_normal(min(prod(shape), 1 << 16), dtype=np.float32) * np.float32(scale)
-        return self.constant(np.resize(drawn, shape))  # repeated: a large layer's weights need not all differ
+        return self.constant(random_weight(self.rng, shape, scale))
 
     def constant(self, array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:
         from onnx import numpy_helper
