@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeprune.kernel import Kernel
-from edgeprune.kernel_weights import Floats, random_weight
+from edgeprune.kernel_weights import random_weight
 from edgeprune.tflite_file import TfliteFile
 
 PRECISIONS = ("fp32",)
@@ -265,7 +265,10 @@ def _matmul(graph: _Graph, kernel: Kernel) -> None:
 
 
 def _layer_norm(graph: _Graph, kernel: Kernel) -> None:
-    """Over rows: x * r - m * r with m the mean of a row and r one over its deviation; then scale and shift."""
+    """Over rows: x * r - m * r with m the mean of a row and r one over its deviation.
+
+    No scale and shift: the converter moves them into the linear layer that follows.
+    """
     source = graph.input("x", _shape_in(kernel))
     rows, column = (1, kernel.batch * prod(kernel.spatial), kernel.c_in), (1, kernel.batch * prod(kernel.spatial), 1)
     x = graph.reshape(source, rows)
@@ -277,8 +280,6 @@ def _layer_norm(graph: _Graph, kernel: Kernel) -> None:
     shift = graph.node("SUB", graph.number(0.0), moved, shape=graph.file.shape(moved))
     scaled = graph.node("MUL", x, graph.reshape(inverse, column))
     graph.reshape(graph.node("ADD", scaled, graph.reshape(shift, column)), _shape_in(kernel))
-    graph.node("MUL", graph.value, graph.weight((kernel.c_in,)))
-    graph.node("ADD", graph.value, graph.weight((kernel.c_in,)))
 
 
 def _softmax(graph: _Graph, kernel: Kernel) -> None:

@@ -17,11 +17,12 @@ from edgeprune.transport import open_session
 from tests.small_models import Net, pruned, redrawn
 
 pytestmark = pytest.mark.contract
-DEVICES = {"null": "null", "openvino": "host-openvino", "onnxruntime": "host-onnxruntime"}
+DEVICES = {"null": "null", "openvino": "host-openvino", "onnxruntime": "host-onnxruntime", "tflite": "host-tflite"}
 FILES = {
     "null": {"model.json"},
     "openvino": {"model.xml", "model.bin", "model.onnx"},
     "onnxruntime": {"model.onnx"},
+    "tflite": {"model.tflite"},
 }
 Require = Callable[[str], None]
 

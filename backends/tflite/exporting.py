@@ -3,17 +3,20 @@ last itself, once, where they come in."""
 
 from __future__ import annotations
 
-import inspect
 import logging
-import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeprune.engine import Engine
-from edgeprune.errors import EdgepruneError, InputError, RuntimeMissing, install_line
+from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.measurement import TensorSpec
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CONVERTER = Path(__file__).with_name("converter.py")
 WEIGHTS = ("fp32", "fp16")
 _LAYOUTS = ((0, 2, 3, 1), (0, 3, 1, 2))
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -36,16 +40,13 @@ def export(
     """Write model.tflite. `weights="fp16"` halves it; they become fp32 again when it is loaded."""
     if weights not in WEIGHTS:
         raise InputError(f"LiteRT can't store weights as {weights!r}; known: {', '.join(WEIGHTS)}")
-    model, written_by = _convert(pruned.module, pruned.example_inputs)
+    model, names = _convert(pruned.module, pruned.example_inputs)
     graph = model.subgraphs[0]
-    _name(model, list(inspect.signature(pruned.module.forward).parameters))
+    _name(model, names)
     images = sum(tensor.dim() == 4 for tensor in pruned.example_inputs)
     changes = layout_changes(model)
     if changes > images:
-        log.warning(
-            "the .tflite file changes between channels first and last %d times, %d for its inputs: %s",
-            *(changes, images, "each costs time; keep to convolutions and pools without permutes in between"),
-        )
+        _warn_of_layouts(changes - images)
     if weights == "fp16":
         _halve(model)
     path = folder / "model.tflite"
@@ -58,29 +59,47 @@ def export(
         onnx=None,
         inputs=tuple(_spec(graph.tensors[index]) for index in graph.inputs),
         outputs=tuple(_spec(graph.tensors[index]) for index in graph.outputs),
-        notes={"weights": weights, "written by": written_by, "layout changes": str(changes)},
+        notes={
+            "weights": weights,
+            "written by": f"litert-torch {metadata.version('litert-torch')}",
+            "layout changes": str(changes),
+        },
     )
 
 
-def _convert(module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> tuple[Any, str]:
-    """The module in evaluation mode as a schema's `ModelT`, and who wrote it."""
+@cache  # once: a search exports many times
+def _warn_of_layouts(count: int) -> None:
+    log.warning(
+        "the .tflite file changes between channels first and channels last %d times beside its inputs; each takes time",
+        count,
+    )
+
+
+def _convert(module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> tuple[Any, list[str]]:
+    """The module in evaluation mode as a schema's `ModelT`, and the names of its inputs."""
     import torch
+    from ai_edge_litert import schema_py_generated as schema
 
-    from edgeprune.onnx_export import evaluating, first_line, quiet
+    from edgeprune.onnx_export import evaluating, first_line, fold_batch_norms, quiet
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its C++ parts log past Python
-    with quiet(), evaluating(module), torch.no_grad():
-        try:
-            import litert_torch
-            from ai_edge_litert import schema_py_generated as schema
-        except ImportError as error:
-            raise RuntimeMissing(f"the converter is not installed ({error}): {install_line('litert')}") from error
+    name = type(module).__name__
+    with tempfile.TemporaryDirectory(prefix="edgeprune-tflite-") as folder:
+        source, target = Path(folder, "program.pt2"), Path(folder, "model.tflite")
+        with quiet(), evaluating(module), torch.no_grad():
+            try:
+                program = torch.export.export(module, example_inputs)
+            except Exception as error:
+                raise EdgepruneError(f"torch.export cannot trace {name}: {first_line(error)}") from error
+            fold_batch_norms(program)
+            torch.export.save(program, source)
         wide = any(tensor.dtype in (torch.int64, torch.float64) for tensor in example_inputs)
-        try:
-            content = litert_torch.convert(module, example_inputs, enable_x64=wide).model_content()
-        except Exception as error:
-            raise EdgepruneError(f"litert_torch cannot convert {type(module).__name__}: {first_line(error)}") from error
-        return schema.ModelT.InitFromPackedBuf(content, 0), f"litert_torch {litert_torch.__version__}"
+        command = [sys.executable, str(CONVERTER), str(source), str(target), str(int(wide))]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        if done.returncode or not target.is_file():
+            said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+            raise EdgepruneError(f"litert_torch cannot convert {name}: {said[-1].strip()}")
+        content = target.read_bytes()
+    return schema.ModelT.InitFromPackedBuf(content, 0), list(program.graph_signature.user_inputs)
 
 
 def _name(model: Any, parameters: Sequence[str]) -> None:
@@ -148,8 +167,12 @@ def _halve(model: Any) -> None:
         if weight not in widened:
             widened[weight] = len(graph.tensors)
             before.append(_widening(model, weight, len(graph.tensors)))
-        operator.inputs[1] = widened[weight]
-    graph.operators = before + graph.operators
+        operator.inputs = [operator.inputs[0], widened[weight], *operator.inputs[2:]]
+    graph.operators = [*before, *graph.operators]
+    used = {tensor.buffer for tensor in graph.tensors} | {entry.buffer for entry in model.metadata or ()}
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
 
 
 def _widening(model: Any, weight: int, widened: int) -> Any:

@@ -1,4 +1,4 @@
-"""Device half for LiteRT: standard library, ai_edge_litert (or the older tflite_runtime) and numpy; Python 3.8 or later.
+"""Device half for LiteRT: standard library, ai_edge_litert (or tflite_runtime) and numpy; Python 3.8 or later.
 
 Options: `threads`; `xnnpack` (true unless told), false for LiteRT's own kernels.
 """
