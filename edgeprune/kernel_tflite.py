@@ -72,12 +72,14 @@ def bytes_from_kernel(kernel: Kernel, seed: int = 0) -> bytes:
     `residual` (epilogue `add`) and `other` (operator `add`) have the shape of the output, `gate` (`mul`) is
     [batch, 1, 1, c_out], `key` and `value` (`attention`) are [batch, keys, channels]. `matmul` takes
     [batch, groups, spatial, c_in / groups]; `softmax` and `transpose` take channels first: they stand where a network
-    is not channels last. `ValueError` for what can't be built.
+    is not channels last. A window over one axis slides over the second of two. `ValueError` for what can't be built.
     """
     if kernel.precision not in PRECISIONS or kernel.sparsity != "dense":
         raise ValueError(
             f"{kernel.key}: {kernel.precision} {kernel.sparsity} kernels are not built yet (supported: fp32 dense)"
         )
+    if len(kernel.window) == 1:
+        kernel = _over_two_axes(kernel)
     graph = _Graph(rng=np.random.default_rng(seed))
     _OPERATORS[kernel.operator](graph, kernel)
     for step in kernel.epilogue if kernel.operator != "attention" else ():
@@ -96,14 +98,10 @@ def _shape_out(kernel: Kernel) -> tuple[int, ...]:
 
 
 def _conv(graph: _Graph, kernel: Kernel) -> None:
-    """Takes `bias` along, zeros where there is none. Over one axis: over two, of which the first is 1."""
-    flat = len(kernel.window) == 1
-    if len(kernel.window) not in (1, 2):
+    """Takes `bias` along, zeros where there is none."""
+    if len(kernel.window) != 2:
         raise ValueError(f"{kernel.key}: LiteRT is given convolutions over one or two axes")
     x = graph.input("x", _shape_in(kernel))
-    if flat:
-        kernel = _over_two_axes(kernel)
-        x = graph.reshape(x, _shape_in(kernel))
     fan_in, depthwise = kernel.c_in // kernel.groups, kernel.is_depthwise
     scale = 1 / sqrt(fan_in * prod(kernel.window))
     weight = graph.weight((kernel.c_out, fan_in, *kernel.window), scale, (1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
@@ -124,12 +122,10 @@ def _conv(graph: _Graph, kernel: Kernel) -> None:
         dilationWFactor=kernel.dilation[1],
         **({"depthMultiplier": kernel.c_out // kernel.c_in} if depthwise else {}),
     )
-    if flat:
-        batch, _, *rest = _shape_out(kernel)
-        graph.reshape(graph.value, (batch, *rest))
 
 
 def _over_two_axes(kernel: Kernel) -> Kernel:
+    """The same over two axes, of which the first is 1, as the converter turns it."""
     return replace(
         kernel,
         spatial=(1, *kernel.spatial),

@@ -88,8 +88,10 @@ class TfliteFile:
         """Make the last operator clamp its output (`RELU`, `RELU6`); False where it can't."""
         from ai_edge_litert import schema_py_generated as schema
 
-        code, made = self.operators[-1] if self.operators else ("", None)
-        if code not in _FUSING or made.builtinOptions.fusedActivationFunction != schema.ActivationFunctionType.NONE:
+        if not self.operators or self.operators[-1][0] not in _FUSING:
+            return False
+        made = self.operators[-1][1]
+        if made.builtinOptions.fusedActivationFunction != schema.ActivationFunctionType.NONE:
             return False
         made.builtinOptions.fusedActivationFunction = getattr(schema.ActivationFunctionType, activation)
         return True

@@ -215,7 +215,7 @@ def _kind(model: Any, operator: Any) -> str:
     from ai_edge_litert import schema_py_generated as schema
 
     code = model.operatorCodes[operator.opcodeIndex].builtinCode
-    return next(name for name, value in vars(schema.BuiltinOperator).items() if value == code)
+    return next(str(name) for name, value in vars(schema.BuiltinOperator).items() if value == code)
 
 
 def _constant(model: Any, tensor: int, dtype: type[Any]) -> Any:
