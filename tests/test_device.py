@@ -19,8 +19,8 @@ def written(folder: Path, text: str) -> Path:
 
 def test_shipped_devices() -> None:
     devices = load_devices()
-    assert list(devices) == ["null", "host-openvino", "host-onnxruntime"]
-    assert [device.modelled for device in devices.values()] == [True, False, False]
+    assert list(devices) == ["null", "host-openvino", "host-onnxruntime", "host-tflite"]
+    assert [device.modelled for device in devices.values()] == [True, False, False, False]
     host = load_device("host-openvino")
     assert (host.precisions, host.threads, host.streams, host.transport) == (("fp32",), 1, 1, "local")
 
@@ -48,7 +48,7 @@ devices:
   box: {backend: "null", aliases: [b], options: {seed: 3, noise: 0.01, exact: true, note: x}}
 """,
     )
-    assert set(load_devices()) == {"null", "host-openvino", "host-onnxruntime", "box"}
+    assert set(load_devices()) == {"null", "host-openvino", "host-onnxruntime", "host-tflite", "box"}
     assert load_device("host-openvino").threads == 2
     assert load_device("host-openvino").affinity == (0, 1)
     assert load_device("b").options == {"seed": 3, "noise": 0.01, "exact": True, "note": "x"}
@@ -90,7 +90,7 @@ devices:
         "1: expected 'schema: 1', found 2",
         "2: unknown key 'device'; did you mean 'devices'?",
         '4: a name must be a string: write "null", in quotes',
-        "6: backend: no backend 'opnvino'; did you mean 'openvino'? (known: null, onnxruntime, openvino)",
+        "6: backend: no backend 'opnvino'; did you mean 'openvino'? (known: null, onnxruntime, openvino, tflite)",
         "7: threads: input should be greater than or equal to 1, found 0",
         "8: unknown key 'affinty'; did you mean 'affinity'?",
         "9: 'a' stands here twice, first in line 5",
@@ -101,7 +101,7 @@ devices:
         "15: unknown key 'name': the name of this device is 'd'",
         "17: precisions.1: input should be 'fp32', found 'int9'",
         "18: tag !shell is not plain data",
-        "19: backend: no backend 'opnvino'; did you mean 'openvino'? (known: null, onnxruntime, openvino)",
+        "19: backend: no backend 'opnvino'; did you mean 'openvino'? (known: null, onnxruntime, openvino, tflite)",
     ]
 
 

@@ -17,7 +17,11 @@ from edgeprune.device_program import CORE, assemble
 
 pytestmark = pytest.mark.unit
 
-RUNTIMES = {"openvino": {"openvino", "numpy"}, "onnxruntime": {"onnxruntime", "numpy"}}
+RUNTIMES = {
+    "openvino": {"openvino", "numpy"},
+    "onnxruntime": {"onnxruntime", "numpy"},
+    "tflite": {"ai_edge_litert", "tflite_runtime", "numpy"},
+}
 
 
 def imported(source: str) -> set[str]:

@@ -5,30 +5,22 @@ Options: `threads`; `xnnpack` (true unless told), false for LiteRT's own kernels
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import Any
 
 import numpy as np
 
 NAME = "tflite"
-PACKAGES = ("ai_edge_litert", "tflite_runtime")
 
-
-def _runtime() -> tuple[Any, str]:
-    """The first of the two that is installed: its `interpreter` module and its version."""
-    for package in PACKAGES:
-        try:
-            found = importlib.import_module(package + ".interpreter")
-        except ImportError as error:
-            if (error.name or "").split(".")[0] != package:
-                raise  # it is there, and broken
-            continue
-        return found, str(importlib.import_module(package).__version__)
-    raise ImportError("neither ai_edge_litert nor tflite_runtime is installed: pip install 'edgeprune[litert]'")
-
-
-_interpreter, _version = _runtime()
+try:
+    import ai_edge_litert as _runtime
+    from ai_edge_litert import interpreter as _interpreter
+except ImportError as _newer:
+    try:
+        import tflite_runtime as _runtime
+        from tflite_runtime import interpreter as _interpreter
+    except ImportError as _older:
+        raise ImportError("no LiteRT (%s; %s): pip install 'edgeprune[litert]'" % (_newer, _older)) from None
 
 
 class Handle:
@@ -45,7 +37,7 @@ class Handle:
 
 
 def version() -> str:
-    return _version
+    return str(_runtime.__version__)
 
 
 def load(path: str, options: dict[str, Any]) -> Handle:

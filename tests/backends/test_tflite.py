@@ -191,7 +191,7 @@ def runner(**packages: Any) -> Any:
     """The runner's module where only these packages are installed."""
     text = find_backend("tflite").runner_path().read_text()
     made = types.ModuleType("runner")
-    hidden = dict.fromkeys(("ai_edge_litert", "ai_edge_litert.interpreter", "tflite_runtime"), None)
+    hidden = dict.fromkeys(("ai_edge_litert", "tflite_runtime"), None)
     with pytest.MonkeyPatch.context() as patch:
         for name, module in (hidden | packages).items():
             patch.setitem(sys.modules, name, module)
@@ -200,9 +200,10 @@ def runner(**packages: Any) -> Any:
 
 
 def test_the_older_runtime_does_and_none_names_the_line_that_installs_it() -> None:
-    older, interpreter = types.ModuleType("tflite_runtime"), types.ModuleType("tflite_runtime.interpreter")
+    older, interpreter = types.ModuleType("tflite_runtime"), types.ModuleType("interpreter")
     older.__version__ = "2.14.0"  # type: ignore[attr-defined]
-    assert runner(**{"tflite_runtime": older, "tflite_runtime.interpreter": interpreter}).version() == "2.14.0"
+    older.interpreter = interpreter  # type: ignore[attr-defined]
+    assert runner(tflite_runtime=older).version() == "2.14.0"
     with pytest.raises(ImportError, match=r"pip install 'edgeprune\[litert\]'"):
         runner()
 
