@@ -47,7 +47,7 @@ def test_an_engine_runs_and_says_what_goes_in_and_out(backend: str, require: Req
         assert np.abs(output - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "tflite"])
 def test_profiled_nodes_bear_the_names_of_their_modules(backend: str, require: Require, tmp_path: Path) -> None:
     require(backend)
     given = pruned(redrawn(Net(16)))

@@ -42,6 +42,7 @@ def export(
         raise InputError(f"LiteRT can't store weights as {weights!r}; known: {', '.join(WEIGHTS)}")
     model, names = _convert(pruned.module, pruned.example_inputs)
     graph = model.subgraphs[0]
+    _name_weights(model, pruned.module)
     _name(model, names)
     images = sum(tensor.dim() == 4 for tensor in pruned.example_inputs)
     changes = layout_changes(model)
@@ -115,6 +116,32 @@ def _name(model: Any, parameters: Sequence[str]) -> None:
     for entry in signature.outputs:
         entry.name = outputs[_place(entry)]
         graph.tensors[entry.tensorIndex].name = entry.name
+
+
+def _name_weights(model: Any, module: torch.nn.Module) -> None:
+    """Call the weight of a convolution or linear like its module, in place: the runner lays times at its door.
+
+    The converter's names are paths such as `pkg.Net/torch.nn.Sequential_blocks/torch.nn.Conv2d_0;2`.
+    """
+    tensors = model.subgraphs[0].tensors
+    named: dict[str, int] = {}
+    for operator in model.subgraphs[0].operators:
+        if _kind(model, operator) not in _WEIGHTED:
+            continue
+        weight = int(operator.inputs[1])
+        path = tensors[weight].name.decode().partition(";")[0].split("/")[1:]
+        found, part = list[str](), module
+        for step in path:
+            children = [name for name, _ in part.named_children() if step.endswith(f"_{name}")]
+            if not children:
+                break
+            found.append(max(children, key=len))
+            part = getattr(part, found[-1])
+        name = ".".join(found)
+        if found and weight not in named.values() and name not in named:
+            named[name] = weight
+    for name, weight in named.items():
+        tensors[weight].name = name
 
 
 def _in_order(entries: Sequence[Any]) -> list[int]:

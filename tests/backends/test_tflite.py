@@ -208,6 +208,19 @@ def test_the_older_runtime_does_and_none_names_the_line_that_installs_it() -> No
         runner()
 
 
+def test_a_version_whose_c_interface_is_not_known_tells_no_times() -> None:
+    newer = types.ModuleType("ai_edge_litert")
+    newer.__version__ = "9.0.0"  # type: ignore[attr-defined]
+    newer.interpreter = types.ModuleType("interpreter")  # type: ignore[attr-defined]
+    handle = types.SimpleNamespace(options={"profile": True}, interpreter=None, path="never opened")
+    assert runner(ai_edge_litert=newer).node_times(handle) is None
+
+
+def test_a_kernel_alone_takes_as_long_as_the_whole(session: Session, tmp_path: Path) -> None:
+    session.load("alone", find_backend("tflite").build(conv(16, 24, "bias"), tmp_path), profile=True)
+    assert session.node_times("alone") is None
+
+
 class TwoOutputs(nn.Module):
     """Outputs in another order than they are computed, one of them a permutation."""
 
