@@ -272,6 +272,14 @@ def test_engines_compute_what_torch_computes(
     assert (engine.notes["layout changes"], len(caplog.messages)) == (str(changes), changes - 1)
 
 
+def test_dropped_blocks_vanish(tmp_path: Path) -> None:
+    net = redrawn(Net(dropped=True))
+    engine = export_dense(net, (torch.randn(1, 3, 16, 16),), load_device("host-tflite"), tmp_path / "engine")
+    names = [name for name, _ in operators(engine.path.read_bytes())]
+    assert names.count("CONV_2D") == 1 and "ADD" not in names
+    assert parity(engine) <= 1e-5
+
+
 def test_inputs_and_outputs_keep_torchs_order_names_and_shapes(tmp_path: Path) -> None:
     inputs = torch.randn(1, 3, 8, 8), torch.rand(1, 4, 1, 1)
     engine = export_dense(redrawn(TwoOutputs()), inputs, load_device("host-tflite"), tmp_path / "engine")
