@@ -1,7 +1,7 @@
 """The folder that a user deploys: engine, ONNX, plan, weights, and a manifest that says where every number came from.
 
     manifest.json           schema 1: hashes of all other files, versions, fingerprint, latencies, attempts, quality
-    model.xml + .bin, ...   the engine; model.onnx beside it
+    model.xml + .bin, ...   the engine; model.onnx beside it (OpenVINO), model.tflite alone
     dense/                  the engine of the dense model, for ratios measured where the bundle is
     plan.json               what was pruned
     weights.safetensors     state_dict of the pruned module
@@ -48,7 +48,10 @@ PARITY = "parity.safetensors"
 PREPROCESSING = "preprocessing.json"
 REBUILD = "rebuild.sh"
 DENSE = "dense"
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript", "onnxslim", "openvino", "onnxruntime")
+_PACKAGES = (
+    *("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript", "onnxslim", "openvino", "onnxruntime"),
+    *("ai-edge-litert", "litert-torch"),
+)
 
 
 class _Entry(BaseModel):

@@ -95,9 +95,7 @@ class CostModel:
         return frozenset(unit.name for unit in self.units if unit.nodes & nodes)
 
 
-def works_of(
-    units: Sequence[Unit], kept: Mapping[str, int], surfaces: Mapping[Kernel, Surface]
-) -> tuple[Work, ...]:
+def works_of(units: Sequence[Unit], kept: Mapping[str, int], surfaces: Mapping[Kernel, Surface]) -> tuple[Work, ...]:
     """The units of a network with `kept[group]` channels and their tabled times."""
     return works_at({unit.name: unit.kernel(kept) for unit in units}, surfaces)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
-ENGINE_FILES = frozenset({"model.xml", "model.bin", "model.onnx", "model.json", "build_engine.sh"})
+ENGINE_FILES = frozenset({"model.xml", "model.bin", "model.onnx", "model.json", "model.tflite", "build_engine.sh"})
 
 
 def export(

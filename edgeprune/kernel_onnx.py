@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprune.kernel import Kernel
+from edgeprune.kernel_weights import random_weight
 
 if TYPE_CHECKING:
     import onnx
@@ -43,8 +44,7 @@ class _Graph:
 
     def weight(self, shape: tuple[int, ...], scale: float = 1.0, sparse_axis: int | None = None) -> str:
         """Random values; with `sparse_axis` in the 2:4 pattern along that axis."""
-        drawn = self.rng.standard_normal(min(prod(shape), 1 << 16), dtype=np.float32) * np.float32(scale)
-        values = np.resize(drawn, shape)  # repeated: a large layer's weights need not all differ
+        values = random_weight(self.rng, shape, scale)
         return self.constant(values if sparse_axis is None else two_of_four(values, sparse_axis))
 
     def constant(self, array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:

@@ -52,11 +52,11 @@ def onnx_from_module(module: torch.nn.Module, example_inputs: tuple[torch.Tensor
     import onnx
     import onnxslim
 
-    with _quiet(), _evaluating(module), torch.no_grad():
+    with quiet(), evaluating(module), torch.no_grad():
         try:
             program = torch.export.export(module, example_inputs)
         except Exception as error:
-            raise EdgepruneError(f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}") from error
+            raise EdgepruneError(f"torch.export cannot trace {type(module).__name__}: {first_line(error)}") from error
         parameters = dict(program.graph_signature.inputs_to_parameters)
         operators = {node.name: name for node, name in canonical_names(program.graph).items()}
         fold_batch_norms(program)
@@ -336,7 +336,7 @@ def _output_names(program: ExportedProgram) -> list[str]:
 
 
 @contextlib.contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -347,7 +347,7 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Torch's exporter and the simplifier print, warn and log; whoever reads our output wants none of it."""
     disabled = logging.root.manager.disable
     with (
@@ -363,7 +363,7 @@ def _quiet() -> Iterator[None]:
             logging.disable(disabled)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
@@ -371,4 +371,4 @@ def _first_line(error: BaseException) -> str:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return _first_line(error)
+    return first_line(error)

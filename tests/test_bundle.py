@@ -212,7 +212,7 @@ def test_only_a_bundle_is_replaced(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["host-openvino", "host-onnxruntime"])
+@pytest.mark.parametrize("name", ["host-openvino", "host-onnxruntime", "host-tflite"])
 def test_a_bundle_moves_runs_and_is_verified_elsewhere(name: str, require: Require, tmp_path: Path) -> None:
     require(load_device(name).backend)
     made = make(tmp_path / "here", name, budget=None)

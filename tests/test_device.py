@@ -17,7 +17,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-SHIPPED = ["null", "host-openvino", "host-onnxruntime", "host-tensorrt", "host-tensorrt-python"]
+SHIPPED = ["null", "host-openvino", "host-onnxruntime", "host-tflite", "host-tensorrt", "host-tensorrt-python"]
 
 
 def test_shipped_devices() -> None:
@@ -88,7 +88,7 @@ devices:
     with pytest.raises(InputError) as caught:
         load_devices(path)
     lines = str(caught.value).splitlines()
-    known = "null, onnxruntime, openvino, tensorrt, tensorrt_python"
+    known = "null, onnxruntime, openvino, tensorrt, tensorrt_python, tflite"
     assert lines[0] == f"15 faults in {path}:"
     assert [line.removeprefix(f"  {path}:") for line in lines[1:]] == [
         "1: expected 'schema: 1', found 2",

@@ -17,8 +17,12 @@ from edgeprune.device_program import CORE, assemble
 
 pytestmark = pytest.mark.unit
 
-RUNTIMES = {"openvino": {"openvino", "numpy"}, "onnxruntime": {"onnxruntime", "numpy"}}
-RUNTIMES["tensorrt_python"] = {"tensorrt", "tensorrt_rtx"}
+RUNTIMES = {
+    "openvino": {"openvino", "numpy"},
+    "onnxruntime": {"onnxruntime", "numpy"},
+    "tflite": {"ai_edge_litert", "tflite_runtime", "numpy"},
+    "tensorrt_python": {"tensorrt", "tensorrt_rtx"},
+}
 
 
 def imported(source: str) -> set[str]:

@@ -17,11 +17,12 @@ from edgeprune.transport import open_session
 from tests.small_models import Net, pruned, redrawn
 
 pytestmark = pytest.mark.contract
-DEVICES = {"null": "null", "openvino": "host-openvino", "onnxruntime": "host-onnxruntime"}
+DEVICES = {"null": "null", "openvino": "host-openvino", "onnxruntime": "host-onnxruntime", "tflite": "host-tflite"}
 FILES = {
     "null": {"model.json"},
     "openvino": {"model.xml", "model.bin", "model.onnx"},
     "onnxruntime": {"model.onnx"},
+    "tflite": {"model.tflite"},
 }
 Require = Callable[[str], None]
 
@@ -46,7 +47,7 @@ def test_an_engine_runs_and_says_what_goes_in_and_out(backend: str, require: Req
         assert np.abs(output - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "tflite"])
 def test_profiled_nodes_bear_the_names_of_their_modules(backend: str, require: Require, tmp_path: Path) -> None:
     require(backend)
     given = pruned(redrawn(Net(16)))

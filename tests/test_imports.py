@@ -20,10 +20,10 @@ FILES = [path for part in (PACKAGE, PACKAGE / "backends") for path in part.rglob
 # Each may import those before it. Backends: the data they are given, nothing of the stages.
 LAYERS = (
     "errors folders measurement kernel graph plan_json weights pruned engine kernel_sizes attention fusion "
-    "kernel_onnx onnx_export onnx_half backends device units models preprocessing data quality device_core "
-    "device_program local_channel transport fingerprint table_lines table_log table profiling robust budget cost "
-    "saliency solve zero_branch comparing surgery recovery planning exporting calibration parity verifying "
-    "bundle loading benching preparing pipeline reporting cli"
+    "kernel_weights kernel_onnx tflite_file kernel_tflite onnx_export onnx_half backends device staircase units models "
+    "preprocessing data quality device_core device_program local_channel transport fingerprint table_lines table_log "
+    "table profiling robust budget surface correction cost sampling saliency solve zero_branch comparing surgery "
+    "recovery planning exporting calibration parity verifying bundle loading benching preparing pipeline reporting cli"
 ).split()
 
 

@@ -202,7 +202,7 @@ def test_killed_at_random_moments_it_loses_nothing() -> None:
     assert "lost 0 finished rows" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["host-openvino", "host-onnxruntime"])
+@pytest.mark.parametrize("name", ["host-openvino", "host-onnxruntime", "host-tflite"])
 def test_a_real_runtime(name: str, require: Callable[[str], None], tmp_path: Path) -> None:
     """More work takes longer, and the compute node alone takes less than the whole; no time is asserted."""
     device = load_device(name)

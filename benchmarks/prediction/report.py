@@ -104,7 +104,10 @@ def _by_network(rows: list[Row], entries: list[Row]) -> str:
 
 
 def _cost(rows: list[Row]) -> str:
-    parts = ["| network, in this order on one table | kernels measured | of the full grid (step 8) | seconds |", "|---|---|---|---|"]
+    parts = [
+        "| network, in this order on one table | kernels measured | of the full grid (step 8) | seconds |",
+        "|---|---|---|---|",
+    ]
     for row in rows:
         own = row["profile"]
         share = own["kernels"] / own["grid"]

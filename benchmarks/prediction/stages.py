@@ -194,9 +194,7 @@ def _ratios(measured: Any, case: str, without: frozenset[int]) -> Row:
     }
 
 
-def _engine(
-    plan: Plan, graph: ModelGraph, model: Any, inputs: tuple[Any, ...], device: Device, folder: Path
-) -> Path:
+def _engine(plan: Plan, graph: ModelGraph, model: Any, inputs: tuple[Any, ...], device: Device, folder: Path) -> Path:
     """The engine of a plan, made once; the runtimes that read ONNX share it."""
     text = json.dumps([{k: len(v) for k, v in sorted(plan.kept.items())}, sorted(plan.dropped)])
     kind = "onnx" if device.backend in ("openvino", "onnxruntime") else device.backend

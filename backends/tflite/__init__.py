@@ -1,0 +1,51 @@
+"""LiteRT (TensorFlow Lite) on the CPU, with XNNPACK unless the device's options say otherwise."""
+
+from __future__ import annotations
+
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeprune.backends.tflite.exporting import export as export
+from edgeprune.errors import install_line
+from edgeprune.fusion import Unit, fuse
+
+if TYPE_CHECKING:
+    from edgeprune.graph import ModelGraph
+    from edgeprune.kernel import Kernel
+
+name = "tflite"
+modelled = False
+
+
+NEEDED = {"ai_edge_litert": "ai-edge-litert", "litert_torch": "litert-torch"}
+FUSED = frozenset({"relu", "relu6"})
+"""Activations that go into the operator before them: the format has clamps and nothing else."""
+
+
+def available() -> str | None:
+    missing = [package for module, package in NEEDED.items() if util.find_spec(module) is None]
+    return f"{', '.join(missing)} not installed: {install_line('litert')}" if missing else None
+
+
+def version() -> str | None:
+    try:
+        return metadata.version("ai-edge-litert")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def runner_path() -> Path:
+    return Path(__file__).with_name("runner.py")
+
+
+def build(kernel: Kernel, folder: Path) -> Path:
+    """The flatbuffer itself, in milliseconds; the converter would take seconds."""
+    from edgeprune.kernel_tflite import write_kernel
+
+    return write_kernel(kernel, folder)
+
+
+def partition(graph: ModelGraph, precision: str) -> tuple[Unit, ...]:
+    """Convolution and linear take in norm and clamp; a residual add and any other activation run on their own."""
+    return fuse(graph, precision, activations=FUSED, adds=False)
