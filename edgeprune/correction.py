@@ -5,10 +5,10 @@ In a network a unit takes
     us = s (a + a_f + d_u + i_f [c_in ragged] + o_f [c_out ragged]) + b_f m
 
 with s the tabled time of its kernel, f its family, u its name in one structure of network, m its memory traffic scaled
-to the family's times; a network takes the sum of its units, l times the sum of s, and c times the dense sum of s of its
-structure. All of a, a_f, d_u, i_f, o_f, b_f, l, c are normal before anything is measured, about 1 (a) or 0; measured
-node times and totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one network says something about the
-families of every other one, and a runtime that does not tell node times is corrected by totals alone.
+to the family's times; a network takes the sum of its units, l times the sum of s, and c + c_n times the dense sum of s
+of its structure n. All of a, a_f, d_u, i_f, o_f, b_f, l, c, c_n are normal before anything is measured, about 1 (a) or
+0; measured node times and totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one network says
+something about the families of every other one, and a runtime that tells no node times is corrected by totals alone.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ Column = tuple[str, str]
 """A coefficient: its kind and the family, unit or structure that it belongs to."""
 
 ALL: Column = ("all", "")
+LEFT_OVER: Column = ("left over", "")
+CONSTANT: Column = ("constant", "")
 PRIOR = {
     "all": 0.12,
-    "family": 0.1,
-    "unit": 0.12,
+    "family": 0.2,
+    "unit": 0.15,
     "ragged_in": 0.05,
     "ragged_out": 0.05,
-    "bytes": 0.1,
+    "bytes": 0.15,
     "left over": 0.04,
-    "constant": 0.04,
+    "constant": 0.03,
+    "own constant": 0.02,
 }
 """Standard deviation of every kind before anything is measured."""
 NODE_NOISE = 0.04
@@ -105,8 +108,8 @@ class Correction:
 
     def overhead(self, structure: str) -> tuple[float, float]:
         """What a network takes beside its units: a constant in us, and a factor on the sum of their tabled times."""
-        constant = self._value(("constant", structure)) * self.dense_us.get(structure, 0.0)
-        return constant, self._value(("left over", ""))
+        share = self._value(CONSTANT) + self._value(("own constant", structure))
+        return share * self.dense_us.get(structure, 0.0), self._value(LEFT_OVER)
 
     def _value(self, column: Column) -> float:
         return float(self.mean[self.columns[column]]) if column in self.columns else 0.0
@@ -123,11 +126,11 @@ class Correction:
 
     def _around(self, structure: str, works: Sequence[Work]) -> FloatArray:
         row = np.zeros(len(self.columns))
-        row[self.columns["left over", ""]] = sum(
-            work.us for work in works if f"{structure}/{work.name}" not in self.absent
-        )
-        if ("constant", structure) in self.columns:
-            row[self.columns["constant", structure]] = self.dense_us.get(structure, 0.0)
+        left = (work.us for work in works if f"{structure}/{work.name}" not in self.absent)
+        row[self.columns[LEFT_OVER]] = sum(left)
+        for column in (CONSTANT, ("own constant", structure)):
+            if column in self.columns:
+                row[self.columns[column]] = self.dense_us.get(structure, 0.0)
         return row
 
 
@@ -162,15 +165,15 @@ def learn(
 ) -> Correction:
     """The correction that these networks teach. `known` are networks that will be predicted: dense, not measured.
 
-    The stated error is set by leaving out each network of the structures in `known` in turn (of all where those have
-    none).
+    The stated error is set by leaving out each network of the structures in `known` in turn; where those have none, by
+    leaving out all networks of each other structure.
     """
     correction = _posterior(_prior(observations, stairs, known), observations)
     structures = {structure for structure, _ in known}
-    own = [o for o in observations if o.structure in structures] or list(observations)
+    own = [observation for observation in observations if observation.structure in structures]
     scores = []
-    for left in own:
-        others = [o for o in observations if o is not left]
+    for left in own or observations:
+        others = [o for o in observations if (o is not left if own else o.structure != left.structure)]
         us, deviation = _posterior(_prior(others, stairs, [*known, (left.structure, left.works)]), others).total(
             left.structure, left.works
         )
@@ -188,12 +191,12 @@ def _prior(
         for work in observation.works:
             if work.node_us is not None:
                 told.setdefault(f"{observation.structure}/{work.name}", []).append(work.node_us)
-    columns: dict[Column, int] = {("left over", ""): 0}
+    columns: dict[Column, int] = {LEFT_OVER: 0, CONSTANT: 1}
     sums: dict[str, tuple[float, float]] = {}
     dense_us: dict[str, float] = {}
     for structure, works in networks:
         dense_us[structure] = max(dense_us.get(structure, 0.0), sum(work.us for work in works))
-        columns.setdefault(("constant", structure), len(columns))
+        columns.setdefault(("own constant", structure), len(columns))
         for work in works:
             us, traffic = sums.get(work.kernel.family, (0.0, 0.0))
             sums[work.kernel.family] = us + work.us, traffic + work.kernel.num_bytes
