@@ -24,6 +24,9 @@ from edgeprune.staircase import LEAST_STEP, FloatArray, Staircase
 Column = tuple[str, str]
 """A coefficient: its kind and the family, unit or structure that it belongs to."""
 
+Equations = tuple[FloatArray, FloatArray, FloatArray]
+"""Rows of the regression, measured us and their noise in us."""
+
 ALL: Column = ("all", "")
 LEFT_OVER: Column = ("left over", "")
 CONSTANT: Column = ("constant", "")
@@ -168,18 +171,27 @@ def learn(
     The stated error is set by leaving out each network of the structures in `known` in turn; where those have none, by
     leaving out all networks of each other structure.
     """
-    correction = _posterior(_prior(observations, stairs, known), observations)
+    prior = _prior(observations, stairs, known)
+    equations = [_equations(prior, observation) for observation in observations]
     structures = {structure for structure, _ in known}
-    own = [observation for observation in observations if observation.structure in structures]
+    own = [i for i, observation in enumerate(observations) if observation.structure in structures]
+    left_out = [[i] for i in own] or list(_by_structure(observations))
     scores = []
-    for left in own or observations:
-        others = [o for o in observations if (o is not left if own else o.structure != left.structure)]
-        us, deviation = _posterior(_prior(others, stairs, [*known, (left.structure, left.works)]), others).total(
-            left.structure, left.works
-        )
-        scores.append((us - left.total_us) / deviation)
+    for numbers in left_out:
+        taught = _posterior(prior, [e for i, e in enumerate(equations) if i not in numbers])
+        for i in numbers:
+            us, deviation = taught.total(observations[i].structure, observations[i].works)
+            scores.append((us - observations[i].total_us) / deviation)
     inflation = float(np.sqrt((TRUST + np.sum(np.square(scores))) / (TRUST + len(scores))))
-    return replace(correction, inflation=inflation)
+    return replace(_posterior(prior, equations), inflation=inflation)
+
+
+def _by_structure(observations: Sequence[Observation]) -> Iterable[list[int]]:
+    """The places of the networks of each structure."""
+    places: dict[str, list[int]] = {}
+    for i, observation in enumerate(observations):
+        places.setdefault(observation.structure, []).append(i)
+    return places.values()
 
 
 def _prior(
@@ -217,11 +229,10 @@ def _prior(
     )
 
 
-def _posterior(prior: Correction, observations: Sequence[Observation]) -> Correction:
+def _posterior(prior: Correction, parts: Sequence[Equations]) -> Correction:
     """Weighted least squares drawn to the prior; outliers are weighed down in three rounds."""
-    if not observations:
+    if not parts:
         return prior
-    parts = [_equations(prior, observation) for observation in observations]
     rows = np.concatenate([rows for rows, _, _ in parts])
     left = np.concatenate([us for _, us, _ in parts]) - rows @ prior.mean
     precision = 1 / np.concatenate([noise for _, _, noise in parts])
@@ -236,8 +247,8 @@ def _posterior(prior: Correction, observations: Sequence[Observation]) -> Correc
     return replace(prior, mean=prior.mean + shift, covariance=covariance)
 
 
-def _equations(prior: Correction, observation: Observation) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Rows, measured us and noise in us: one for each node that was told, one for the total."""
+def _equations(prior: Correction, observation: Observation) -> Equations:
+    """One for each node that was told, one for the total."""
     works = observation.works
     rows = prior._rows(observation.structure, works)
     told = [i for i, work in enumerate(works) if work.node_us is not None and rows[i].any()]
