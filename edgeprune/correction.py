@@ -172,18 +172,21 @@ def learn(
     leaving out all networks of each other structure.
     """
     prior = _prior(observations, stairs, known)
-    equations = [_equations(prior, observation) for observation in observations]
+    if not observations:
+        return prior
+    parts = _weighted(prior, [_equations(prior, observation) for observation in observations])
+    gram, moment = _squares(parts)
     structures = {structure for structure, _ in known}
     own = [i for i, observation in enumerate(observations) if observation.structure in structures]
-    left_out = [[i] for i in own] or list(_by_structure(observations))
     scores = []
-    for numbers in left_out:
-        taught = _posterior(prior, [e for i, e in enumerate(equations) if i not in numbers])
+    for numbers in [[i] for i in own] or list(_by_structure(observations)):
+        own_gram, own_moment = _squares([parts[i] for i in numbers])
+        taught = _posterior(prior, gram - own_gram, moment - own_moment)
         for i in numbers:
             us, deviation = taught.total(observations[i].structure, observations[i].works)
             scores.append((us - observations[i].total_us) / deviation)
     inflation = float(np.sqrt((TRUST + np.sum(np.square(scores))) / (TRUST + len(scores))))
-    return replace(_posterior(prior, equations), inflation=inflation)
+    return replace(_posterior(prior, gram, moment), inflation=inflation)
 
 
 def _by_structure(observations: Sequence[Observation]) -> Iterable[list[int]]:
@@ -229,22 +232,32 @@ def _prior(
     )
 
 
-def _posterior(prior: Correction, parts: Sequence[Equations]) -> Correction:
-    """Weighted least squares drawn to the prior; outliers are weighed down in three rounds."""
-    if not parts:
-        return prior
+def _squares(parts: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
+    """Sums of squares and products of weighted equations."""
+    rows, left = np.concatenate([rows for rows, _ in parts]), np.concatenate([left for _, left in parts])
+    return rows.T @ rows, rows.T @ left
+
+
+def _posterior(prior: Correction, gram: FloatArray, moment: FloatArray) -> Correction:
+    """From the weighted equations' sums of squares and products."""
+    covariance: FloatArray = np.linalg.inv(gram + np.diag(1 / np.diag(prior.covariance))).astype(np.float64)
+    return replace(prior, mean=prior.mean + covariance @ moment, covariance=covariance)
+
+
+def _weighted(prior: Correction, parts: Sequence[Equations]) -> list[tuple[FloatArray, FloatArray]]:
+    """Rows and what is left of the measured times, over their noise; outliers are weighed down, in three rounds."""
     rows = np.concatenate([rows for rows, _, _ in parts])
     left = np.concatenate([us for _, us, _ in parts]) - rows @ prior.mean
     precision = 1 / np.concatenate([noise for _, _, noise in parts])
     certainty = np.diag(1 / np.diag(prior.covariance))
     weights = precision
-    for _ in range(3):
+    for _ in range(2):
         scaled = rows * weights[:, None]
-        covariance = np.linalg.inv(scaled.T @ scaled + certainty)
-        shift = covariance @ (scaled.T @ (left * weights))
+        shift = np.linalg.solve(scaled.T @ scaled + certainty, scaled.T @ (left * weights))
         far = np.abs((left - rows @ shift) * precision)
         weights = precision * np.sqrt(np.minimum(1.0, OUTLIER / np.maximum(far, 1e-9)))
-    return replace(prior, mean=prior.mean + shift, covariance=covariance)
+    ends = np.cumsum([len(us) for _, us, _ in parts])[:-1]
+    return list(zip(np.split(rows * weights[:, None], ends), np.split(left * weights, ends), strict=True))
 
 
 def _equations(prior: Correction, observation: Observation) -> Equations:
