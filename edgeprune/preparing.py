@@ -96,6 +96,7 @@ def measured_table(
     timing: Timing = KERNELS,
     allow_other: bool = False,
     retry_failed: bool = False,
+    wait_s: float = 0.0,
 ) -> LatencyTable:
     """The device's table with every kernel that the graph needs, on the staircase that the device shows."""
 
@@ -114,6 +115,7 @@ def measured_table(
             allow_other=allow_other,
             retry_failed=retry_failed,
             timing=timing,
+            wait_s=wait_s,
         )
 
     precision = device.precisions[0]
