@@ -114,7 +114,8 @@ def profile(
     `retry_failed`). Without `table_path` the rows that come with edgeprune and those in the user's cache count.
     A `table_path` in which all rows are of another fingerprint is a `TableError`; `allow_other` takes it as it is and
     measures nothing. Where another process writes the table: `TableError` that names it, after waiting `wait_s` for it
-    (`math.inf`: as long as it takes); what it measured is not measured again. `Interrupted` after a Ctrl-C: what was measured is in the table, the next run goes on.
+    (`math.inf`: as long as it takes); what it measured is not measured again. `Interrupted` after a Ctrl-C: what was
+    measured is in the table, the next run goes on.
     """
     precision = precision or device.precisions[0]
     wanted = list(dict.fromkeys(kernels))

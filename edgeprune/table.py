@@ -198,7 +198,7 @@ def read_lines(paths: Iterable[Path]) -> TableFile:
         warnings.append(f"{len(rows) - len(known)} rows skipped: their session or fingerprint is of another schema")
     return TableFile(
         rows=tuple(known),
-        failures=tuple(failures),
+        failures=tuple(failure for failure in failures if not {failure.session, failure.fingerprint} & foreign),
         imported=tuple(imported),
         sessions=sessions,
         fingerprints=fingerprints,

@@ -56,7 +56,9 @@ def compare(first: Listing, second: Listing, quantity: str = "latency") -> Diffe
         if x and y:  # a node may have run for 0 us, or not be told
             pairs.append(Pair(name=name, first=x, second=y, ratio=y / x))
     if not pairs:
-        raise TableError(f"'{first.name}' and '{second.name}' have no kernel in common of which both tell the {quantity}")
+        raise TableError(
+            f"'{first.name}' and '{second.name}' have no kernel in common of which both tell the {quantity}"
+        )
     ratios = np.array([pair.ratio for pair in pairs])
     median = float(np.median(ratios))
     p5, p95 = (float(value) for value in np.percentile(ratios, (5, 95)))

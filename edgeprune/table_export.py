@@ -15,8 +15,10 @@ from edgeprune.table_listing import Item, Listing
 KERNEL = tuple(field.name for field in fields(Kernel))
 LISTS = {"spatial": "x", "window": "x", "stride": "x", "padding": "x", "dilation": "x", "epilogue": "+"}
 """Fields of a kernel that hold several values, and what stands between these in one cell."""
-NUMBERS = {"latency_us": float, "node_us": float, "ratio": float, "ratio_low": float, "ratio_high": float}
-NUMBERS |= {"spread": float, "n": int, "rounds": int, "disturbed": int}
+NUMBERS: dict[str, type[float] | type[int]] = {
+    **dict.fromkeys(("latency_us", "node_us", "ratio", "ratio_low", "ratio_high", "spread"), float),
+    **dict.fromkeys(("n", "rounds", "disturbed"), int),
+}
 TEXTS = ("reference", "origin", "flags", "fingerprint")
 INTEGERS = ("c_in", "c_out", "batch", "groups")
 

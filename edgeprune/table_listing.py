@@ -189,8 +189,8 @@ def _files(root: Path) -> Iterator[Path]:
 
 def _counts(file: TableFile) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for line in (*file.rows, *file.imported):
-        counts[line.fingerprint] = counts.get(line.fingerprint, 0) + 1
+    for fingerprint in (*(row.fingerprint for row in file.rows), *(line.fingerprint for line in file.imported)):
+        counts[fingerprint] = counts.get(fingerprint, 0) + 1
     return counts
 
 
@@ -213,7 +213,9 @@ def _imported(listing: Listing, file: TableFile) -> Listing:
         if line.fingerprint == listing.fingerprint:
             by_name.setdefault(line.name, {})[line.latency_us] = line
     warnings = [
-        f"'{name}': left out, {len(lines)} lines contradict each other" for name, lines in by_name.items() if len(lines) > 1
+        f"'{name}': left out, {len(lines)} lines contradict each other"
+        for name, lines in by_name.items()
+        if len(lines) > 1
     ]
     items = (
         Item(

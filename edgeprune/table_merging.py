@@ -1,15 +1,24 @@
-"""Several table files as one, and a file without what no reader needs: told line by line, written whole or not at all."""
+"""Several table files as one, and a file without what no reader needs: told line by line, written whole or not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeprune.errors import TableError
 from edgeprune.folders import write_atomically
 from edgeprune.table import read_lines, select
-from edgeprune.table_lines import FailureLine, ImportedLine, Line, RowLine, SessionLine, parse_line
+from edgeprune.table_lines import (
+    FailureLine,
+    FingerprintLine,
+    ImportedLine,
+    Line,
+    RowLine,
+    SessionLine,
+    UnknownSchema,
+    parse_line,
+)
 from edgeprune.table_listing import checked_lines
 from edgeprune.table_log import locked
 
@@ -43,20 +52,35 @@ class Merged:
     fingerprints: Mapping[str, int]  # rows of each
 
 
-def read_raw(path: Path) -> list[Read]:
-    """Every line that isn't blank, as it stands. `TableError` for a file that can't be read."""
-    try:
-        texts = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise TableError(f"cannot be read: {error.strerror}", file=path) from None
+def read_raw(paths: Sequence[Path]) -> list[Read]:
+    """Every line that isn't blank, as it stands; what hangs on a header of another schema is unreadable with it.
+
+    `TableError` for a file that can't be read.
+    """
     lines = []
-    for number, text in enumerate(texts, 1):
-        if text.strip():
-            try:
-                lines.append(Read(path=path, number=number, text=text, line=parse_line(text)))
-            except ValueError as error:
-                lines.append(Read(path=path, number=number, text=text, line=None, fault=str(error)))
-    return lines
+    foreign: set[str] = set()
+    for path in paths:
+        try:
+            texts = path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise TableError(f"cannot be read: {error.strerror}", file=path) from None
+        for number, text in enumerate(texts, 1):
+            if text.strip():
+                try:
+                    lines.append(Read(path=path, number=number, text=text, line=parse_line(text)))
+                except ValueError as error:
+                    lines.append(Read(path=path, number=number, text=text, line=None, fault=str(error)))
+                    foreign |= {error.name} if isinstance(error, UnknownSchema) else set()
+    foreign -= {read.line.id for read in lines if isinstance(read.line, SessionLine)}
+    foreign -= {read.line.hash for read in lines if isinstance(read.line, FingerprintLine)}
+    return [_without(read, foreign) for read in lines] if foreign else lines
+
+
+def _without(read: Read, foreign: set[str]) -> Read:
+    line = read.line
+    if isinstance(line, RowLine | FailureLine) and {line.session, line.fingerprint} & foreign:
+        return replace(read, line=None, fault="its session or fingerprint is of another schema")
+    return read
 
 
 def merge(paths: Sequence[Path], out: Path, *, force: bool = False) -> Merged:
@@ -66,14 +90,13 @@ def merge(paths: Sequence[Path], out: Path, *, force: bool = False) -> Merged:
     (unless `force`), a file is no table, or imported entries would come to stand beside measured rows.
     """
     _check(out, force)
-    lines: list[Read] = []
     for path in paths:
         checked_lines([path])
-        lines += read_raw(path)
+    lines = read_raw(paths)
     good = [read for read in lines if read.line is not None]
     if len({isinstance(read.line, ImportedLine) for read in good if isinstance(read.line, ImportedLine | RowLine)}) > 1:
         raise TableError("imported entries and measured rows are kept in files of their own: nothing compares them")
-    texts = list(dict.fromkeys(read.text.strip() for read in good))
+    texts = [*dict.fromkeys(read.text.strip() for read in reversed(good))][::-1]  # the last of several counts
     with locked(out):
         _check(out, force)
         write_atomically(out, b"".join(text + b"\n" for text in texts))
@@ -122,7 +145,7 @@ def _undefined(lines: Iterable[Read]) -> tuple[str, ...]:
 
 
 KINDS = {
-    "duplicates": "lines that stand in the file already",
+    "duplicates": "lines that stand in the file again",
     "superseded": "sessions that come again with more rounds, failures of kernels that were measured since",
     "replaced": "rows of kernels that a later session measured again",
     "unreadable": "lines that are torn, corrupt or of another schema",
@@ -145,10 +168,10 @@ def collect(path: Path, drop: Iterable[str] = (), *, wait_s: float = 0.0) -> Col
     asked = tuple(kind for kind in KINDS if kind in set(drop))
     checked_lines([path])
     if not asked:
-        lines = read_raw(path)
+        lines = read_raw([path])
         return Collected(path=path, found=_count(_verdicts(lines)), dropped=(), kept=len(lines))
     with locked(path, wait_s=wait_s):
-        lines = read_raw(path)
+        lines = read_raw([path])
         verdicts = _verdicts(lines)
         kept = [read.text for read, verdict in zip(lines, verdicts, strict=True) if verdict not in asked]
         if len(kept) < len(lines):
@@ -174,21 +197,20 @@ def _verdicts(lines: Sequence[Read]) -> list[str | None]:
             old = latest.setdefault(_key(line), line.session)
             if starts.get(line.session, "") >= starts.get(old, ""):
                 latest[_key(line)] = line.session
-    seen: set[bytes] = set()
+    last = {read.text.strip(): index for index, read in enumerate(lines)}  # the last of several counts
     verdicts: list[str | None] = []
-    for read in lines:
+    for index, read in enumerate(lines):
         line, verdict = read.line, None
         if line is None:
             verdict = "unreadable"
-        elif read.text.strip() in seen:
+        elif index < last[read.text.strip()]:
             verdict = "duplicates"
-        elif isinstance(line, SessionLine) and line.rounds < fullest[line.id]:
-            verdict = "superseded"
-        elif isinstance(line, FailureLine) and _key(line) in latest:
+        elif (isinstance(line, SessionLine) and line.rounds < fullest[line.id]) or (
+            isinstance(line, FailureLine) and _key(line) in latest
+        ):
             verdict = "superseded"
         elif isinstance(line, RowLine) and line.session != latest[_key(line)]:
             verdict = "replaced"
-        seen.add(read.text.strip())
         verdicts.append(verdict)
     return verdicts
 

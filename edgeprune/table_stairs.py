@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from edgeprune.errors import TableError
 from edgeprune.kernel import CONTRACTIONS, Kernel
@@ -71,7 +72,7 @@ def staircase(listing: Listing, kernel: str | None = None, axis: str | None = No
         and (kernel is None or any(item.name == kernel for item in items.values()))
     }
     if not fitting:
-        raise TableError(f"'{listing.name}' has no kernel that was measured at {LEAST_WIDTHS} widths, all else the same")
+        raise TableError(f"'{listing.name}' has no kernel that was timed at {LEAST_WIDTHS} widths, all else the same")
     found = [_staircase(name, base, items) for (name, base), items in fitting.items()]
     return min(found, key=lambda stair: (-len(stair.widths), -len(stair.rises), stair.kernel, stair.axis))
 
@@ -113,7 +114,7 @@ def find_steps(widths: Sequence[int], latency_us: Sequence[float]) -> tuple[list
 def _period(widths: Sequence[int], rises: Iterable[Step]) -> int | None:
     """The largest number at whose multiples, and hardly anywhere else, the rises begin."""
     begins = {step.before for step in rises}
-    gap = min(b - a for a, b in zip(widths, widths[1:], strict=False))
+    gap = min(b - a for a, b in pairwise(widths))
     for period in reversed(PERIODS):
         multiples = {width for width in widths[:-1] if width % period == 0}
         right = len(begins & multiples)

@@ -21,7 +21,8 @@ FILES = [path for part in (PACKAGE, PACKAGE / "backends") for path in part.rglob
 LAYERS = (
     "errors folders measurement kernel graph plan_json weights pruned engine kernel_sizes attention fusion "
     "kernel_onnx onnx_export backends device units models preprocessing data quality device_core device_program "
-    "local_channel transport fingerprint table_lines table_log table profiling robust budget cost saliency solve "
+    "local_channel transport fingerprint table_lines table_log table table_listing table_merging table_comparing "
+    "table_stairs table_export foreign_tables profiling robust budget cost saliency solve "
     "zero_branch comparing surgery recovery planning exporting calibration parity verifying bundle loading "
     "benching preparing pipeline reporting cli"
 ).split()
