@@ -17,6 +17,7 @@ STEEPNESS = 1.5
 PERIODS = (4, 8, 16, 32, 64, 128)
 AGREEMENT = 0.8
 LEAST_WIDTHS = 3
+MOST_TICKS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +83,11 @@ def _staircase(axis: str, base: Kernel, items: dict[int, Item]) -> Staircase:
     node = all(items[width].node_us for width in widths)
     latency_us = [items[width].best_us if node else items[width].latency_us for width in widths]
     rises, falls = find_steps(widths, latency_us)
+    operator, _, groups, rest = base.key.split(" ", 3)
     shape = {"c_in": f"*>{base.c_out}", "c_out": f"{base.c_in}>*", "channels": "*>*"}[axis]
-    operator, _, rest = base.key.split(" ", 2)
+    groups = "g*" if axis == "channels" and operator == "conv" else groups  # depthwise
     return Staircase(
-        kernel=f"{operator} {shape} {rest if axis != 'channels' else rest.replace('g1 ', '', 1)}",
+        kernel=f"{operator} {shape} {groups} {rest}",
         axis=axis,
         quantity="compute node" if node else "end to end",
         origin=next(iter(items.values())).origin,
@@ -148,19 +150,26 @@ def draw(stair: Staircase, title: str) -> bytes:
     figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.plot(stair.widths, stair.latency_us, "o-", color="#1f4e79", linewidth=1, markersize=4)
-    low, high = min(stair.latency_us), max(stair.latency_us)
-    for kind, steps, colour in (("rise", stair.rises, "#c0392b"), ("fall", stair.falls, "#1e8449")):
+    top = 1.08 * max(stair.latency_us)
+    for steps, colour in ((stair.rises, "#c0392b"), (stair.falls, "#1e8449")):
         for index, step in enumerate(steps):
-            axes.axvline((step.before + step.after) / 2, color=colour, linewidth=0.8, linestyle="--", label=kind)
-            name = f"{step.before}→{step.after}\n{step.change:+.0%}"
-            height = low + (high - low) * (0.97 if index % 2 else 0.88)
-            axes.annotate(
-                name, ((step.before + step.after) / 2, height), fontsize=7, ha="center", va="center", color=colour
-            ).set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
-    axes.set_xlabel(f"{stair.axis} (channels)")
+            middle = (step.before + step.after) / 2
+            axes.axvline(middle, color=colour, linewidth=0.8, linestyle="--")
+            label = axes.text(
+                middle,
+                top * (0.05 if index % 2 else 0.12),  # the curve starts far from 0: it is empty there
+                f"{step.before}→{step.after}\n{step.change:+.0%}",
+                fontsize=7,
+                ha="center",
+                color=colour,
+            )
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
+    if len(stair.widths) <= MOST_TICKS:
+        axes.set_xticks(stair.widths)
+    axes.set_xlabel("channels in and out" if stair.axis == "channels" else f"{stair.axis}, channels")
     axes.set_ylabel(f"{stair.origin} latency, {stair.quantity} (µs)")
     axes.set_title(f"{title}\n{stair.kernel}: {stair.describe()} ({stair.origin})", fontsize=9)
-    axes.set_ylim(bottom=0, top=high * 1.08)
+    axes.set_ylim(bottom=0, top=top)
     axes.grid(alpha=0.25)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
