@@ -4,8 +4,8 @@
 
 The real Note10 tables are not shipped here. This writes files of their format (the keys of
 https://github.com/mit-han-lab/once-for-all/blob/master/ofa/tutorial/latency_table.py) with made-up latencies for
-resolution 160, every block of the search space, and predicts 100 random networks from them. By hand: the decimals as they
-stand in the YAML text, added by `decimal`, without edgeprune. Exit code 1 where one sum differs by a bit.
+resolution 160, every block of the search space, and predicts 100 random networks from them. By hand: the decimals as
+they stand in the YAML text, added by `decimal`, without edgeprune. Exit code 1 where one sum differs by a bit.
 """
 
 from __future__ import annotations

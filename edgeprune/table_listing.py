@@ -130,7 +130,7 @@ def checked_lines(paths: Sequence[Path]) -> TableFile:
             raise TableError("there is no such file", file=path)
     file = read_lines(paths)
     if file.warnings and not (file.rows or file.failures or file.sessions or file.fingerprints or file.imported):
-        raise TableError(f"is not a latency table: none of its lines can be read ({file.warnings[0]})", file=paths[0])
+        raise TableError(f"none of its lines can be read as a latency table's ({file.warnings[0]})", file=paths[0])
     return file
 
 
