@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,7 +102,8 @@ def read_listing(name: str) -> Listing:
 
     `TableError` for a file that can't be read or holds no line of a table.
     """
-    bare, _, wanted = name.partition("@")
+    match = None if Path(name).exists() else re.fullmatch(r"(.+)@([0-9a-f]{1,12})", name)
+    bare, wanted = match.groups() if match else (name, "")
     paths = find_tables(bare)
     file = checked_lines(paths)
     counts = _counts(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,13 +93,9 @@ def merge(paths: Sequence[Path], out: Path, *, force: bool = False) -> Merged:
     _check(out, force)
     for path in paths:
         checked_lines([path])
-    lines = read_raw(paths)
-    good = [read for read in lines if read.line is not None]
-    if len({isinstance(read.line, ImportedLine) for read in good if isinstance(read.line, ImportedLine | RowLine)}) > 1:
-        raise TableError("imported entries and measured rows are kept in files of their own: nothing compares them")
-    texts = [*dict.fromkeys(read.text.strip() for read in reversed(good))][::-1]  # the last of several counts
-    with locked(out):
-        _check(out, force)
+    with locked(out) if out.exists() else nullcontext():
+        lines = read_raw(paths)
+        good, texts = _merged(lines)
         write_atomically(out, b"".join(text + b"\n" for text in texts))
     file = read_lines([out])
     doubts = (warning for fingerprint in _fingerprints(good) for warning in select(file, fingerprint).warnings)
@@ -112,6 +109,14 @@ def merge(paths: Sequence[Path], out: Path, *, force: bool = False) -> Merged:
         undefined=_undefined(good),
         fingerprints=_fingerprints(good),
     )
+
+
+def _merged(lines: Iterable[Read]) -> tuple[list[Read], list[bytes]]:
+    """The readable lines, and what of them is written: each once, of several the last, as a reader would take it."""
+    good = [read for read in lines if read.line is not None]
+    if len({isinstance(read.line, ImportedLine) for read in good if isinstance(read.line, RowLine | ImportedLine)}) > 1:
+        raise TableError("imported entries and measured rows are kept in files of their own: nothing compares them")
+    return good, [*dict.fromkeys(read.text.strip() for read in reversed(good))][::-1]
 
 
 def _check(out: Path, force: bool) -> None:

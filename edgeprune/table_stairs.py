@@ -18,6 +18,8 @@ PERIODS = (4, 8, 16, 32, 64, 128)
 AGREEMENT = 0.8
 LEAST_WIDTHS = 3
 MOST_TICKS = 24
+MOST_NAMED = 12
+"""Steps that are named in words and in a plot, there the largest; the others are marked only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,8 @@ class Staircase:
         """`steps of 16 channels, after 64, 80, 96, 112`."""
         if not self.rises:
             return "no steps found"
-        where = ", ".join(str(step.before) for step in self.rises)
+        where = ", ".join(str(step.before) for step in self.rises[:MOST_NAMED])
+        where += f" and {len(self.rises) - MOST_NAMED} more" if len(self.rises) > MOST_NAMED else ""
         return f"steps of {self.period} channels, after {where}" if self.period else f"steps after {where}"
 
 
@@ -151,26 +154,29 @@ def draw(stair: Staircase, title: str) -> bytes:
     axes = figure.add_subplot()
     axes.plot(stair.widths, stair.latency_us, "o-", color="#1f4e79", linewidth=1, markersize=4)
     top = 1.08 * max(stair.latency_us)
-    for steps, colour in ((stair.rises, "#c0392b"), (stair.falls, "#1e8449")):
-        for index, step in enumerate(steps):
-            middle = (step.before + step.after) / 2
-            axes.axvline(middle, color=colour, linewidth=0.8, linestyle="--")
-            label = axes.text(
-                middle,
-                top * (0.05 if index % 2 else 0.12),  # the curve starts far from 0: it is empty there
-                f"{step.before}→{step.after}\n{step.change:+.0%}",
-                fontsize=7,
-                ha="center",
-                color=colour,
-            )
-            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
+    largest = sorted((*stair.rises, *stair.falls), key=lambda step: -abs(step.change))[:MOST_NAMED]
+    for step in (*stair.rises, *stair.falls):
+        axes.axvline(_middle(step), color=_colour(step), linewidth=0.8, linestyle="--")
+    for index, step in enumerate(sorted(largest, key=_middle)):
+        name = f"{step.before}→{step.after}\n{step.change:+.0%}"
+        height = (0.02 + 0.07 * (index % 3)) * top  # the axis starts at 0: mostly below the curve
+        label = axes.text(_middle(step), height, name, fontsize=7, ha="center", color=_colour(step))
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
     if len(stair.widths) <= MOST_TICKS:
         axes.set_xticks(stair.widths)
     axes.set_xlabel("channels in and out" if stair.axis == "channels" else f"{stair.axis}, channels")
     axes.set_ylabel(f"{stair.origin} latency, {stair.quantity} (µs)")
-    axes.set_title(f"{title}\n{stair.kernel}: {stair.describe()} ({stair.origin})", fontsize=9)
+    axes.set_title(f"{title}\n{stair.kernel} ({stair.origin})\n{stair.describe()}", fontsize=9)
     axes.set_ylim(bottom=0, top=top)
     axes.grid(alpha=0.25)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _middle(step: Step) -> float:
+    return (step.before + step.after) / 2
+
+
+def _colour(step: Step) -> str:
+    return "#c0392b" if step.change > 0 else "#1e8449"

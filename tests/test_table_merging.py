@@ -167,7 +167,7 @@ def test_gc_beside_a_writer_says_who_holds_the_table(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        with pytest.raises(TableError, match=rf"is being written by process {holder.pid}, since \d{{4}}-.*--wait"):
+        with pytest.raises(TableError, match=rf"is being written by process {holder.pid}, since \d{{4}}-.*wait"):
             collect(path, ["duplicates"])
         holder.kill()
         holder.wait()

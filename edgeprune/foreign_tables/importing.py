@@ -17,7 +17,6 @@ from edgeprune.foreign_tables import halp, nvit, ofa, plain_csv, spdy
 from edgeprune.foreign_tables.cells import Cell, Flag, check
 from edgeprune.kernel import BYTES_PER_ELEMENT
 from edgeprune.table_lines import UNIT_US, FingerprintLine, ImportedLine
-from edgeprune.table_log import locked
 
 FORMATS: Mapping[str, ModuleType] = {"halp": halp, "ofa": ofa, "nvit": nvit, "spdy": spdy, "csv": plain_csv}
 MOST_BYTES = 256 << 20
@@ -89,8 +88,7 @@ def import_table(
         ).to_line()
         for cell in kept.values()
     ]
-    with locked(out):
-        write_atomically(out, "".join([FingerprintLine(hash=fingerprint, facts=facts).to_line(), *lines]))
+    write_atomically(out, "".join([FingerprintLine(hash=fingerprint, facts=facts).to_line(), *lines]))
     return Imported(
         format=name,
         unit=unit,
