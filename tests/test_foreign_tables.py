@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgeprune.errors import TableError
 from edgeprune.foreign_tables import Imported, additive_model, import_table
@@ -175,6 +177,10 @@ def test_csv_of_kernels_and_of_names(tmp_path: Path) -> None:
         ("t.csv", "operator,c_in,c_out,latency_us\nconv,x,1,1\n", "t.csv:2: invalid literal"),
         ("t.csv", "c_in,latency_us\n1,1\n", "expected a column 'name' or 'operator'"),
         ("t.json", "", "is empty"),
+        ("t.json", '{"' + "9" * 5000 + '_8_8_4_1_1": 1.0}', "which format is this"),
+        ("t.csv", "name,latency_us\n" + "n" * 2000 + ",1\n", "can't be kept, name: String should have at most 1000"),
+        ("t.yaml", 'Conv-input:1-expand:999999999999999999999: {mean: "a"}', "expected a latency at"),
+        ("t.yaml", '"input:\\ud800": {mean: 1}', "t.yaml"),
     ],
 )
 def test_what_cannot_be_read_is_an_error_with_its_place(name: str, content: str, message: str, tmp_path: Path) -> None:
@@ -223,3 +229,34 @@ def test_the_fingerprint_is_the_source(tmp_path: Path) -> None:
     assert one.facts["source"] == "a.json"
     assert len(one.facts["sha256"]) == 64
     assert one.fingerprint != two.fingerprint
+
+
+SOURCES = {
+    "halp": json.dumps(HALP),
+    "ofa": OFA,
+    "nvit": json.dumps(NVIT),
+    "spdy": SPDY,
+    "csv": "name,latency_us\na,1\n",
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_source_is_an_error_or_is_read_never_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    format = data.draw(st.sampled_from(sorted(SOURCES)))
+    text = SOURCES[format]
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 12)))
+    damaged = text[:start] + data.draw(st.text(max_size=6)) + text[end:]
+    folder = tmp_path_factory.mktemp("damaged")
+    source, out = folder / "source", folder / "out.jsonl"
+    source.write_bytes(damaged.encode("utf-8", "surrogatepass"))
+    try:
+        done = import_table(source, out, format=format)
+    except TableError:
+        assert not out.exists()
+    else:
+        listing = read_listing(str(out))
+        assert (len(listing.items), listing.warnings) == (done.entries, ())

@@ -15,7 +15,7 @@ from edgeprune.kernel import Kernel
 
 UNIT = "ms"
 ASSUMED = {"padding": "kernel // 2", "epilogue": "none"}
-KEY = re.compile(r"\d+(_\d+){5,6}")
+KEY = re.compile(r"[0-9]{1,9}(_[0-9]{1,9}){5,6}")
 
 
 def fits(document: object) -> bool:

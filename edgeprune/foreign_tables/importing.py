@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydantic import ValidationError
+
 from edgeprune.errors import TableError, did_you_mean
 from edgeprune.fingerprint import Fingerprint
 from edgeprune.folders import write_atomically
@@ -77,17 +79,7 @@ def import_table(
     doubts: dict[str, list[str]] = {}
     for flag in flags:
         doubts.setdefault(flag.name, []).append(f"{flag.kind}: {flag.detail}")
-    lines = [
-        ImportedLine(
-            name=cell.name,
-            kernel=cell.kernel.to_json() if cell.kernel else None,
-            fingerprint=fingerprint,
-            value=cell.value or 0.0,
-            unit=unit,  # type: ignore[arg-type]
-            flags=doubts.get(cell.name),
-        ).to_line()
-        for cell in kept.values()
-    ]
+    lines = [_line(cell, fingerprint, unit, doubts.get(cell.name), file).to_line() for cell in kept.values()]
     write_atomically(out, "".join([FingerprintLine(hash=fingerprint, facts=facts).to_line(), *lines]))
     return Imported(
         format=name,
@@ -99,6 +91,24 @@ def import_table(
         flags=tuple(flags),
         out=out,
     )
+
+
+def _line(cell: Cell, fingerprint: str, unit: str, flags: list[str] | None, file: Path) -> ImportedLine:
+    document = {
+        "name": cell.name,
+        "kernel": cell.kernel.to_json() if cell.kernel else None,
+        "fingerprint": fingerprint,
+        "value": cell.value,
+        "unit": unit,
+        "flags": flags,
+    }
+    try:
+        return ImportedLine.model_validate(document)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(str(step) for step in fault["loc"])
+        shown = ascii(cell.name[:80])
+        raise TableError(f"entry {shown} can't be kept, {where}: {fault['msg']}", file=file) from None
 
 
 def _check_options(format: str | None, unit: str | None, precision: str) -> None:

@@ -12,7 +12,8 @@ from edgeprune.foreign_tables.documents import load_json
 
 UNIT = "s"
 ASSUMED: dict[str, str] = {}
-LEVELS = (r"EMB_(\d+)", r"QK_(\d+)_(\d+)", r"V_(\d+)", r"MLP_(\d+)")
+NUMBER = "([0-9]{1,9})"
+LEVELS = (f"EMB_{NUMBER}", f"QK_{NUMBER}_{NUMBER}", f"V_{NUMBER}", f"MLP_{NUMBER}")
 AXES = ("embedding", "heads", "qk", "v", "mlp")
 
 

@@ -5,10 +5,11 @@ A block is no kernel of ours: entries keep their names and add up to a network (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from edgeprune.errors import TableError
-from edgeprune.foreign_tables.cells import Cell, number
+from edgeprune.foreign_tables.cells import Cell, Coordinate, number
 from edgeprune.foreign_tables.documents import load_yaml
 
 UNIT = "ms"
@@ -33,7 +34,13 @@ def read(text: str, file: str, precision: str) -> list[Cell]:
 
 
 def _cell(name: str, value: float | None) -> Cell:
-    parts = [part.partition(":")[::2] for part in name.split("-")]
-    grid = {key: int(given) for key, given in parts if key in GRID and given.isascii() and given.isdigit()}
-    family = "-".join(f"{key}:{given}" if given else key for key, given in parts if key not in GRID)
-    return Cell(name=name, value=value, family=family, coordinates=grid)
+    """Blocks that differ in expansion and kernel size alone are a family."""
+    grid: dict[str, Coordinate] = {}
+    parts = []
+    for part in name.split("-"):
+        key, _, given = part.partition(":")
+        if key in GRID and key not in grid and re.fullmatch("[0-9]{1,9}", given):
+            grid[key] = int(given)
+            part = f"{key}:*"
+        parts.append(part)
+    return Cell(name=name, value=value, family="-".join(parts), coordinates=grid)

@@ -20,7 +20,10 @@ LATENCIES = {"latency_us": "us", "latency_ms": "ms", "latency_s": "s"}
 
 def unit(text: str, file: str) -> str:
     """Of the latency column. `TableError` where there isn't exactly one."""
-    header = next(csv.reader(io.StringIO(text)), [])
+    try:
+        header = next(csv.reader(io.StringIO(text)), [])
+    except csv.Error as error:
+        raise TableError(f"not CSV: {error}", file=file, place=1) from None
     found = [LATENCIES[name] for name in map(str.strip, header) if name in LATENCIES]
     if len(found) != 1:
         raise TableError(
