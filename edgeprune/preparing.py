@@ -98,6 +98,7 @@ def measured_table(
     timing: Timing = KERNELS,
     allow_other: bool = False,
     retry_failed: bool = False,
+    wait_s: float = 0.0,
 ) -> LatencyTable:
     """The device's table with the kernels that the graph needs: a coarse grid on the staircase that the device shows,
     then, round by round, those where the cost model is uncertain (`sampling`)."""
@@ -117,6 +118,7 @@ def measured_table(
             allow_other=allow_other,
             retry_failed=retry_failed,
             timing=timing,
+            wait_s=wait_s,
         )
 
     precision = device.precisions[0]

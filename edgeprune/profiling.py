@@ -106,13 +106,16 @@ def profile(
     allow_other: bool = False,
     retry_failed: bool = False,
     timing: Timing = KERNELS,
+    wait_s: float = 0.0,
 ) -> LatencyTable:
     """Measure the kernels that the table lacks; gives the table with its warnings.
 
     A kernel that can't be built, loaded or run is remembered as a failure and skipped (tried again with
     `retry_failed`). Without `table_path` the rows that come with edgeprune and those in the user's cache count.
     A `table_path` in which all rows are of another fingerprint is a `TableError`; `allow_other` takes it as it is and
-    measures nothing. `Interrupted` after a Ctrl-C: what was measured is in the table, the next run goes on.
+    measures nothing. Where another process writes the table: `TableError` that names it, after waiting `wait_s` for it
+    (`math.inf`: as long as it takes); what it measured is not measured again. `Interrupted` after a Ctrl-C: what was
+    measured is in the table, the next run goes on.
     """
     precision = precision or device.precisions[0]
     wanted = list(dict.fromkeys(kernels))
@@ -129,8 +132,12 @@ def profile(
         missing = _missing(table, wanted, fingerprint, retry_failed)
         if not missing:
             return table
-        with open_log(path) as log:
-            profiler.measure(missing, log, on_progress or (lambda done, total: None))
+        with open_log(path, wait_s=wait_s) as log:
+            if wait_s:
+                table = _read(device, precision, table_path, fingerprint, allow_other=other)
+                missing = _missing(table, wanted, fingerprint, retry_failed)
+            if missing:
+                profiler.measure(missing, log, on_progress or (lambda done, total: None))
     table = _read(device, precision, table_path, fingerprint, allow_other=False)
     return with_warnings(table, staleness(table))
 

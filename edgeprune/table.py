@@ -16,7 +16,16 @@ from edgeprune.errors import TableError
 from edgeprune.fingerprint import describe
 from edgeprune.folders import cache_dir
 from edgeprune.kernel import Kernel
-from edgeprune.table_lines import FailureLine, FingerprintLine, NetworkLine, RowLine, SessionLine, parse_line
+from edgeprune.table_lines import (
+    FailureLine,
+    FingerprintLine,
+    ImportedLine,
+    NetworkLine,
+    RowLine,
+    SessionLine,
+    UnknownSchema,
+    parse_line,
+)
 
 if TYPE_CHECKING:
     from edgeprune.device import Device
@@ -127,6 +136,7 @@ class TableFile:
     sessions: Mapping[str, SessionLine]
     fingerprints: Mapping[str, Mapping[str, Any]]
     warnings: tuple[str, ...]
+    imported: tuple[ImportedLine, ...] = ()  # never among the rows: no reference was timed beside them
 
 
 def table_path(device: Device, precision: str) -> Path:
@@ -161,14 +171,19 @@ def read_table(
             raise TableError(f"{message}; ask for it with --allow-other-table, or profile anew", file=listed[0])
         warnings.append(message)
         fingerprint = other
-    return _select(file, fingerprint, warnings)
+    return select(replace(file, warnings=tuple(warnings)), fingerprint)
 
 
 def read_lines(paths: Iterable[Path]) -> TableFile:
-    """Every good line; a bad one is named by file and line in `warnings` and skipped."""
+    """Every good line; a bad one is named by file and line in `warnings` and skipped.
+
+    Rows of a session or fingerprint that is defined in another schema alone are skipped with it.
+    """
     rows: list[RowLine] = []
     failures: list[FailureLine] = []
     networks: list[NetworkLine] = []
+    imported: list[ImportedLine] = []
+    foreign: set[str] = set()  # sessions and fingerprints of another schema
     sessions: dict[str, SessionLine] = {}
     fingerprints: dict[str, Mapping[str, Any]] = {}
     warnings: list[str] = []
@@ -184,6 +199,8 @@ def read_lines(paths: Iterable[Path]) -> TableFile:
                 line = parse_line(text)
             except ValueError as error:
                 warnings.append(f"{path}:{number}: skipped, {error}")
+                if isinstance(error, UnknownSchema):
+                    foreign.add(error.name)
                 continue
             if isinstance(line, RowLine):
                 rows.append(line)
@@ -191,21 +208,30 @@ def read_lines(paths: Iterable[Path]) -> TableFile:
                 failures.append(line)
             elif isinstance(line, NetworkLine):
                 networks.append(line)
+            elif isinstance(line, ImportedLine):
+                imported.append(line)
             elif isinstance(line, FingerprintLine):
                 fingerprints[line.hash] = line.facts
             elif line.id not in sessions or line.rounds >= sessions[line.id].rounds:
                 sessions[line.id] = line
+    foreign -= {*sessions, *fingerprints}
+    known = [row for row in rows if not {row.session, row.fingerprint} & foreign]
+    if len(known) < len(rows):
+        warnings.append(f"{len(rows) - len(known)} rows skipped: their session or fingerprint is of another schema")
     return TableFile(
-        rows=tuple(rows),
-        failures=tuple(failures),
-        networks=tuple(networks),
+        rows=tuple(known),
+        failures=tuple(failure for failure in failures if not {failure.session, failure.fingerprint} & foreign),
+        networks=tuple(network for network in networks if not {network.session, network.fingerprint} & foreign),
+        imported=tuple(imported),
         sessions=sessions,
         fingerprints=fingerprints,
         warnings=tuple(warnings),
     )
 
 
-def _select(file: TableFile, fingerprint: str, warnings: list[str]) -> LatencyTable:
+def select(file: TableFile, fingerprint: str) -> LatencyTable:
+    """The rows of one fingerprint, several of one kernel as one entry; what contradicts stands in `warnings`."""
+    warnings = list(file.warnings)
     by_kernel: dict[Kernel, list[RowLine]] = {}
     for row in file.rows:
         if row.fingerprint == fingerprint:
@@ -220,6 +246,8 @@ def _select(file: TableFile, fingerprint: str, warnings: list[str]) -> LatencyTa
                 f"kernel '{kernel.key}': {len(rows)} rows contradict each other, {range_}; the median counts"
             )
         entries[kernel] = _merge(kernel, rows)
+        if left_out := len(rows) - entries[kernel].rows:
+            warnings.append(f"kernel '{kernel.key}': {left_out} rows of another reference or origin left out")
     failures = {Kernel.from_json(f.kernel): f.reason for f in file.failures if f.fingerprint == fingerprint}
     sessions = [session for session in file.sessions.values() if session.fingerprint == fingerprint]
     return LatencyTable(

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from edgeprune.kernel import Kernel
 
 MAX_LINE = 1 << 20
+SCHEMA = 1
+UNIT_US = {"ns": 1e-3, "us": 1.0, "ms": 1e3, "s": 1e6}
 
 Microseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NodeMicroseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # 0: the runtime runs no node for it
@@ -162,13 +164,49 @@ class NetworkLine(_Line):
         return tuple(value) if isinstance(value, list) else value
 
 
-Line = FingerprintLine | SessionLine | RowLine | FailureLine | NetworkLine
+class ImportedLine(_Line):
+    """One cell of a table that other software measured: no reference ran beside it, so it is never one of the rows.
+
+    `value` stands as it was written, in `unit`. What the source was is in the facts of the fingerprint.
+    """
+
+    type: Literal["imported"] = "imported"
+    name: Annotated[str, Field(min_length=1, max_length=1000)]  # in the source's own words
+    kernel: dict[str, Any] | None = None  # where the name says one
+    fingerprint: Hash
+    value: Microseconds
+    unit: Literal["ns", "us", "ms", "s"]
+    flags: list[str] | None = None  # why the importer doubts it
+
+    @field_validator("kernel")
+    @classmethod
+    def _is_kernel(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            Kernel.from_json(value)
+        return value
+
+    @property
+    def latency_us(self) -> float:
+        """Microseconds."""
+        return self.value * UNIT_US[self.unit]
+
+
+class UnknownSchema(ValueError):
+    """A header line of another version of the format; what it defines (`name`) can't be relied on."""
+
+    def __init__(self, version: object, name: object) -> None:
+        super().__init__(f"written in schema {version!r}, this edgeprune reads {SCHEMA}; use the one that wrote it")
+        self.name = str(name)
+
+
+Line = FingerprintLine | SessionLine | RowLine | FailureLine | NetworkLine | ImportedLine
 _TYPES: dict[str, type[Line]] = {
     "fingerprint": FingerprintLine,
     "session": SessionLine,
     "row": RowLine,
     "failure": FailureLine,
     "network": NetworkLine,
+    "imported": ImportedLine,
 }
 
 
@@ -178,13 +216,15 @@ def parse_line(line: bytes) -> Line:
         raise ValueError(f"longer than {MAX_LINE} bytes")
     try:
         document = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("not a JSON object: torn or corrupt") from None
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
     kind = _TYPES.get(str(document.get("type")))
     if kind is None:
         raise ValueError(f"unknown type {document.get('type')!r}")
+    if "schema_" in kind.model_fields and document.get("schema", SCHEMA) != SCHEMA:
+        raise UnknownSchema(document.get("schema"), document.get("id") or document.get("hash"))
     try:
         return kind.model_validate(document)
     except ValidationError as error:

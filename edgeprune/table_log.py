@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -12,6 +14,8 @@ from filelock import FileLock, Timeout
 
 from edgeprune.errors import StorageError, TableError
 from edgeprune.table_lines import Line
+
+LOG = logging.getLogger("edgeprune")
 
 
 class TableLog:
@@ -41,22 +45,8 @@ class TableLog:
 
 @contextmanager
 def open_log(path: Path, *, wait_s: float = 0.0) -> Iterator[TableLog]:
-    """Lock the table (a file beside it), mend a torn last line, open it for appending.
-
-    `TableError` names the process that holds the lock, after waiting `wait_s` for it.
-    """
-    lock = FileLock(path.with_name(path.name + ".lock"))
-    owner = path.with_name(path.name + ".owner")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=wait_s)
-    except Timeout:
-        raise TableError(f"is being written by {_holder(owner)}; wait for it to end", file=path) from None
-    except OSError as error:
-        raise StorageError.from_os(path, error) from error
-    try:
-        with suppress(OSError):  # only a courtesy to others
-            owner.write_text(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    """Lock the table, mend a torn last line, open it for appending; `locked` says what it raises."""
+    with locked(path, wait_s=wait_s):
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
@@ -66,10 +56,43 @@ def open_log(path: Path, *, wait_s: float = 0.0) -> Iterator[TableLog]:
             yield TableLog(path, descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Be the only writer of the table: a lock on a file beside it, which goes with the process that holds it.
+
+    `TableError` names that process after waiting `wait_s` for it, `math.inf` as long as it takes.
+    """
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    owner = path.with_name(path.name + ".owner")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _acquire(lock, owner, wait_s)
+    except Timeout:
+        waited = f" (waited {wait_s:g} s)" if wait_s else ""
+        advice = "try again when it has ended (`profile` and `table gc` wait with --wait)"
+        raise TableError(f"is being written by {_holder(owner)}{waited}; {advice}", file=path) from None
+    except OSError as error:
+        raise StorageError.from_os(path, error) from error
+    try:
+        with suppress(OSError):  # only a courtesy to others
+            owner.write_text(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        yield
     finally:
         with suppress(OSError):
             owner.unlink()
         lock.release()
+
+
+def _acquire(lock: FileLock, owner: Path, wait_s: float) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait_s:
+            raise
+        LOG.info("waiting for the table: it is being written by %s", _holder(owner))
+        lock.acquire(timeout=-1 if wait_s == math.inf else wait_s)
 
 
 def _holder(owner: Path) -> str:

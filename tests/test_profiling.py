@@ -16,6 +16,7 @@ from edgeprune.kernel import Kernel
 from edgeprune.measurement import Measurement
 from edgeprune.profiling import estimate, profile
 from edgeprune.table import LatencyTable, read_lines, table_path
+from edgeprune.table_log import open_log
 from edgeprune.transport import Session, SessionLost
 
 pytestmark = pytest.mark.integration
@@ -217,3 +218,19 @@ def test_a_real_runtime(name: str, require: Callable[[str], None], tmp_path: Pat
         assert table.latency_us(kernel, node=True) <= table.latency_us(kernel)
     assert table.latency_us(large, node=True) > 4 * table.latency_us(small, node=True)
     assert table.facts["threads"] == 1
+
+
+def test_one_that_waited_measures_only_what_the_other_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other profiler ends while we wait for its lock; here it runs just before we get it."""
+    path = tmp_path / "t.jsonl"
+
+    def after_the_other(path: Path, *, wait_s: float) -> Any:
+        monkeypatch.setattr("edgeprune.profiling.open_log", open_log)
+        profile(KERNELS[:15], NULL, table_path=path)
+        return open_log(path, wait_s=wait_s)
+
+    monkeypatch.setattr("edgeprune.profiling.open_log", after_the_other)
+    told: list[tuple[int, int]] = []
+    table = profile(KERNELS, NULL, table_path=path, wait_s=60.0, on_progress=lambda *at: told.append(at))
+    assert (len(table), told[0]) == (20, (0, 5))
+    assert len(read_lines([path]).rows) == 20

@@ -25,7 +25,7 @@ COMMANDS = {
     "devices": ("devices", "List the known devices and whether they can run here."),
     "doctor": ("doctor", "Show what is installed, what is missing and the line that installs it."),
     "profile": ("profiling", "Measure kernels on a device into its latency table."),
-    "table": ("table", "List, show, compare and merge latency tables."),
+    "table": ("tables", "List, show, draw, compare, merge and import latency tables."),
     "inspect": ("inspecting", "Show what can be pruned in a model, and what can't and why."),
     "prune": ("prune", "Choose what to prune for a latency budget; writes plan.json."),
     "recover": ("recovering", "Repair or fine-tune a pruned model."),
@@ -52,10 +52,11 @@ def _verbosity() -> list[click.Parameter]:
 
 
 def load_command(name: str) -> click.Command:
-    """Import a command; `-v` and `-q` are understood after its name as before it."""
+    """Import a command; `-v` and `-q` are understood after its name, and that of its own commands, as before it."""
     command: click.Command = importlib.import_module(f"edgeprune.cli.{COMMANDS[name][0]}").command
-    taken = {option.name for option in command.params}
-    command.params += [option for option in _verbosity() if option.name not in taken]
+    for member in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
+        taken = {option.name for option in member.params}
+        member.params += [option for option in _verbosity() if option.name not in taken]
     return command
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ EXAMPLE = "Example: edgeprune profile torchvision:mobilenet_v2 --shape 1x3x224x2
 @click.option("--duration-s", type=click.FloatRange(0.1), help="At most this long a batch.  [default: 30]")
 @click.option("--min-iters", type=click.IntRange(1), help="At least this many runs of each.  [default: 20]")
 @click.option("--retry-failed", is_flag=True, help="Try kernels again that could not be measured before.")
+@click.option("--wait", is_flag=True, help="Where another process writes the table, wait for it to end.")
 @json_option
 def command(
     models: tuple[str, ...],
@@ -28,6 +30,7 @@ def command(
     shape: str,
     dry_run: bool,
     retry_failed: bool,
+    wait: bool,
     as_json: bool,
     **timing: int | float | None,
 ) -> None:
@@ -66,9 +69,10 @@ def command(
         from edgeprune.preparing import measured_table
 
         pace = make_timing(**timing, base=KERNELS)  # type: ignore[arg-type]
-        profile(stairs, device, on_progress=_progress(console, device.name), retry_failed=retry_failed, timing=pace)
+        how: dict[str, Any] = {"timing": pace, "retry_failed": retry_failed, "wait_s": math.inf if wait else 0.0}
+        profile(stairs, device, on_progress=_progress(console, device.name), **how)
         for graph in graphs:
-            measured_table(graph, device, console, timing=pace, retry_failed=retry_failed)
+            measured_table(graph, device, console, **how)
         table = profile(stairs, device)
         document = {
             "device": device.name,
