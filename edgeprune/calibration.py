@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,14 +75,16 @@ def with_networks(
         return table
     precision = device.precisions[0]
     own = path or table_path(device, precision)
-    with Profiler(device, precision, TIMING) as profiler:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-networks-")))
         engines = []
         for number, widths in enumerate(missing):
             cut = apply(first_channels(source.graph, widths), source.model, source.example_inputs, graph=source.graph)
             kernels = [unit.kernel(widths) for unit in cost.units]
-            engines.append(export(cut, device, profiler.folder / f"network{number}", kernels=kernels).path)
+            engines.append(export(cut, device, folder / f"network{number}", kernels=kernels).path)
             if on_network is not None:
                 on_network(number + 1, len(missing))
+        profiler = stack.enter_context(Profiler(device, precision, TIMING))
         with open_log(own) as log:
             profiler.write_fingerprint(log)
             measured, nodes = _measured(profiler, engines)
