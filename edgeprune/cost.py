@@ -168,6 +168,7 @@ def cost_model_from(
         sizes = np.array([kernel.sizes for kernel in measured[key]])
         boxes[key] = tuple(sizes.min(axis=0).tolist()), tuple(sizes.max(axis=0).tolist())
     surfaces = surfaces_of(measured, {key: boxes[key] for key in measured}, stairs)
+    covered = _covered(units, options, surfaces)  # names a unit that is not there at full width, before it is asked
     dense = works_of(units, graph.dense_widths, surfaces)
     observed = [
         _observation(network, surfaces, (references_us or {}).get(network.reference, 1.0))
@@ -177,7 +178,7 @@ def cost_model_from(
     return CostModel(
         graph=graph,
         units=tuple(units),
-        options=_covered(units, options, surfaces),
+        options=covered,
         surfaces=surfaces,
         correction=learn(observed, stairs, known=[(graph.structure_hash, dense)]),
         origin=origin,

@@ -256,8 +256,8 @@ def test_ragged_widths_that_take_longer_in_a_network_are_learned() -> None:
         assert correction.total("net", works)[0] == pytest.approx(expected * sum_us(works), rel=0.015)
 
 
-def simulated(rng: np.random.Generator, told: bool) -> tuple[list[Observation], list[Observation]]:
-    """A structure on a device: units take s (1 + f + u) + b bytes, a network a constant beside; 1 % of noise."""
+def simulated(rng: np.random.Generator, noise: float, told: bool) -> tuple[list[Observation], list[Observation]]:
+    """A structure on a device: units take s (1 + f)(1 + u) + b bytes, a network a constant beside, and noise."""
     factor = {family: 1 + 0.1 * rng.standard_normal() for family in ("conv", "pointwise", "linear", "add")}
     own = {name: factor[kernel.family] * (1 + 0.1 * rng.standard_normal()) for name, kernel in UNITS.items()}
     per_byte = 2e-6 * rng.standard_normal()
@@ -272,18 +272,24 @@ def simulated(rng: np.random.Generator, told: bool) -> tuple[list[Observation], 
             Observation(
                 structure="net",
                 works=tuple(replace(work, node_us=nodes[work.name] if told else None) for work in works),
-                total_us=(constant + sum(us.values())) * (1 + 0.01 * rng.standard_normal()),
+                total_us=(constant + sum(us.values())) * (1 + noise * rng.standard_normal()),
             )
         )
     return found[:8], found[8:]
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["node times", "totals only"])
-def test_nine_of_ten_simulated_networks_lie_in_their_interval(told: bool) -> None:
-    """20 devices, 8 networks to learn from and 12 unseen ones each."""
+@pytest.mark.parametrize(("noise", "least", "most"), [(TOTAL_NOISE, 0.86, 0.96), (0.01, 0.8, 0.99)])
+def test_nine_of_ten_simulated_networks_lie_in_their_interval(
+    noise: float, least: float, most: float, told: bool
+) -> None:
+    """20 devices, 8 networks to learn from and 12 unseen ones each.
+
+    Where totals are noisier than `TOTAL_NOISE`, leaving each network out shows it, but 8 of them only in part.
+    """
     inside, off, half = [], [], []
     for seed in range(20):
-        calibration, unseen = simulated(np.random.default_rng(seed), told)
+        calibration, unseen = simulated(np.random.default_rng(seed), noise, told)
         correction = learn(calibration, BARE, known=[("net", network())])
         for network_ in unseen:
             us, deviation = correction.total("net", network_.works)
@@ -291,7 +297,7 @@ def test_nine_of_ten_simulated_networks_lie_in_their_interval(told: bool) -> Non
             off.append(abs(us / network_.total_us - 1))
             half.append(1.645 * deviation / us)
     assert len(inside) == 240
-    assert 0.8 <= np.mean(inside) <= 0.99, np.mean(inside)
+    assert least <= np.mean(inside) <= most, np.mean(inside)
     assert np.median(off) < 0.015 and np.median(half) < 0.05
 
 

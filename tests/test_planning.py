@@ -208,7 +208,7 @@ def test_the_choice_is_that_of_trying_every_network(net: type[nn.Module], drops:
     networks = [(cost.predict(w, d).us, value(cost, saliency, w, d)) for w, d in everything(cost)]
     dense_us = cost.predict({}).us
     seen = set()
-    for share in (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.15, 0.12):
+    for share in (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12):
         reachable = [v for us, v in networks if us <= share * dense_us]
         if not reachable:
             continue
