@@ -152,8 +152,8 @@ def cost_model_from(
 ) -> CostModel:
     """Surfaces from compute times of kernels in us and a correction from networks, on the table's clock.
 
-    A kernel that could not be measured narrows the surface it belongs to; `TableError` names the unit for which
-    nothing remains.
+    Without `references_us` the ratios of networks are microseconds. A kernel that could not be measured narrows the
+    surface it belongs to; `TableError` names the unit for which nothing remains.
     """
     stairs = stairs or Staircase()
     boxes = _boxes(units, options, latency_us)
@@ -171,7 +171,7 @@ def cost_model_from(
     covered = _covered(units, options, surfaces)  # names a unit that is not there at full width, before it is asked
     dense = works_of(units, graph.dense_widths, surfaces)
     observed = [
-        _observation(network, surfaces, (references_us or {}).get(network.reference, 1.0))
+        _observation(network, surfaces, _reference_us(network, references_us))
         for network in networks
         if _is_covered(network, surfaces)
     ]
@@ -189,6 +189,14 @@ def cost_model_from(
 def _is_covered(network: NetworkEntry, surfaces: Mapping[Kernel, Surface]) -> bool:
     keys = {kernel: shape_key(kernel) for kernel in network.kernels.values()}
     return all(key in surfaces and surfaces[key].covers(kernel.sizes) for kernel, key in keys.items())
+
+
+def _reference_us(network: NetworkEntry, references_us: Mapping[str, float] | None) -> float:
+    if references_us is None:
+        return 1.0
+    if network.reference not in references_us:
+        raise TableError(f"no session of the table has timed the reference '{network.reference}'")
+    return references_us[network.reference]
 
 
 def _observation(network: NetworkEntry, surfaces: Mapping[Kernel, Surface], reference_us: float) -> Observation:

@@ -327,6 +327,13 @@ def test_a_table_gives_the_same_cost_model_each_time_on_its_own_clock() -> None:
     assert cost_model(plain.graph, slower).predict(UNSEEN).us == pytest.approx(2 * one.predict(UNSEEN).us, rel=0.01)
 
 
+def test_a_network_over_a_reference_that_no_session_timed_is_an_error_not_a_microsecond() -> None:
+    plain = model_of(Net())
+    entry = replace(network_entry(plain, {}, lambda _: 1.0), reference="memory")
+    with pytest.raises(TableError, match="no session of the table has timed the reference 'memory'"):
+        cost_model(plain.graph, table_of([entry]))
+
+
 def test_what_a_manifest_says() -> None:
     model = taught(lambda _: 1.0, overhead_us=2.0)
     assert describe(model) == {

@@ -27,7 +27,7 @@ def padded(size: int, step: int) -> int:
 
 
 def latencies(step_in: int, step_out: int, penalty: float = 0.0, noise: float = 0.0) -> dict[Kernel, float]:
-    """Both widths (c_in of one group) padded to a multiple of their step; `penalty` more where c_out is no such multiple."""
+    """Both widths (c_in of one group) padded to a multiple of their step; `penalty` more where c_out is none."""
     rng = np.random.default_rng(0)
     return {
         k: 1e-3
@@ -120,7 +120,7 @@ def test_nothing_measured_nothing_found() -> None:
     "spoil",
     [
         lambda lines: dict(list(lines.items())[:10]),  # too few of its widths
-        lambda lines: {kernel: 0.0 for kernel in lines},  # a runtime that runs no node
+        lambda lines: dict.fromkeys(lines, 0.0),  # a runtime that runs no node
     ],
     ids=["too few", "zero"],
 )
