@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil, prod
+from math import ceil, cos, log2, prod, sin
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 def wavy_us(kernel: Kernel) -> float:
     """The null device's formula and a ripple of some percent that no staircase explains."""
-    return time_us(kernel) * (1 + 0.05 * np.sin(3 * np.log2(kernel.c_in)) * np.cos(2 * np.log2(kernel.c_out)))
+    return time_us(kernel) * (1 + 0.05 * sin(3 * log2(kernel.c_in)) * cos(2 * log2(kernel.c_out)))
 
 
 def model_of(also: Mapping[Kernel, float] | None = None) -> tuple[CostModel, dict[Kernel, float]]:

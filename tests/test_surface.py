@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from math import ceil
+from math import ceil, cos, log2, sin
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def bilinear(c_in: float, c_out: float) -> float:
 
 def wavy(c_in: float, c_out: float) -> float:
     """Some percent off the bilinear one, and smooth in the logarithm of its widths."""
-    return bilinear(c_in, c_out) * (1 + 0.06 * np.sin(2 * np.log2(c_in)) * np.cos(1.5 * np.log2(c_out)))
+    return bilinear(c_in, c_out) * (1 + 0.06 * sin(2 * log2(c_in)) * cos(1.5 * log2(c_out)))
 
 
 def surface_of(us: Mapping[Sizes, float], stairs: Staircase | None = None, kernel: Kernel = LINEAR) -> Surface:
@@ -184,8 +184,8 @@ def test_the_likeliest_roughness_is_the_one_under_which_each_point_follows_best_
         full, total = joint(sizes, roughness), 0.0
         for i in range(len(sizes)):
             rest = [j for j in range(len(sizes)) if j != i]
-            total += multivariate_normal(cov=full).logpdf(residual)
-            total -= multivariate_normal(cov=full[np.ix_(rest, rest)]).logpdf(residual[rest])
+            total += float(multivariate_normal(cov=full).logpdf(residual))
+            total -= float(multivariate_normal(cov=full[np.ix_(rest, rest)]).logpdf(residual[rest]))
         return total
 
     found = likeliest([(np.array(sizes, dtype=np.float64), residual)])
