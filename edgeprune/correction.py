@@ -5,10 +5,10 @@ In a network a unit takes
     us = s (a + a_f + d_u + i_f [c_in ragged] + o_f [c_out ragged]) + b_f m
 
 with s the tabled time of its kernel, f its family, u its name in one structure of network, m its memory traffic scaled
-to the family's times; a network takes the sum of its units, l times the sum of s, and c times the dense sum of s of its
-structure. All of a, a_f, d_u, i_f, o_f, b_f, l, c are normal before anything is measured, about 1 (a) or 0; measured
-node times and totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one network says something about the
-families of every other one, and a runtime that does not tell node times is corrected by totals alone.
+to the family's times; a network takes the sum of its units, l times the sum of s, and c + c_n times the dense sum of s
+of its structure n. All of a, a_f, d_u, i_f, o_f, b_f, l, c, c_n are normal before anything is measured, about 1 (a) or
+0; measured node times and totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one network says
+something about the families of every other one, and a runtime that tells no node times is corrected by totals alone.
 """
 
 from __future__ import annotations
@@ -24,16 +24,22 @@ from edgeprune.staircase import LEAST_STEP, FloatArray, Staircase
 Column = tuple[str, str]
 """A coefficient: its kind and the family, unit or structure that it belongs to."""
 
+Equations = tuple[FloatArray, FloatArray, FloatArray]
+"""Rows of the regression, measured us and their noise in us."""
+
 ALL: Column = ("all", "")
+LEFT_OVER: Column = ("left over", "")
+CONSTANT: Column = ("constant", "")
 PRIOR = {
     "all": 0.12,
-    "family": 0.1,
-    "unit": 0.12,
+    "family": 0.2,
+    "unit": 0.15,
     "ragged_in": 0.05,
     "ragged_out": 0.05,
-    "bytes": 0.1,
+    "bytes": 0.15,
     "left over": 0.04,
-    "constant": 0.04,
+    "constant": 0.03,
+    "own constant": 0.02,
 }
 """Standard deviation of every kind before anything is measured."""
 NODE_NOISE = 0.04
@@ -105,8 +111,8 @@ class Correction:
 
     def overhead(self, structure: str) -> tuple[float, float]:
         """What a network takes beside its units: a constant in us, and a factor on the sum of their tabled times."""
-        constant = self._value(("constant", structure)) * self.dense_us.get(structure, 0.0)
-        return constant, self._value(("left over", ""))
+        share = self._value(CONSTANT) + self._value(("own constant", structure))
+        return share * self.dense_us.get(structure, 0.0), self._value(LEFT_OVER)
 
     def _value(self, column: Column) -> float:
         return float(self.mean[self.columns[column]]) if column in self.columns else 0.0
@@ -123,11 +129,11 @@ class Correction:
 
     def _around(self, structure: str, works: Sequence[Work]) -> FloatArray:
         row = np.zeros(len(self.columns))
-        row[self.columns["left over", ""]] = sum(
-            work.us for work in works if f"{structure}/{work.name}" not in self.absent
-        )
-        if ("constant", structure) in self.columns:
-            row[self.columns["constant", structure]] = self.dense_us.get(structure, 0.0)
+        left = (work.us for work in works if f"{structure}/{work.name}" not in self.absent)
+        row[self.columns[LEFT_OVER]] = sum(left)
+        for column in (CONSTANT, ("own constant", structure)):
+            if column in self.columns:
+                row[self.columns[column]] = self.dense_us.get(structure, 0.0)
         return row
 
 
@@ -162,21 +168,33 @@ def learn(
 ) -> Correction:
     """The correction that these networks teach. `known` are networks that will be predicted: dense, not measured.
 
-    The stated error is set by leaving out each network of the structures in `known` in turn (of all where those have
-    none).
+    The stated error is set by leaving out each network of the structures in `known` in turn; where those have none, by
+    leaving out all networks of each other structure.
     """
-    correction = _posterior(_prior(observations, stairs, known), observations)
+    prior = _prior(observations, stairs, known)
+    if not observations:
+        return prior
+    parts = _weighted(prior, [_equations(prior, observation) for observation in observations])
+    gram, moment = _squares(parts)
     structures = {structure for structure, _ in known}
-    own = [o for o in observations if o.structure in structures] or list(observations)
+    own = [i for i, observation in enumerate(observations) if observation.structure in structures]
     scores = []
-    for left in own:
-        others = [o for o in observations if o is not left]
-        us, deviation = _posterior(_prior(others, stairs, [*known, (left.structure, left.works)]), others).total(
-            left.structure, left.works
-        )
-        scores.append((us - left.total_us) / deviation)
+    for numbers in [[i] for i in own] or list(_by_structure(observations)):
+        own_gram, own_moment = _squares([parts[i] for i in numbers])
+        taught = _posterior(prior, gram - own_gram, moment - own_moment)
+        for i in numbers:
+            us, deviation = taught.total(observations[i].structure, observations[i].works)
+            scores.append((us - observations[i].total_us) / deviation)
     inflation = float(np.sqrt((TRUST + np.sum(np.square(scores))) / (TRUST + len(scores))))
-    return replace(correction, inflation=inflation)
+    return replace(_posterior(prior, gram, moment), inflation=inflation)
+
+
+def _by_structure(observations: Sequence[Observation]) -> Iterable[list[int]]:
+    """The places of the networks of each structure."""
+    places: dict[str, list[int]] = {}
+    for i, observation in enumerate(observations):
+        places.setdefault(observation.structure, []).append(i)
+    return places.values()
 
 
 def _prior(
@@ -188,12 +206,12 @@ def _prior(
         for work in observation.works:
             if work.node_us is not None:
                 told.setdefault(f"{observation.structure}/{work.name}", []).append(work.node_us)
-    columns: dict[Column, int] = {("left over", ""): 0}
+    columns: dict[Column, int] = {LEFT_OVER: 0, CONSTANT: 1}
     sums: dict[str, tuple[float, float]] = {}
     dense_us: dict[str, float] = {}
     for structure, works in networks:
         dense_us[structure] = max(dense_us.get(structure, 0.0), sum(work.us for work in works))
-        columns.setdefault(("constant", structure), len(columns))
+        columns.setdefault(("own constant", structure), len(columns))
         for work in works:
             us, traffic = sums.get(work.kernel.family, (0.0, 0.0))
             sums[work.kernel.family] = us + work.us, traffic + work.kernel.num_bytes
@@ -214,27 +232,36 @@ def _prior(
     )
 
 
-def _posterior(prior: Correction, observations: Sequence[Observation]) -> Correction:
-    """Weighted least squares drawn to the prior; outliers are weighed down in three rounds."""
-    if not observations:
-        return prior
-    parts = [_equations(prior, observation) for observation in observations]
+def _squares(parts: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
+    """Sums of squares and products of weighted equations."""
+    rows, left = np.concatenate([rows for rows, _ in parts]), np.concatenate([left for _, left in parts])
+    return rows.T @ rows, rows.T @ left
+
+
+def _posterior(prior: Correction, gram: FloatArray, moment: FloatArray) -> Correction:
+    """From the weighted equations' sums of squares and products."""
+    covariance: FloatArray = np.linalg.inv(gram + np.diag(1 / np.diag(prior.covariance))).astype(np.float64)
+    return replace(prior, mean=prior.mean + covariance @ moment, covariance=covariance)
+
+
+def _weighted(prior: Correction, parts: Sequence[Equations]) -> list[tuple[FloatArray, FloatArray]]:
+    """Rows and what is left of the measured times, over their noise; outliers are weighed down, in three rounds."""
     rows = np.concatenate([rows for rows, _, _ in parts])
     left = np.concatenate([us for _, us, _ in parts]) - rows @ prior.mean
     precision = 1 / np.concatenate([noise for _, _, noise in parts])
     certainty = np.diag(1 / np.diag(prior.covariance))
     weights = precision
-    for _ in range(3):
+    for _ in range(2):
         scaled = rows * weights[:, None]
-        covariance = np.linalg.inv(scaled.T @ scaled + certainty)
-        shift = covariance @ (scaled.T @ (left * weights))
+        shift = np.linalg.solve(scaled.T @ scaled + certainty, scaled.T @ (left * weights))
         far = np.abs((left - rows @ shift) * precision)
         weights = precision * np.sqrt(np.minimum(1.0, OUTLIER / np.maximum(far, 1e-9)))
-    return replace(prior, mean=prior.mean + shift, covariance=covariance)
+    ends = np.cumsum([len(us) for _, us, _ in parts])[:-1]
+    return list(zip(np.split(rows * weights[:, None], ends), np.split(left * weights, ends), strict=True))
 
 
-def _equations(prior: Correction, observation: Observation) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Rows, measured us and noise in us: one for each node that was told, one for the total."""
+def _equations(prior: Correction, observation: Observation) -> Equations:
+    """One for each node that was told, one for the total."""
     works = observation.works
     rows = prior._rows(observation.structure, works)
     told = [i for i, work in enumerate(works) if work.node_us is not None and rows[i].any()]

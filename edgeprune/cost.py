@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -27,6 +27,7 @@ from edgeprune.surface import Surface, surfaces_of
 from edgeprune.table import LatencyTable, NetworkEntry
 from edgeprune.units import samples, shape_key, width_options
 
+Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 INTERVAL = 1.645
 """Standard deviations to each side that hold 90 % of a normal distribution."""
 
@@ -161,19 +162,18 @@ def cost_model_from(
     measured: dict[Kernel, dict[Kernel, float]] = {key: {} for key in (*boxes, *foreign)}
     for kernel, us in latency_us.items():
         key = shape_key(kernel)
-        if key in foreign or (key in boxes and _inside(kernel.sizes, *boxes[key])):
+        if key in measured:
             measured[key][kernel] = us
     measured = {key: kernels for key, kernels in measured.items() if kernels}
-    for key in foreign & measured.keys():
-        sizes = np.array([kernel.sizes for kernel in measured[key]])
-        boxes[key] = tuple(sizes.min(axis=0).tolist()), tuple(sizes.max(axis=0).tolist())
-    surfaces = surfaces_of(measured, {key: boxes[key] for key in measured}, stairs)
+    ranges = {key: _range(kernels) for key, kernels in measured.items()}
+    everywhere = surfaces_of(measured, ranges, stairs)
+    surfaces = {key: replace(everywhere[key], low=low, high=high) for key, (low, high) in boxes.items()}
     covered = _covered(units, options, surfaces)  # names a unit that is not there at full width, before it is asked
     dense = works_of(units, graph.dense_widths, surfaces)
     observed = [
-        _observation(network, surfaces, _reference_us(network, references_us))
+        _observation(network, everywhere, _reference_us(network, references_us))
         for network in networks
-        if _is_covered(network, surfaces)
+        if _is_covered(network, everywhere)
     ]
     return CostModel(
         graph=graph,
@@ -184,6 +184,13 @@ def cost_model_from(
         origin=origin,
         networks=sum(network.structure == graph.structure_hash for network in networks),
     )
+
+
+def _range(kernels: Iterable[Kernel]) -> Box:
+    """The least and the largest of all `Kernel.sizes`."""
+    sizes = [kernel.sizes for kernel in kernels]
+    groups, c_in, c_out = zip(*sizes, strict=True)
+    return (min(groups), min(c_in), min(c_out)), (max(groups), max(c_in), max(c_out))
 
 
 def _is_covered(network: NetworkEntry, surfaces: Mapping[Kernel, Surface]) -> bool:
@@ -210,9 +217,6 @@ def _observation(network: NetworkEntry, surfaces: Mapping[Kernel, Surface], refe
     )
 
 
-Box = tuple[tuple[int, ...], tuple[int, ...]]
-
-
 def _boxes(
     units: Sequence[Unit], options: Mapping[str, tuple[int, ...]], latency_us: Mapping[Kernel, float]
 ) -> dict[Kernel, Box]:
@@ -225,10 +229,6 @@ def _boxes(
             raise TableError(f"no measured kernel for {names[0]} ({kernels[0].key}): profile the model on this device")
         boxes[key] = box
     return boxes
-
-
-def _inside(sizes: Sequence[int], low: Sequence[int], high: Sequence[int]) -> bool:
-    return all(a <= size <= b for a, size, b in zip(low, sizes, high, strict=True))
 
 
 def _box(kernels: Sequence[Kernel], latency_us: Mapping[Kernel, float]) -> Box | None:
@@ -246,7 +246,7 @@ def _box(kernels: Sequence[Kernel], latency_us: Mapping[Kernel, float]) -> Box |
         if not worst:
             return None
         axes[worst_axis].remove(worst)
-    return tuple(sizes[0] for sizes in axes), tuple(sizes[-1] for sizes in axes)
+    return (axes[0][0], axes[1][0], axes[2][0]), (axes[0][-1], axes[1][-1], axes[2][-1])
 
 
 def _covered(

@@ -137,6 +137,7 @@ class Program:
         answer = rounds.measure()
         self.median_us.update({key: median([t for burst in rounds.times[key] for t in burst]) for key in keys})
         answer["modelled"] = hasattr(self.runner, "timed_run")
+        answer["machine"] = {} if answer["modelled"] else machine_state()
         return answer
 
     def lap(self, key: str, first: bool = False) -> None:
@@ -312,6 +313,31 @@ def cpu_facts() -> dict[str, Any]:
     if governor:
         facts["governor"] = governor.strip()
     return facts
+
+
+def machine_state() -> dict[str, float]:
+    """`clock_mhz`, the mean of the cores' clocks, and `temperature_c`, of the hottest zone, where they can be read."""
+    cores = "/sys/devices/system/cpu/cpu%d/cpufreq/scaling_cur_freq"
+    clocks = [number / 1e3 for number in _numbers(cores, os.cpu_count() or 1)]
+    if not clocks:
+        lines = (_read("/proc/cpuinfo") or "").splitlines()
+        clocks = [float(line.split(":", 1)[1]) for line in lines if line.startswith("cpu MHz")]
+    heat = [number / 1e3 for number in _numbers("/sys/class/thermal/thermal_zone%d/temp", 32)]
+    state = {"clock_mhz": round(sum(clocks) / len(clocks), 1)} if clocks else {}
+    if heat:
+        state["temperature_c"] = max(heat)
+    return state
+
+
+def _numbers(path: str, count: int) -> list[float]:
+    """What stands in the files `path % 0`, `path % 1`, ... as far as they can be read."""
+    found = []
+    for index in range(count):
+        try:
+            found.append(float(_read(path % index) or ""))
+        except ValueError:
+            continue
+    return found
 
 
 def _caches() -> dict[str, str]:

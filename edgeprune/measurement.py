@@ -144,6 +144,8 @@ class Measurement:
     seconds: float = 0.0
     stopped_by: str = "confidence"  # or "rounds", "seconds"
     burst_percentile: float = 50.0
+    machine: Mapping[str, float] = field(default_factory=dict)
+    """`clock_mhz` and `temperature_c` right after the last round, where the device tells them."""
 
     @classmethod
     def from_json(
@@ -174,6 +176,7 @@ class Measurement:
                 seconds=float(answer["seconds"]),
                 stopped_by=str(answer["stopped_by"]),
                 burst_percentile=burst_percentile,
+                machine={str(name): float(value) for name, value in answer.get("machine", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MeasurementError(f"the device program's answer to 'measure' is malformed: {error}") from None

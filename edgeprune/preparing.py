@@ -26,7 +26,7 @@ from edgeprune.profiling import profile
 from edgeprune.saliency import Saliency, score
 from edgeprune.sampling import GOAL, MOST_ROUNDS, interpolation_error, uncertain_kernels
 from edgeprune.staircase import find_staircase, staircase_kernels
-from edgeprune.table import LatencyTable, read_table, shipped_path, table_path
+from edgeprune.table import LatencyTable, read_table, shipped_path, table_path, without_networks
 from edgeprune.units import kernels_at, partition, width_options
 
 
@@ -123,8 +123,8 @@ def measured_table(
     table = measure(staircase_kernels(precision))
     wanted = set(kernels_to_profile(graph, device, find_staircase(node_latencies(table), precision).steps()))
     table = measure(tuple(sorted(wanted)))
-    cost = cost_model(graph, table)
     for _ in range(MOST_ROUNDS):
+        cost = cost_model(graph, without_networks(table))
         if interpolation_error(cost) <= GOAL:
             break
         more = uncertain_kernels(cost, {**table.entries, **table.failures})
@@ -132,7 +132,6 @@ def measured_table(
             break
         wanted.update(more)
         table = measure(more)
-        cost = cost_model(graph, table)
     new = sum(asked)
     state = f"{new} of {len(wanted)} kernels measured" if new else "table up to date, 0 to measure"
     reporter.say(f"profiling {device.name}: {state}")
@@ -179,7 +178,7 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
     with timed(seconds, "calibrate"):
         table = with_networks(
             table,
-            cost_model(graph, table),
+            cost_model(graph, without_networks(table)),
             Source(model=task.model, graph=graph, example_inputs=task.example_inputs),
             task.device,
             on_network=lambda done, total: reporter.progress("calibrating on whole networks", done, total),

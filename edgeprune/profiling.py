@@ -290,6 +290,8 @@ class Profiler:
             node_us=digits(nodes.within(statistics["median_us"])) if nodes else None,
             device_us=digits(nodes.device_us) if nodes and nodes.device_us else None,
             sparse=loaded.notes.get("sparse"),
+            clock_mhz=measured.machine.get("clock_mhz"),
+            temperature_c=measured.machine.get("temperature_c"),
             **statistics,
         )
 

@@ -122,7 +122,7 @@ def covariance(a: FloatArray, b: FloatArray, roughness: Roughness) -> FloatArray
 
 def surfaces_of(
     latency_us: Mapping[Kernel, Mapping[Kernel, float]],
-    boxes: Mapping[Kernel, tuple[Any, Any]],
+    boxes: Mapping[Kernel, tuple[tuple[int, int, int], tuple[int, int, int]]],
     stairs: Staircase,
 ) -> dict[Kernel, Surface]:
     """One surface a shape key: `latency_us[key]` are its measured kernels, `boxes[key]` the corners of its range.
@@ -146,8 +146,8 @@ def surfaces_of(
             low, high = boxes[key]
             empty = Surface(
                 kernel=points[key].kernel,
-                low=tuple(low),
-                high=tuple(high),
+                low=low,
+                high=high,
                 stairs=stairs,
                 mean=means[key],
                 roughness=roughness,

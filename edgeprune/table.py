@@ -285,3 +285,8 @@ def staleness(table: LatencyTable) -> list[str]:
 
 def with_warnings(table: LatencyTable, warnings: Iterable[str]) -> LatencyTable:
     return replace(table, warnings=(*table.warnings, *warnings))
+
+
+def without_networks(table: LatencyTable) -> LatencyTable:
+    """Kernels alone: what whole networks teach takes time to learn, and says nothing about what to measure."""
+    return replace(table, networks=())

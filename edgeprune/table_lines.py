@@ -74,6 +74,8 @@ class RowLine(_Line):
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of the rounds, robust, relative
     node_us: NodeMicroseconds | None = None  # of the compute nodes alone
     device_us: Microseconds | None = None  # of the accelerator's compute, without transfers
+    clock_mhz: Microseconds | None = None  # mean of the cores right after the measurement, where the device tells it
+    temperature_c: Annotated[float, Field(allow_inf_nan=False)] | None = None  # of the hottest zone, likewise
     sparse: bool | None = None  # whether the runtime picked a sparse implementation; None where it doesn't tell
     reference: str
     reference_ratio: Microseconds

@@ -14,6 +14,7 @@ from edgeprune.correction import (
     OUTLIER,
     PRIOR,
     TOTAL_NOISE,
+    TRUST,
     Correction,
     Observation,
     Work,
@@ -76,7 +77,8 @@ def test_before_any_network_the_table_is_believed_with_a_wide_error() -> None:
     assert us == pytest.approx(sum_us(works), rel=1e-12)
     a, b, head = (work.us for work in works)
     traffic = {"conv": a + b, "linear": head}  # bytes are scaled to the time of their family
-    expected = (PRIOR["all"] ** 2 + PRIOR["left over"] ** 2 + PRIOR["constant"] ** 2 + TOTAL_NOISE**2) * us**2
+    whole = (PRIOR[kind] for kind in ("all", "left over", "constant", "own constant"))
+    expected = (sum(deviation**2 for deviation in whole) + TOTAL_NOISE**2) * us**2
     expected += (PRIOR["family"] ** 2 + PRIOR["bytes"] ** 2) * sum(time**2 for time in traffic.values())
     expected += PRIOR["unit"] ** 2 * (a**2 + b**2 + head**2)
     assert deviation == pytest.approx(np.sqrt(expected), rel=1e-9)
@@ -144,42 +146,66 @@ def posterior_by_least_squares(
     return np.asarray(mean), np.asarray(np.linalg.inv(left.T @ left))
 
 
+def equations_by_hand(
+    correction: Correction, observation: Observation, bytes_us: Mapping[str, float], dense_us: float
+) -> tuple[FloatArray, list[float], list[float]]:
+    """One equation for each node and, last, one for the total: rows, measured us, noise in us."""
+    rows, us, noise = [], [], []
+    for work in observation.works:
+        family = work.kernel.family
+        values = {
+            ("all", ""): work.us,
+            ("family", family): work.us,
+            ("unit", f"net/{work.name}"): work.us,
+            ("bytes", family): work.kernel.num_bytes * bytes_us[family],
+        }
+        assert work.node_us is not None
+        rows.append(np.array([values.get(column, 0.0) for column in correction.columns]))
+        us.append(work.node_us)
+        noise.append(NODE_NOISE * work.node_us + NODE_NOISE_US)
+    around = {
+        ("left over", ""): sum_us(observation.works),
+        ("constant", ""): dense_us,
+        ("own constant", "net"): dense_us,
+    }
+    rows.append(np.sum(rows, axis=0) + [around.get(column, 0.0) for column in correction.columns])
+    return np.array(rows), [*us, observation.total_us], [*noise, TOTAL_NOISE * observation.total_us]
+
+
 def test_the_posterior_is_that_of_least_squares_drawn_to_the_prior() -> None:
-    """Two units and three networks, each equation written out by hand; everything is near enough to be no outlier."""
+    """Two units and four networks, each equation written out by hand; all is near enough to be no outlier.
+
+    The stated error too: each network is predicted by a fit to the other three, and how far off that was, in stated
+    standard deviations, widens or narrows the interval, as if TRUST more networks had been off by one.
+    """
     units = {"a": CONV, "head": LINEAR}
-    works = [network(*widths, units=units) for widths in WIDTHS[:3]]
+    works = [network(*widths, units=units) for widths in WIDTHS[:4]]
     observations = [measured(each, lambda w: 1.05 if w.name == "a" else 0.97, constant_us=4.0) for each in works]
     correction = learn(observations, BARE, known=[("net", network(units=units))])
-    dense_us = sum_us(works[0])
     every = [work for each in (*works, works[0]) for work in each]  # the known dense network counts too
     bytes_us = {}
     for family in ("conv", "linear"):
         own = [work for work in every if work.kernel.family == family]
         bytes_us[family] = sum_us(own) / sum(work.kernel.num_bytes for work in own)
-    rows, us, noise = [], [], []
-    for observation in observations:
-        parts = []
-        for work in observation.works:
-            family = work.kernel.family
-            values = {
-                ("all", ""): work.us,
-                ("family", family): work.us,
-                ("unit", f"net/{work.name}"): work.us,
-                ("bytes", family): work.kernel.num_bytes * bytes_us[family],
-            }
-            parts.append(np.array([values.get(column, 0.0) for column in correction.columns]))
-            assert work.node_us is not None
-            rows.append(parts[-1])
-            us.append(work.node_us)
-            noise.append(NODE_NOISE * work.node_us + NODE_NOISE_US)
-        around = {("left over", ""): sum_us(observation.works), ("constant", "net"): dense_us}
-        rows.append(np.sum(parts, axis=0) + [around.get(column, 0.0) for column in correction.columns])
-        us.append(observation.total_us)
-        noise.append(TOTAL_NOISE * observation.total_us)
-    mean, covariance = posterior_by_least_squares(correction, np.array(rows), us, noise)
-    assert (np.abs((us - np.array(rows) @ mean) / noise) < OUTLIER).all()
+    parts = [equations_by_hand(correction, o, bytes_us, sum_us(works[0])) for o in observations]
+
+    def fitted(numbers: Sequence[int]) -> tuple[FloatArray, FloatArray]:
+        rows = np.concatenate([parts[i][0] for i in numbers])
+        us, noise = (np.concatenate([parts[i][column] for i in numbers]) for column in (1, 2))
+        mean, covariance = posterior_by_least_squares(correction, rows, us.tolist(), noise.tolist())
+        assert (np.abs((us - rows @ mean) / noise) < OUTLIER).all()
+        return mean, covariance
+
+    mean, covariance = fitted(range(4))
     assert correction.mean == pytest.approx(mean, abs=1e-9)
     assert correction.covariance == pytest.approx(covariance, abs=1e-9)
+    squares = []
+    for left in range(4):
+        mean, covariance = fitted([i for i in range(4) if i != left])
+        row, us = parts[left][0][-1], parts[left][1][-1]
+        variance = row @ covariance @ row + (TOTAL_NOISE * (row @ mean)) ** 2
+        squares.append((row @ mean - us) ** 2 / variance)
+    assert correction.inflation == pytest.approx(np.sqrt((TRUST + sum(squares)) / (TRUST + 4)), rel=1e-6)
 
 
 def test_an_outlier_hardly_moves_the_rest() -> None:

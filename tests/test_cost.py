@@ -160,14 +160,15 @@ def test_kernels_that_could_not_be_measured_take_widths_off_the_offer() -> None:
     model.predict(least_of(model))
 
 
-def test_what_was_measured_outside_the_corners_that_are_left_does_not_count() -> None:
-    """With a corner gone the box is smaller; a point beyond it would bend the surface where nobody may ask."""
+def test_with_a_corner_gone_the_range_is_smaller_though_what_lies_beyond_still_teaches() -> None:
     whole = model_of(Net())
     unit = next(unit for unit in whole.units if unit.name == "head")
     (low, *_) = sorted({kernel.c_in for kernel in kernels_at([unit], whole.options)})
     assert whole.surfaces[shape_key(unit.dense)].low[1] == low
     narrow = model_of(Net(), missing=frozenset({unit.dense.resized((1, low, 10))}))
-    assert narrow.surfaces[shape_key(unit.dense)].low[1] > low
+    surface = narrow.surfaces[shape_key(unit.dense)]
+    assert surface.low[1] > low
+    assert not surface.covers([(1, low, 10)])
 
 
 def test_a_kernel_that_failed_at_full_width_is_named() -> None:

@@ -35,10 +35,11 @@ def wavy(c_in: float, c_out: float) -> float:
 
 def surface_of(us: Mapping[Sizes, float], stairs: Staircase | None = None, kernel: Kernel = LINEAR) -> Surface:
     """The surface of one kernel over the box of the sizes that are given."""
-    sizes = np.array(sorted(us))
+    axes = list(zip(*us, strict=True))
+    low, high = ((f(axes[0]), f(axes[1]), f(axes[2])) for f in (min, max))
     (surface,) = surfaces_of(
         {kernel: {kernel.resized(size): value for size, value in us.items()}},
-        {kernel: (sizes.min(axis=0).tolist(), sizes.max(axis=0).tolist())},
+        {kernel: (low, high)},
         stairs or Staircase(),
     ).values()
     return surface

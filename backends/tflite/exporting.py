@@ -3,6 +3,8 @@ last itself, once, where they come in."""
 
 from __future__ import annotations
 
+import atexit
+import json
 import logging
 import subprocess
 import sys
@@ -68,6 +70,55 @@ def export(
     )
 
 
+class _Converter:
+    """The converter's process, started when first needed and kept: its imports take as long as a small conversion."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+
+    def convert(self, source: Path, target: Path, *, wide: bool) -> str | None:
+        """None, or what the converter says is wrong; a process that died is told by its last words."""
+        if self.process is None:
+            self.process = subprocess.Popen(
+                [sys.executable, str(CONVERTER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.said,
+                text=True,
+            )
+            atexit.register(self.close)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        answer = ""
+        try:
+            self.process.stdin.write(json.dumps({"source": str(source), "target": str(target), "wide": wide}) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            pass
+        except BaseException:
+            self.close()  # interrupted: the next answer would belong to this question
+            raise
+        if answer:
+            error: str | None = json.loads(answer)["error"]
+            return error
+        code = self.process.wait()
+        self.close()
+        self.said.seek(0)
+        words = [line.strip() for line in self.said.read().splitlines() if line.strip()]
+        return words[-1] if words else f"exit code {code}"
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+_CONVERTER = _Converter()
+
+
 @cache  # once: a search exports many times
 def _warn_of_layouts(count: int) -> None:
     log.warning(
@@ -94,11 +145,9 @@ def _convert(module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) 
             fold_batch_norms(program)
             torch.export.save(program, source)
         wide = any(tensor.dtype in (torch.int64, torch.float64) for tensor in example_inputs)
-        command = [sys.executable, str(CONVERTER), str(source), str(target), str(int(wide))]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-        if done.returncode or not target.is_file():
-            said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-            raise EdgepruneError(f"litert_torch cannot convert {name}: {said[-1].strip()}")
+        fault = _CONVERTER.convert(source, target, wide=wide)
+        if fault is not None or not target.is_file():
+            raise EdgepruneError(f"litert_torch cannot convert {name}: {fault or 'it wrote nothing'}")
         content = target.read_bytes()
     return schema.ModelT.InitFromPackedBuf(content, 0), list(program.graph_signature.user_inputs)
 

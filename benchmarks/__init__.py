@@ -1,0 +1,1 @@
+"""Proofs that take longer than a test: each one command, its results in `results/`."""
