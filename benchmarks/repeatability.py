@@ -56,9 +56,8 @@ def compare(first: LatencyTable, second: LatencyTable) -> tuple[list[str], float
         change = b[told] / a[told] - 1
         sizes = np.abs(change)
         medians.append(float(np.median(sizes)))
-        lines.append(
-            f"| {label} | {len(change)} | {medians[-1]:.1%} | {np.quantile(sizes, 0.9):.1%} | {np.median(change):+.1%} |"
-        )
+        ninth, bias = np.quantile(sizes, 0.9), np.median(change)
+        lines.append(f"| {label} | {len(change)} | {medians[-1]:.1%} | {ninth:.1%} | {bias:+.1%} |")
     return lines, medians[0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from edgeprune.measurement import KERNELS, Measurement, NodeTimes, Timing
 from edgeprune.plan_json import Plan
 from edgeprune.profiling import Profiler, digits, statistics_of
 from edgeprune.surgery import apply, positions_of
-from edgeprune.table import LatencyTable, read_table, shipped_path, table_path
+from edgeprune.table import LatencyTable, network_entries, read_table, shipped_path, table_path
 from edgeprune.table_lines import NetworkLine, UnitEntry
 from edgeprune.table_log import open_log
 
@@ -59,7 +59,8 @@ def with_networks(
 ) -> LatencyTable:
     """The table with `NETWORKS` networks of this structure; those that it lacks are measured and written to `path`.
 
-    Which networks is fixed by the structure alone, so that a table answers the same question once. Raises
+    Which networks is fixed by the structure alone, so that a table answers the same question once (but for the table
+    of another device: its networks are measured each time on this one). Raises
     `UnstableError` where the reference kernels keep changing; `Interrupted` after a Ctrl-C.
     """
     structure = source.graph.structure_hash
@@ -94,6 +95,8 @@ def with_networks(
             ]
             log.append([profiler.note_references(measured), *lines])
         fingerprint = profiler.fingerprint.short_hash
+    if fingerprint != table.fingerprint:  # another device's kernels, asked for: ratios hold on its clock too
+        return replace(table, networks=(*table.networks, *network_entries(lines)))
     return read_table([path] if path else [shipped_path(device, precision), own], fingerprint)
 
 

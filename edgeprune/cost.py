@@ -153,8 +153,8 @@ def cost_model_from(
 ) -> CostModel:
     """Surfaces from compute times of kernels in us and a correction from networks, on the table's clock.
 
-    A kernel that could not be measured narrows the surface it belongs to; `TableError` names the unit for which
-    nothing remains.
+    Without `references_us` the ratios of networks are microseconds. A kernel that could not be measured narrows the
+    surface it belongs to; `TableError` names the unit for which nothing remains.
     """
     stairs = stairs or Staircase()
     boxes = _boxes(units, options, latency_us)
@@ -168,16 +168,17 @@ def cost_model_from(
     ranges = {key: _range(kernels) for key, kernels in measured.items()}
     everywhere = surfaces_of(measured, ranges, stairs)
     surfaces = {key: replace(everywhere[key], low=low, high=high) for key, (low, high) in boxes.items()}
+    covered = _covered(units, options, surfaces)  # names a unit that is not there at full width, before it is asked
     dense = works_of(units, graph.dense_widths, surfaces)
     observed = [
-        _observation(network, everywhere, (references_us or {}).get(network.reference, 1.0))
+        _observation(network, everywhere, _reference_us(network, references_us))
         for network in networks
         if _is_covered(network, everywhere)
     ]
     return CostModel(
         graph=graph,
         units=tuple(units),
-        options=_covered(units, options, surfaces),
+        options=covered,
         surfaces=surfaces,
         correction=learn(observed, stairs, known=[(graph.structure_hash, dense)]),
         origin=origin,
@@ -195,6 +196,14 @@ def _range(kernels: Iterable[Kernel]) -> Box:
 def _is_covered(network: NetworkEntry, surfaces: Mapping[Kernel, Surface]) -> bool:
     keys = {kernel: shape_key(kernel) for kernel in network.kernels.values()}
     return all(key in surfaces and surfaces[key].covers(kernel.sizes) for kernel, key in keys.items())
+
+
+def _reference_us(network: NetworkEntry, references_us: Mapping[str, float] | None) -> float:
+    if references_us is None:
+        return 1.0
+    if network.reference not in references_us:
+        raise TableError(f"no session of the table has timed the reference '{network.reference}'")
+    return references_us[network.reference]
 
 
 def _observation(network: NetworkEntry, surfaces: Mapping[Kernel, Surface], reference_us: float) -> Observation:

@@ -15,8 +15,8 @@ from edgeprune.kernel import Kernel
 
 FloatArray = npt.NDArray[np.float64]
 
-STEPS = (32, 16, 8, 4)
-"""Steps that `staircase_kernels` can tell apart; an axis without one has step 1."""
+STEPS = (32, 16, 8)
+"""Steps that `PROBED` widths can tell from none; an axis without one has step 1."""
 LEAST_STEP = 8
 """Widths are offered on multiples of at least this, unless a group is too narrow."""
 FIXED_SIZE = 96

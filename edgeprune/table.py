@@ -256,12 +256,12 @@ def select(file: TableFile, fingerprint: str) -> LatencyTable:
         entries=entries,
         failures={kernel: reason for kernel, reason in failures.items() if kernel not in entries},
         sessions=sorted(sessions, key=lambda session: session.started),
-        networks=tuple(_network_entries(n for n in file.networks if n.fingerprint == fingerprint)),
+        networks=tuple(network_entries(n for n in file.networks if n.fingerprint == fingerprint)),
         warnings=tuple(warnings),
     )
 
 
-def _network_entries(lines: Iterable[NetworkLine]) -> Iterator[NetworkEntry]:
+def network_entries(lines: Iterable[NetworkLine]) -> Iterator[NetworkEntry]:
     """Each line once; of a file merged with itself too."""
     for line in dict.fromkeys(line.to_line() for line in lines):
         found = NetworkLine.model_validate_json(line)

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edgeprune.kernel import Kernel
 
@@ -55,6 +55,13 @@ class SessionLine(_Line):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
 
+def _as_pair(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Interval = Annotated[tuple[float, float], BeforeValidator(_as_pair)]
+
+
 class RowLine(_Line):
     """One measurement of one kernel. `reference_ratio` is the quantity that counts, times are those of that session."""
 
@@ -74,7 +81,7 @@ class RowLine(_Line):
     sparse: bool | None = None  # whether the runtime picked a sparse implementation; None where it doesn't tell
     reference: str
     reference_ratio: Microseconds
-    ratio_ci: tuple[float, float]
+    ratio_ci: Interval
     rounds: Annotated[int, Field(ge=1)]
     disturbed: Count
     context: Literal["isolated"] = "isolated"
@@ -86,24 +93,24 @@ class RowLine(_Line):
         Kernel.from_json(value)
         return value
 
-    @field_validator("ratio_ci", mode="before")
-    @classmethod
-    def _as_pair(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
     @model_validator(mode="after")
-    def _in_order(self) -> RowLine:
-        low, high = self.ratio_ci
-        if not (math.isfinite(low) and low <= self.reference_ratio <= high < math.inf):
-            raise ValueError(f"ratio_ci {list(self.ratio_ci)} does not hold reference_ratio {self.reference_ratio}")
-        if not self.median_us <= self.p90_us <= self.p99_us:
-            raise ValueError("median_us, p90_us and p99_us must ascend")
+    def _is_in_order(self) -> RowLine:
+        _check_order(self)
         return self
 
     @property
     def node_ratio(self) -> float | None:
         """Ratio of the compute node alone to the reference."""
         return None if self.node_us is None else self.reference_ratio * self.node_us / self.median_us
+
+
+def _check_order(line: RowLine | NetworkLine) -> None:
+    """`ValueError` where an interval or percentiles contradict themselves."""
+    low, high = line.ratio_ci
+    if not (math.isfinite(low) and low <= line.reference_ratio <= high < math.inf):
+        raise ValueError(f"ratio_ci {list(line.ratio_ci)} does not hold reference_ratio {line.reference_ratio}")
+    if not line.median_us <= line.p90_us <= line.p99_us:
+        raise ValueError("median_us, p90_us and p99_us must ascend")
 
 
 class FailureLine(_Line):
@@ -145,7 +152,7 @@ class NetworkLine(_Line):
     structure: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # hash, as in a plan
     fingerprint: Hash
     session: str
-    units: list[UnitEntry]
+    units: Annotated[list[UnitEntry], Field(min_length=1)]
     n: Annotated[int, Field(ge=1)]
     median_us: Microseconds
     p90_us: Microseconds
@@ -153,15 +160,17 @@ class NetworkLine(_Line):
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     reference: str
     reference_ratio: Microseconds
-    ratio_ci: tuple[float, float]
+    ratio_ci: Interval
     rounds: Annotated[int, Field(ge=1)]
     disturbed: Count
     origin: Literal["measured", "modelled"]
 
-    @field_validator("ratio_ci", mode="before")
-    @classmethod
-    def _as_pair(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    @model_validator(mode="after")
+    def _is_in_order(self) -> NetworkLine:
+        _check_order(self)
+        if len({unit.name for unit in self.units}) < len(self.units):
+            raise ValueError("two units of one name")
+        return self
 
 
 class ImportedLine(_Line):

@@ -1,20 +1,27 @@
-"""Whose time an executed node is: by what the runtime says that went into it, else by its name."""
+"""Whole networks: which are measured, whose time an executed node is, and that a table is asked for each once."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune.backends.null.staircase import time_us
-from edgeprune.calibration import random_widths, unit_times
-from edgeprune.cost import CostModel, NetworkTiming, calibrate, cost_model_from
+import edgeprune.calibration as calibration_module
+from edgeprune.backends.null.staircase import CONTEXT, NETWORK_US, time_us
+from edgeprune.calibration import LEAST_WIDTH_SHARE, NETWORKS, Source, calibration_widths, unit_times, with_networks
+from edgeprune.cost import CostModel, cost_model, cost_model_from
+from edgeprune.device import Device, load_device
+from edgeprune.errors import Interrupted, UnstableError
 from edgeprune.fusion import fuse
-from edgeprune.graph import trace
-from edgeprune.measurement import NodeTimes
-from edgeprune.units import samples, width_options
+from edgeprune.graph import ModelGraph, trace
+from edgeprune.measurement import Measurement, NodeTimes
+from edgeprune.preparing import Silent, measured_table
+from edgeprune.table import LatencyTable, NetworkEntry, read_lines, read_table, table_path
+from edgeprune.transport import Session
+from edgeprune.units import kernels_at, width_options
 
 pytestmark = pytest.mark.unit
 
@@ -31,12 +38,12 @@ class Net(nn.Module):
         return result
 
 
-def model_of(net: nn.Module) -> CostModel:
+def model_of(net: nn.Module, networks: tuple[NetworkEntry, ...] = ()) -> CostModel:
     graph = trace(net, (torch.zeros(1, 6, 5, 8),))
     units = fuse(graph, "fp32", activations=frozenset({"relu"}), adds=True)
     options = width_options(graph, units, {})
-    table = {kernel: time_us(kernel) for kernels in samples(units, options).values() for kernel in kernels}
-    return cost_model_from(graph, units, options, table, origin="modelled")
+    table = {kernel: time_us(kernel) for kernel in kernels_at(units, options)}
+    return cost_model_from(graph, units, options, table, origin="modelled", networks=networks)
 
 
 def nodes(*listed: tuple[str, float, list[str] | None], total_us: float = 100.0) -> NodeTimes:
@@ -83,15 +90,193 @@ def test_nodes_that_sum_to_more_than_the_run_are_scaled_to_it() -> None:
     assert times.total_us == 140.0
 
 
+def test_nothing_is_told_of_units_where_the_runtime_tells_no_nodes() -> None:
+    model = model_of(Net())
+    assert unit_times(model, model.graph.dense_widths, None) is None
+    assert unit_times(model, model.graph.dense_widths, nodes(total_us=0.0)) is None
+
+
 def test_a_copy_that_is_never_executed_costs_nothing_and_what_no_unit_covers_is_overhead() -> None:
     model = model_of(Net())
-    timings = []
-    for widths in (model.graph.dense_widths, *random_widths(model.options, 3, 0)):
-        kept = {**model.graph.dense_widths, **widths}
-        own = {unit.name: float(model.unit_us(unit, [kept])[0]) for unit in model.units} | {"transpose": 0.0}
-        timings.append(NetworkTiming(widths=widths, total_us=5.0 + sum(own.values()), node_us=own))
-    fitted = calibrate(model, timings)
-    assert fitted.correction["transpose"] == 0.0
-    assert fitted.overhead_us == pytest.approx(5.0)
-    for timing in timings:
-        assert fitted.predict(timing.widths).us == pytest.approx(timing.total_us, rel=1e-9)
+    networks, truth = [], []
+    for widths in calibration_widths(model):
+        own = {unit.name: float(model.unit_us(unit, [widths])[0]) for unit in model.units} | {"transpose": 0.0}
+        truth.append(0.2 + sum(own.values()))
+        networks.append(
+            NetworkEntry(
+                structure=model.graph.structure_hash,
+                kernels={unit.name: unit.kernel(widths) for unit in model.units},
+                nodes=own,
+                reference="compute",
+                ratio=truth[-1],
+                ratio_ci=(truth[-1], truth[-1]),
+                origin="modelled",
+            )
+        )
+    fitted = model_of(Net(), tuple(networks))
+    transpose = next(unit for unit in fitted.units if unit.name == "transpose")
+    assert fitted.unit_us(transpose, [fitted.graph.dense_widths]).tolist() == [0.0]
+    for widths, us in zip(calibration_widths(model), truth, strict=True):
+        assert fitted.predict(widths).us == pytest.approx(us, rel=0.01)
+        kept = sum(float(fitted.unit_us(unit, [widths])[0]) for unit in fitted.units)
+        assert fitted.overhead_us == pytest.approx(fitted.predict(widths).us - kept)
+    assert 0.0 < fitted.overhead_us < 0.4
+
+
+def test_the_dense_network_and_random_ones_half_of_them_on_offered_widths() -> None:
+    model = model_of(Net())
+    chosen = calibration_widths(model)
+    assert len(chosen) == NETWORKS and chosen == calibration_widths(model)
+    assert chosen[0] == model.graph.dense_widths
+    assert len({tuple(sorted(widths.items())) for widths in chosen}) > NETWORKS / 2
+    for number, widths in enumerate(chosen[1:]):
+        for group, width in widths.items():
+            assert LEAST_WIDTH_SHARE * model.graph.dense_widths[group] - 1 <= width <= model.graph.dense_widths[group]
+            assert number % 2 or width in model.options[group]
+
+
+class Small(nn.Module):
+    """A stem and two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 48, 3, padding=1), nn.Conv2d(48, 32, 1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.c(torch.relu(self.b(torch.relu(self.a(x))))))
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+X = (torch.zeros(1, 3, 16, 16),)
+SMALL = Small().eval()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGEPRUNE_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def calibrated(graph: ModelGraph, device: Device, table: LatencyTable, **options: Any) -> LatencyTable:
+    source = Source(model=SMALL, graph=graph, example_inputs=X)
+    return with_networks(table, cost_model(graph, table), source, device, **options)
+
+
+def test_a_table_that_holds_the_networks_is_not_measured_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    null, graph = load_device("null"), trace(SMALL, X)
+    told: list[tuple[int, int]] = []
+    table = calibrated(graph, null, measured_table(graph, null, Silent()), on_network=lambda *at: told.append(at))
+    distinct = {tuple(sorted(network.kernels.items())) for network in table.networks}
+    assert len(table.networks) == len(distinct) == told[-1][1] <= NETWORKS
+    size = table_path(null, "fp32").stat().st_size
+
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("a device was opened")
+
+    monkeypatch.setattr(calibration_module, "Profiler", opened)
+    again = read_table(table_path(null, "fp32"))
+    assert again.networks == table.networks
+    assert calibrated(graph, null, again) is again
+    assert table_path(null, "fp32").stat().st_size == size
+    assert cost_model(graph, again).predict({}) == cost_model(graph, table).predict({})
+
+
+def test_on_the_null_device_a_network_is_its_formula(cache: Path) -> None:
+    """The lines hold CONTEXT times the sum of the kernels and NETWORK_US, as ratios; the cost model learns both."""
+    null, graph = load_device("null"), trace(SMALL, X)
+    table = calibrated(graph, null, measured_table(graph, null, Silent()))
+    model = cost_model(graph, table)
+    reference_us = table.references_us["compute"]
+    for network in table.networks:
+        assert network.structure == graph.structure_hash and network.origin == "modelled"
+        assert list(network.kernels) == [unit.name for unit in model.units]
+        expected = CONTEXT * sum(time_us(kernel) for kernel in network.kernels.values()) + NETWORK_US
+        assert network.ratio * reference_us == pytest.approx(expected, rel=1e-3)
+        assert network.ratio_ci[0] <= network.ratio <= network.ratio_ci[1]
+    assert (model.networks, model.correction.networks) == (len(table.networks), len(table.networks))
+    unseen = {group: options[1] for group, options in model.options.items()}
+    kernels = [unit.kernel({**graph.dense_widths, **unseen}) for unit in model.units]
+    expected = CONTEXT * sum(map(time_us, kernels)) + NETWORK_US
+    found = model.predict(unseen)
+    assert found.us == pytest.approx(expected, rel=0.03)
+    assert abs(found.us - expected) < found.error_us < 0.1 * expected
+
+
+def test_networks_go_to_the_file_that_is_named_and_only_missing_ones_are_measured(cache: Path) -> None:
+    null, graph = load_device("null"), trace(SMALL, X)
+    table = calibrated(graph, null, measured_table(graph, null, Silent()))
+    whole, path = table_path(null, "fp32"), cache / "mine.jsonl"
+    lines = whole.read_text().splitlines(keepends=True)
+    networks = [line for line in lines if line.startswith('{"type":"network"')]
+    assert len(networks) == len(table.networks) > 3
+    path.write_text("".join(line for line in lines if line not in networks[:2]))
+    part = read_table(path)
+    assert len(part.networks) == len(table.networks) - 2
+    told: list[tuple[int, int]] = []
+    found = calibrated(graph, null, part, path=path, on_network=lambda *at: told.append(at))
+    assert told == [(1, 2), (2, 2)]
+    assert {tuple(n.kernels.items()) for n in found.networks} == {tuple(n.kernels.items()) for n in table.networks}
+    assert len(read_lines([path]).networks) == len(table.networks)
+    assert whole.read_text() == "".join(lines)
+
+
+def test_a_table_of_another_device_that_was_asked_for_is_corrected_by_networks_of_this_one(cache: Path) -> None:
+    """Kernels were measured on a noisy device of the same name; its networks are ratios, which carry over."""
+    noisy = Device(name="other", backend="null", options={"noise": 0.001})
+    here, graph = Device(name="other", backend="null"), trace(SMALL, X)
+    theirs = measured_table(graph, noisy, Silent())
+    table = measured_table(graph, here, Silent(), allow_other=True)
+    assert table.fingerprint == theirs.fingerprint and any("not this device" in w for w in table.warnings)
+    found = calibrated(graph, here, table)
+    assert found.entries.keys() == theirs.entries.keys()
+    assert len(found.networks) > 3
+    model = cost_model(graph, found)
+    assert model.correction.networks == len(found.networks)
+    expected = CONTEXT * sum(time_us(unit.dense) for unit in model.units) + NETWORK_US
+    assert model.predict({}).us == pytest.approx(expected, rel=0.05)
+
+
+def spoil_rounds(monkeypatch: pytest.MonkeyPatch, share: float) -> list[int]:
+    """Every whole-network run has a reference that jumps in a share of its rounds; gives the seeds of the runs."""
+    real, seeds = Session.measure, list[int]()
+
+    def measure(self: Session, candidates: list[str], *arguments: Any, **options: Any) -> Measurement:
+        answer = real(self, candidates, *arguments, **options)
+        if not candidates[0].startswith("network"):
+            return answer
+        seeds.append(options["seed"])
+        times = {key: [list(burst) for burst in bursts] for key, bursts in answer.times_us.items()}
+        for number in range(round(share * len(times["compute"]))):
+            times["compute"][number] = [value * 3 ** (1 + number % 5) for value in times["compute"][number]]
+        return Measurement(times_us=times, rounds=answer.rounds, references=answer.references, anchors=answer.anchors)
+
+    monkeypatch.setattr(Session, "measure", measure)
+    return seeds
+
+
+def test_references_that_keep_changing_are_measured_twice_and_then_told(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    null, graph = load_device("null"), trace(SMALL, X)
+    table = measured_table(graph, null, Silent())
+    seeds = spoil_rounds(monkeypatch, 0.9)
+    with pytest.raises(UnstableError, match="reference kernels kept changing"):
+        calibrated(graph, null, table)
+    assert seeds == [0, 1]
+    assert read_lines([table_path(null, "fp32")]).networks == ()
+
+
+def test_ctrl_c_leaves_the_kernels_and_no_half_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    null, graph = load_device("null"), trace(SMALL, X)
+    table = measured_table(graph, null, Silent())
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "measure", interrupt)
+    with pytest.raises(Interrupted, match="the kernels are saved"):
+        calibrated(graph, null, table)
+    kept = read_table(table_path(null, "fp32"))
+    assert kept.entries.keys() == table.entries.keys() and kept.networks == () and kept.warnings == ()

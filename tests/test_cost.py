@@ -1,32 +1,28 @@
-"""The cost model: exact where it can be, calibrated by whole networks, honest about its error."""
+"""The cost model: exact where its surfaces can be, corrected by the networks in the table, honest about its error."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edgeprune.backends.null import partition
 from edgeprune.backends.null.staircase import time_us
-from edgeprune.cost import (
-    LEAST_ERROR,
-    SHRINKAGE,
-    UNCALIBRATED_ERROR,
-    CostModel,
-    NetworkTiming,
-    Surface,
-    calibrate,
-    cost_model_from,
-    describe,
-)
+from edgeprune.correction import PRIOR, TOTAL_NOISE
+from edgeprune.cost import INTERVAL, CostModel, cost_model, cost_model_from, describe
 from edgeprune.errors import TableError
 from edgeprune.graph import trace
 from edgeprune.kernel import Kernel
-from edgeprune.units import samples, width_options
+from edgeprune.staircase import Staircase, Stairs, find_staircase, staircase_kernels
+from edgeprune.table import Entry, LatencyTable, NetworkEntry
+from edgeprune.table_lines import SessionLine
+from edgeprune.units import kernels_at, shape_key, width_options
 
 pytestmark = pytest.mark.unit
 
@@ -45,77 +41,140 @@ class Net(nn.Module):
         return result
 
 
-def model_of(net: nn.Module, missing: frozenset[Kernel] = frozenset(), size: int = 8) -> CostModel:
-    graph = trace(net, (torch.zeros(1, 3, size, size),))
+def smooth_us(kernel: Kernel) -> float:
+    """A time that grows with what is read, written and multiplied: a surface's mean can be it exactly."""
+    groups, c_in, c_out = kernel.sizes
+    return 2.0 + groups * (0.02 * c_in + 0.03 * c_out + 0.001 * c_in * c_out)
+
+
+def model_of(
+    net: nn.Module,
+    *,
+    us: Callable[[Kernel], float] = smooth_us,
+    missing: frozenset[Kernel] = frozenset(),
+    networks: Sequence[NetworkEntry] = (),
+    also: Mapping[Kernel, float] | None = None,
+    stairs: Staircase | None = None,
+) -> CostModel:
+    graph = trace(net, (torch.zeros(1, 3, 8, 8),))
     units = partition(graph, "fp32")
     options = width_options(graph, units, {})
-    table = {k: time_us(k) for surface in samples(units, options).values() for k in surface if k not in missing}
-    return cost_model_from(graph, units, options, table, origin="modelled")
+    table = {kernel: us(kernel) for kernel in kernels_at(units, options) if kernel not in missing} | dict(also or {})
+    return cost_model_from(graph, units, options, table, origin="modelled", networks=networks, stairs=stairs)
 
 
-def bilinear(c_in: float, c_out: float) -> float:
-    return 3.0 + 0.5 * c_in + 0.25 * c_out + 0.01 * c_in * c_out
+def least_of(model: CostModel) -> dict[str, int]:
+    return {group: options[0] for group, options in model.options.items()}
 
 
-def test_a_surface_is_exact_on_bilinear_functions() -> None:
-    ins, outs = (8, 16, 40), (4, 32)
-    surface = Surface(sizes=((1,), ins, outs), us=np.array([[[bilinear(i, o) for o in outs] for i in ins]]))
-    points = [(8, 4), (13, 7), (40, 32), (39, 5)]
-    predicted = surface.at([(1, *point) for point in points])
-    assert predicted == pytest.approx([bilinear(*point) for point in points], rel=1e-12)
-
-
-def test_a_surface_over_heads_and_both_of_their_widths_is_exact_on_trilinear_functions() -> None:
-    sizes = (1, 3, 12), (8, 64), (16, 64)
-    us = np.array([[[h * bilinear(i, o) for o in sizes[2]] for i in sizes[1]] for h in sizes[0]])
-    points = [(1, 8, 16), (2, 20, 30), (7, 64, 33), (12, 64, 64)]
-    expected = [h * bilinear(i, o) for h, i, o in points]
-    assert Surface(sizes=sizes, us=us).at(points) == pytest.approx(expected, rel=1e-12)
-
-
-def test_a_line_and_a_point() -> None:
-    line = Surface(sizes=((1,), (8, 16), (1,)), us=np.array([[[1.0], [3.0]]]))
-    assert line.at([(1, 8, 1), (1, 12, 1), (1, 16, 1)]).tolist() == [1.0, 2.0, 3.0]
-    point = Surface(sizes=((1,), (8,), (8,)), us=np.array([[[5.0]]]))
-    assert point.at([(1, 8, 8), (1, 8, 8)]).tolist() == [5.0, 5.0]
-
-
-@pytest.mark.parametrize("point", [(7, 8), (17, 8), (8, 3), (8, 9)])
-def test_outside_the_measured_range_raises(point: tuple[int, int]) -> None:
-    surface = Surface(sizes=((1,), (8, 16), (4, 8)), us=np.ones((1, 2, 2)))
-    with pytest.raises(TableError, match="outside the measured"):
-        surface.at([(1, *point)])
+def middle_of(model: CostModel) -> dict[str, int]:
+    return {group: options[len(options) // 2] for group, options in model.options.items()}
 
 
 def test_the_dense_prediction_is_the_sum_of_the_kernels() -> None:
     model = model_of(Net())
     prediction = model.predict({})
-    assert prediction.us == pytest.approx(sum(time_us(unit.dense) for unit in model.units), rel=1e-12)
-    assert prediction.error_us == pytest.approx(UNCALIBRATED_ERROR * prediction.us)
+    assert prediction.us == pytest.approx(sum(smooth_us(unit.dense) for unit in model.units), rel=1e-6)
+    assert prediction.error_us > INTERVAL * PRIOR["all"] * prediction.us, "no network was measured: far from sure"
+    assert model.relative_error == prediction.error_us / prediction.us
+    assert (model.networks, model.correction.networks, model.overhead_us) == (0, 0, 0.0)
 
 
-def test_sampled_widths_are_predicted_exactly() -> None:
+def test_any_widths_are_predicted_exactly_where_the_surface_can_be_the_function() -> None:
+    """Measured or in between, on the offered widths or off them."""
     model = model_of(Net())
-    widths = {group: options[0] for group, options in model.options.items()}
-    assert model.predict(widths).us == pytest.approx(sum(time_us(u.kernel(widths)) for u in model.units), rel=1e-12)
+    odd = {group: options[-1] - 3 for group, options in model.options.items()}
+    for widths in (least_of(model), middle_of(model), odd):
+        expected = sum(smooth_us(unit.kernel({**model.graph.dense_widths, **widths})) for unit in model.units)
+        assert model.predict(widths).us == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_staircase_is_predicted_exactly_once_its_steps_are_known() -> None:
+    """Wide enough for its arithmetic to count more than its traffic: where the null device's roofline has no bend."""
+    stairs = Staircase(families={"conv": Stairs(c_in=8, c_out=16), "pointwise": Stairs(c_out=8, ragged_out=0.25)})
+
+    def us(kernel: Kernel) -> float:
+        worked, ragged = stairs.worked_on(kernel, kernel.sizes)
+        sizes = tuple(int(size) for size in worked[0])
+        return smooth_us(kernel.resized((sizes[0], sizes[1], sizes[2]))) * float(ragged[0])
+
+    model = model_of(Net(), us=us, stairs=stairs)
+    for widths in (least_of(model), {"a.bias:0": 37, "a.weight:1": 27}):
+        kept = {**model.graph.dense_widths, **widths}
+        assert model.predict(widths).us == pytest.approx(sum(us(unit.kernel(kept)) for unit in model.units), rel=1e-6)
+
+
+def test_the_null_devices_own_staircase_is_predicted_within_three_percent() -> None:
+    """Its roofline bends where traffic overtakes arithmetic, which no surface holds exactly: nor is it to."""
+    stairs = find_staircase({kernel: time_us(kernel) for kernel in staircase_kernels("fp32")}, "fp32")
+    model = model_of(Net(), us=time_us, stairs=stairs)
+    for widths in ({}, least_of(model), middle_of(model)):
+        kept = {**model.graph.dense_widths, **widths}
+        assert model.predict(widths).us == pytest.approx(sum(time_us(u.kernel(kept)) for u in model.units), rel=0.03)
 
 
 def test_a_dropped_block_takes_its_units_along() -> None:
     model = model_of(Net())
     (block,) = model.graph.blocks
     assert model.vanishing([block.id]) == {"a", "b"}
-    gone = sum(time_us(unit.dense) for unit in model.units if unit.name in ("a", "b"))
-    assert model.predict({}).us - model.predict({}, [block.id]).us == pytest.approx(gone)
+    gone = sum(smooth_us(unit.dense) for unit in model.units if unit.name in ("a", "b"))
+    assert model.predict({}).us - model.predict({}, [block.id]).us == pytest.approx(gone, rel=1e-6)
+
+
+def test_units_sum_to_the_prediction_so_that_cost_tables_are_exact() -> None:
+    """Also with an overhead: what grows with the units is theirs, what is constant is not."""
+    model = taught(lambda name: 1.2, overhead_us=3.0)
+    for widths in ({}, least_of(model), middle_of(model)):
+        kept = {**model.graph.dense_widths, **widths}
+        units = sum(float(model.unit_us(unit, [kept])[0]) for unit in model.units)
+        assert units + model.overhead_us == pytest.approx(model.predict(widths).us, rel=1e-9)
+
+
+def sampled(model: CostModel, name: str) -> list[Kernel]:
+    """The kernels of the first grid that belong to a unit, ascending in their widths."""
+    unit = next(unit for unit in model.units if unit.name == name)
+    key = shape_key(unit.dense)
+    return sorted((k for k in kernels_at(model.units, model.options) if shape_key(k) == key), key=lambda k: k.sizes)
 
 
 def test_a_kernel_that_could_not_be_measured_narrows_its_surface() -> None:
     whole = model_of(Net())
-    unit = next(unit for unit in whole.units if unit.name == "a")
-    least = {group: options[0] for group, options in whole.options.items()}
-    model = model_of(Net(), missing=frozenset({unit.kernel(least)}))
+    corner, *_ = sampled(whole, "a")
+    least = {"a.weight:1": corner.c_in, "a.bias:0": corner.c_out}
+    whole.predict(least)
+    model = model_of(Net(), missing=frozenset({corner}))
     assert model.predict({}).us == pytest.approx(whole.predict({}).us)
     with pytest.raises(TableError, match="outside the measured"):
         model.predict(least)
+    model.predict(least_of(model))
+
+
+def test_kernels_that_could_not_be_measured_take_widths_off_the_offer() -> None:
+    whole = model_of(Net())
+    failed = frozenset(kernel for kernel in sampled(whole, "a") if kernel.c_out < 16)
+    model = model_of(Net(), missing=failed)
+    assert whole.options == {"a.bias:0": (8, 16, 24, 32, 40, 48), "a.weight:1": (8, 16, 24, 32)}
+    assert model.options == {"a.bias:0": (16, 24, 32, 40, 48), "a.weight:1": (8, 16, 24, 32)}
+    with pytest.raises(TableError, match="outside the measured"):
+        model.predict(least_of(whole))
+    model.predict(least_of(model))
+
+
+def test_with_a_corner_gone_the_range_is_smaller_though_what_lies_beyond_still_teaches() -> None:
+    whole = model_of(Net())
+    unit = next(unit for unit in whole.units if unit.name == "head")
+    (low, *_) = sorted({kernel.c_in for kernel in kernels_at([unit], whole.options)})
+    assert whole.surfaces[shape_key(unit.dense)].low[1] == low
+    narrow = model_of(Net(), missing=frozenset({unit.dense.resized((1, low, 10))}))
+    surface = narrow.surfaces[shape_key(unit.dense)]
+    assert surface.low[1] > low
+    assert not surface.covers([(1, low, 10)])
+
+
+def test_a_kernel_that_failed_at_full_width_is_named() -> None:
+    unit = next(unit for unit in model_of(Net()).units if unit.name == "head")
+    with pytest.raises(TableError, match=r"head \(linear 32>10.* could not be measured at its full width"):
+        model_of(Net(), missing=frozenset({unit.dense}))
 
 
 def test_a_unit_without_any_kernel_is_named() -> None:
@@ -126,67 +185,163 @@ def test_a_unit_without_any_kernel_is_named() -> None:
         cost_model_from(graph, units, width_options(graph, units, {}), {}, origin="modelled")
 
 
-def timing(model: CostModel, widths: Mapping[str, int], factors: Mapping[str, float], overhead: float) -> NetworkTiming:
-    """A network whose units of a family take `factors[family]` times what the table says."""
-    kept = {**model.graph.dense_widths, **widths}
-    nodes = {unit.name: factors[unit.dense.family] * float(model.unit_us(unit, [kept])[0]) for unit in model.units}
-    return NetworkTiming(widths=widths, total_us=overhead + sum(nodes.values()), node_us=nodes)
+def network_entry(
+    model: CostModel,
+    widths: Mapping[str, int],
+    factor: Callable[[str], float],
+    *,
+    overhead_us: float = 0.0,
+    told: bool = True,
+    structure: str | None = None,
+) -> NetworkEntry:
+    """A network whose units take `factor` times what the table says, over a reference that takes 1 us."""
+    kernels = {unit.name: unit.kernel({**model.graph.dense_widths, **widths}) for unit in model.units}
+    us = {name: factor(name) * smooth_us(kernel) for name, kernel in kernels.items()}
+    total = overhead_us + sum(us.values())
+    return NetworkEntry(
+        structure=structure or model.graph.structure_hash,
+        kernels=kernels,
+        nodes=us if told else {},
+        reference="compute",
+        ratio=total,
+        ratio_ci=(0.99 * total, 1.01 * total),
+        origin="modelled",
+    )
 
 
-FACTORS = {"conv": 0.8, "pointwise": 1.25, "linear": 2.0, "mean": 0.5}
-
-
-def networks(model: CostModel) -> list[dict[str, int]]:
-    return [{}, {g: o[0] for g, o in model.options.items()}, {g: o[len(o) // 2] for g, o in model.options.items()}]
-
-
-def test_calibration_recovers_known_factors_and_overhead() -> None:
+def taught(
+    factor: Callable[[str], float], *, overhead_us: float = 0.0, told: bool = True, structure: str | None = None
+) -> CostModel:
+    """The cost model with six networks in its table."""
     model = model_of(Net())
-    fitted = calibrate(model, [timing(model, widths, FACTORS, 20.0) for widths in networks(model)])
-    for unit in model.units:
-        assert fitted.correction[unit.name] == pytest.approx(FACTORS[unit.dense.family], rel=1e-12)
-    assert fitted.overhead_us == pytest.approx(20.0)
-    assert fitted.relative_error == LEAST_ERROR, "nothing is left over, but a measurement does not repeat better"
-    assert fitted.networks == 3
-    unseen = {group: options[1] for group, options in model.options.items()}
-    assert fitted.predict(unseen).us == pytest.approx(timing(model, unseen, FACTORS, 20.0).total_us, rel=1e-9)
+    rng = np.random.default_rng(0)
+    choices = [{}, least_of(model), middle_of(model)]
+    choices += [{g: int(rng.choice(options)) for g, options in model.options.items()} for _ in range(3)]
+    networks = [
+        network_entry(model, widths, factor, overhead_us=overhead_us, told=told, structure=structure)
+        for widths in choices
+    ]
+    return model_of(Net(), networks=networks)
 
 
-def test_a_unit_of_its_own_kind_is_drawn_to_its_family() -> None:
+UNSEEN = {"a.bias:0": 24, "a.weight:1": 16}
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["node times", "totals only"])
+def test_networks_in_the_table_teach_one_factor(told: bool) -> None:
+    model = taught(lambda _: 1.3, told=told)
+    assert (model.networks, model.correction.networks) == (6, 6)
+    kept = {**model.graph.dense_widths, **UNSEEN}
+    expected = 1.3 * sum(smooth_us(unit.kernel(kept)) for unit in model.units)
+    found = model.predict(UNSEEN)
+    assert found.us == pytest.approx(expected, rel=0.01)
+    assert found.error_us < 0.05 * found.us
+    assert found.error_us > INTERVAL * TOTAL_NOISE * found.us * 0.5, "a measurement does not repeat exactly"
+
+
+def test_networks_teach_factors_of_families_and_an_overhead() -> None:
+    factors = {"stem": 0.8, "a": 1.25, "b": 1.25, "mean": 0.9, "head": 1.2}
+    model = taught(factors.__getitem__, overhead_us=1.0)
+    kept = {**model.graph.dense_widths, **UNSEEN}
+    expected = 1.0 + sum(factors[unit.name] * smooth_us(unit.kernel(kept)) for unit in model.units)
+    assert model.predict(UNSEEN).us == pytest.approx(expected, rel=0.01)
+
+
+def test_networks_of_another_structure_teach_too_but_leave_more_doubt() -> None:
+    own, foreign, none = taught(lambda _: 1.3), taught(lambda _: 1.3, structure="f" * 64), model_of(Net())
+    assert (foreign.networks, foreign.correction.networks) == (0, 6)
+    truth = 1.3 * sum(smooth_us(unit.dense) for unit in own.units)
+    assert foreign.predict({}).us == pytest.approx(truth, rel=0.06)
+    assert own.relative_error < foreign.relative_error < none.relative_error
+
+
+def test_a_network_with_kernels_that_the_table_lacks_teaches_nothing() -> None:
     model = model_of(Net())
-    exact = timing(model, {}, dict.fromkeys(FACTORS, 1.0), 0.0)
-    odd = replace(exact, node_us={**exact.node_us, "a": 2.0 * exact.node_us["a"]})
-    fitted = calibrate(model, [odd])
-    centre = np.log(2.0) / 2  # the median of a and b, its family
-    assert np.log(fitted.correction["a"]) == pytest.approx((SHRINKAGE * centre + np.log(2.0)) / (SHRINKAGE + 1))
-    assert np.log(fitted.correction["b"]) == pytest.approx(SHRINKAGE * centre / (SHRINKAGE + 1))
+    entry = network_entry(model, {}, lambda _: 1.3, structure="f" * 64)
+    strange = Kernel(operator="linear", c_in=7, c_out=7, spatial=(3,))
+    with_it = replace(entry, kernels={**entry.kernels, "x": strange})
+    assert model_of(Net(), networks=[with_it]).correction.networks == 0
+    known = {strange: 1.0}
+    assert model_of(Net(), networks=[with_it], also=known).correction.networks == 1, "measured: it does"
+    wider = replace(entry, kernels={**entry.kernels, "x": replace(strange, c_in=70)})
+    assert model_of(Net(), networks=[wider], also=known).correction.networks == 0, "nothing is extrapolated"
 
 
-def test_without_node_times_one_factor_is_fitted() -> None:
+@settings(max_examples=15, deadline=None)
+@given(share_a=st.floats(0.2, 1.0), share_b=st.floats(0.2, 1.0))
+def test_wherever_it_may_be_asked_the_interval_is_finite_and_not_empty(share_a: float, share_b: float) -> None:
+    model = CORRECTED
+    shares = dict(zip(model.options, (share_a, share_b), strict=True))
+    widths = {g: max(options[0], round(shares[g] * options[-1])) for g, options in model.options.items()}
+    found = model.predict(widths)
+    assert 0 < found.error_us < found.us < 2 * model.predict({}).us
+
+
+CORRECTED = taught(lambda _: 1.1)
+
+SESSION = SessionLine(
+    id="s", fingerprint="a" * 12, started="", device="null", references={"compute": 50.0}, rounds=5, edgeprune="0.1.0"
+)
+
+
+def table_of(networks: Sequence[NetworkEntry]) -> LatencyTable:
+    """A table of the null backend in which every ratio is a time over 50 us."""
     model = model_of(Net())
-    totals = [NetworkTiming(widths=w, total_us=1.3 * model.predict(w).us) for w in networks(model)]
-    fitted = calibrate(model, totals)
-    assert list(fitted.correction.values()) == pytest.approx([1.3] * len(model.units))
-    assert fitted.predict({}).us == pytest.approx(totals[0].total_us)
+    known = {kernel: smooth_us(kernel) / 50.0 for kernel in kernels_at(model.units, model.options)}
+    entries = {
+        kernel: Entry(
+            kernel=kernel,
+            reference="compute",
+            ratio=2 * ratio,
+            ratio_ci=(2 * ratio, 2 * ratio),
+            node_ratio=ratio,
+            spread=0.0,
+            n=20,
+            rounds=5,
+            disturbed=0,
+            rows=1,
+            origin="modelled",
+        )
+        for kernel, ratio in known.items()
+    }
+    return LatencyTable(
+        fingerprint=SESSION.fingerprint,
+        facts={"backend": "null", "precision": "fp32"},
+        entries=entries,
+        failures={},
+        sessions=(SESSION,),
+        networks=tuple(
+            replace(n, ratio=n.ratio / 50, nodes={name: us / 50 for name, us in n.nodes.items()}) for n in networks
+        ),
+    )
 
 
-def test_the_error_bar_leaves_each_network_out_in_turn() -> None:
-    model = model_of(Net())
-    first, second, third = (NetworkTiming(widths=w, total_us=model.predict(w).us) for w in networks(model))
-    off = replace(second, total_us=1.2 * second.total_us)
-    fitted = calibrate(model, [first, off, third])
-    errors = [1.1 - 1, 1 / 1.2 - 1, 1.1 - 1]  # the median of the two others, over its own
-    assert fitted.relative_error == pytest.approx(1.645 * np.sqrt(np.mean(np.square(errors))))
+def test_a_table_gives_the_same_cost_model_each_time_on_its_own_clock() -> None:
+    plain = model_of(Net())
+    table = table_of([network_entry(plain, widths, lambda _: 1.2) for widths in ({}, least_of(plain), UNSEEN)])
+    one, two = cost_model(plain.graph, table), cost_model(plain.graph, table)
+    assert one.predict(UNSEEN) == two.predict(UNSEEN)
+    assert one.correction.mean.tolist() == two.correction.mean.tolist()
+    assert (one.networks, one.origin) == (3, "modelled")
+    assert one.predict({}).us == pytest.approx(1.2 * plain.predict({}).us, rel=0.01)
+    slower = replace(table, sessions=(SESSION.model_copy(update={"references": {"compute": 100.0}}),))
+    assert cost_model(plain.graph, slower).predict(UNSEEN).us == pytest.approx(2 * one.predict(UNSEEN).us, rel=0.01)
 
 
-def test_one_network_is_too_few_for_an_error() -> None:
-    model = model_of(Net())
-    fitted = calibrate(model, [timing(model, {}, FACTORS, 5.0)])
-    assert fitted.relative_error == pytest.approx(1.645 * UNCALIBRATED_ERROR / 3)
-    assert describe(fitted) == {
+def test_a_network_over_a_reference_that_no_session_timed_is_an_error_not_a_microsecond() -> None:
+    plain = model_of(Net())
+    entry = replace(network_entry(plain, {}, lambda _: 1.0), reference="memory")
+    with pytest.raises(TableError, match="no session of the table has timed the reference 'memory'"):
+        cost_model(plain.graph, table_of([entry]))
+
+
+def test_what_a_manifest_says() -> None:
+    model = taught(lambda _: 1.0, overhead_us=2.0)
+    assert describe(model) == {
         "origin": "modelled",
-        "networks": 1,
-        "overhead_us": 5.0,
-        "relative_error_90": round(fitted.relative_error, 4),
+        "networks": 6,
+        "taught_by": 6,
+        "overhead_us": round(model.overhead_us, 2),
+        "relative_error_90": round(model.relative_error, 4),
         "units": len(model.units),
     }

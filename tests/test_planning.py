@@ -27,8 +27,9 @@ from edgeprune.planning import (
     plan_from,
 )
 from edgeprune.saliency import Saliency
+from edgeprune.staircase import find_staircase, staircase_kernels
 from edgeprune.surgery import apply
-from edgeprune.units import samples, width_options
+from edgeprune.units import kernels_at, width_options
 
 pytestmark = pytest.mark.unit
 
@@ -161,8 +162,8 @@ def cost_of(net: nn.Module, size: int = 24) -> CostModel:
     graph = trace(net, (torch.zeros(1, 3, size, size),))
     units = partition(graph, "fp32")
     options = width_options(graph, units, {})
-    table = {kernel: time_us(kernel) for surface in samples(units, options).values() for kernel in surface}
-    return cost_model_from(graph, units, options, table, origin="modelled")
+    table = {kernel: time_us(kernel) for kernel in (*kernels_at(units, options), *staircase_kernels("fp32"))}
+    return cost_model_from(graph, units, options, table, origin="modelled", stairs=find_staircase(table, "fp32"))
 
 
 def saliency_of(cost: CostModel, seed: int = 0) -> Saliency:
@@ -207,7 +208,7 @@ def test_the_choice_is_that_of_trying_every_network(net: type[nn.Module], drops:
     networks = [(cost.predict(w, d).us, value(cost, saliency, w, d)) for w, d in everything(cost)]
     dense_us = cost.predict({}).us
     seen = set()
-    for share in (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.15, 0.12):
+    for share in (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12):
         reachable = [v for us, v in networks if us <= share * dense_us]
         if not reachable:
             continue

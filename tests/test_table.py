@@ -14,7 +14,15 @@ import pytest
 from edgeprune.errors import StorageError, TableError
 from edgeprune.kernel import Kernel
 from edgeprune.table import LatencyTable, read_lines, read_table, staleness
-from edgeprune.table_lines import FailureLine, FingerprintLine, RowLine, SessionLine, parse_line
+from edgeprune.table_lines import (
+    FailureLine,
+    FingerprintLine,
+    NetworkLine,
+    RowLine,
+    SessionLine,
+    UnitEntry,
+    parse_line,
+)
 from edgeprune.table_log import open_log
 
 GOLDEN = Path(__file__).parent / "golden" / "table_v1.jsonl"
@@ -62,6 +70,34 @@ def fingerprint(name: str = HERE) -> FingerprintLine:
     return FingerprintLine(hash=name, facts={"backend": "openvino", "version": "1", "precision": "fp32", "threads": 2})
 
 
+STRUCTURE = "0123456789abcdef" * 4
+JOIN = Kernel(operator="add", c_in=16, c_out=16)
+
+
+def network(ratio: float = 3.0, *, fingerprint: str = HERE, session: str = "s1") -> NetworkLine:
+    """A linear that took 2.5 times the reference in the network, and an add of which nobody told."""
+    return NetworkLine(
+        structure=STRUCTURE,
+        fingerprint=fingerprint,
+        session=session,
+        units=[
+            UnitEntry(name="fc", kernel=KERNEL.to_json(), node_ratio=2.5),
+            UnitEntry(name="join", kernel=JOIN.to_json()),
+        ],
+        n=40,
+        median_us=150.0,
+        p90_us=160.0,
+        p99_us=170.0,
+        spread=0.005,
+        reference="compute",
+        reference_ratio=ratio,
+        ratio_ci=(ratio * 0.99, ratio * 1.01),
+        rounds=10,
+        disturbed=1,
+        origin="measured",
+    )
+
+
 def written(path: Path, *lines: Any) -> Path:
     path.write_text("".join(line if isinstance(line, str) else line.to_line() for line in lines))
     return path
@@ -88,6 +124,10 @@ def test_golden_file_reads_and_is_written_the_same() -> None:
     assert table.latency_us(conv) == 500.0
     assert table.latency_us(conv, node=True) == pytest.approx(400.0)
     assert list(table.failures.values()) == ["operator Foo is not supported"]
+    pool = Kernel(operator="mean", c_in=64, c_out=64, spatial=(56, 56))
+    (found,) = table.networks
+    assert (found.structure, found.kernels, found.nodes) == (STRUCTURE, {"c1": conv, "pool": pool}, {"c1": 1.75})
+    assert (found.ratio, found.ratio_ci, found.origin) == (2.125, (2.1, 2.15), "measured")
     for text in GOLDEN.read_bytes().splitlines(keepends=True):
         assert parse_line(text).to_line().encode() == text
 
@@ -151,6 +191,58 @@ def test_files_merge_by_concatenation_in_any_order(tmp_path: Path) -> None:
     assert forward.look_up(KERNEL).ratio == pytest.approx(2.05)
     assert backward.look_up(KERNEL).ratio == forward.look_up(KERNEL).ratio
     assert len(forward.sessions) == len(backward.sessions) == 2
+
+
+def test_a_network_survives_writing_and_reading(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    with open_log(path) as log:
+        log.append([fingerprint(), session(), network()])
+    assert parse_line(path.read_bytes().splitlines()[-1]) == network()
+    (found,) = read_table(path, HERE).networks
+    assert dict(found.kernels) == {"fc": KERNEL, "join": JOIN}
+    assert dict(found.nodes) == {"fc": 2.5}, "not told is not zero"
+    assert (found.structure, found.ratio, found.ratio_ci) == (STRUCTURE, 3.0, network().ratio_ci)
+    assert (found.reference, found.origin) == ("compute", "measured")
+
+
+def test_networks_merge_by_concatenation_each_measurement_once(tmp_path: Path) -> None:
+    lines = [fingerprint(), session(), row(), network(), network(3.1, session="s2"), network(9.0, fingerprint=THERE)]
+    once = read_table(written(tmp_path / "a.jsonl", *lines))
+    twice = read_table(written(tmp_path / "b.jsonl", *lines, *lines))
+    assert [n.ratio for n in once.networks] == [n.ratio for n in twice.networks] == [3.0, 3.1]
+    assert [n.ratio for n in read_table(written(tmp_path / "c.jsonl", *lines[3:]), THERE).networks] == [9.0]
+
+
+def broken_network(**changes: Any) -> str:
+    return json.dumps(json.loads(network().to_line()) | changes) + "\n"
+
+
+UNIT = {"name": "fc", "kernel": KERNEL.to_json()}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (broken_network(structure="abc"), "structure"),
+        (broken_network(reference_ratio=-1.0), "reference_ratio"),
+        (broken_network(median_us=float("nan")), "median_us"),
+        (broken_network(ratio_ci=[float("nan"), float("nan")]), "does not hold"),
+        (broken_network(ratio_ci=[1.0, 2.0]), "does not hold"),
+        (broken_network(p99_us=1.0), "ascend"),
+        (broken_network(units=[]), "units"),
+        (broken_network(units=[UNIT, UNIT]), "two units of one name"),
+        (broken_network(units=[UNIT | {"node_ratio": -1.0}]), "node_ratio"),
+        (broken_network(units=[UNIT | {"kernel": {"operator": "magic", "c_in": 1, "c_out": 1}}]), "magic"),
+        (broken_network(surprise=1), "surprise"),
+    ],
+)
+def test_a_bad_network_line_is_named_and_skipped(line: str, reason: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "t.jsonl", fingerprint(), session(), row(), line, network())
+    table = read_table(path)
+    assert (len(table), len(table.networks)) == (1, 1)
+    (warning,) = table.warnings
+    assert warning.startswith(f"{path}:4: skipped")
+    assert reason in warning
 
 
 def test_contradicting_rows_are_told(tmp_path: Path) -> None:

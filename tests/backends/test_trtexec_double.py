@@ -26,9 +26,9 @@ from edgeprune.exporting import export
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import Timing
 from edgeprune.profiling import profile
+from edgeprune.staircase import staircase_kernels
 from edgeprune.table import read_lines
 from edgeprune.transport import open_session
-from edgeprune.units import staircase_kernels
 from tests.backends.test_contract import KERNELS, agrees, conv, draw
 from tests.small_models import Net, pruned, redrawn
 
@@ -106,7 +106,7 @@ def test_outputs_survive_trtexecs_files(kernel: Kernel, double: Set, tmp_path: P
         loaded = session.load("k", path)
         inputs = [draw(spec.shape, index) for index, spec in enumerate(loaded.inputs)]
         (output,) = session.run("k", inputs)
-    agrees(output, path, dict(zip((spec.name for spec in loaded.inputs), inputs, strict=True)))
+    agrees(output, kernel, path, dict(zip((spec.name for spec in loaded.inputs), inputs, strict=True)))
 
 
 def test_a_wrong_flag_would_be_noticed(double: Set, tmp_path: Path) -> None:

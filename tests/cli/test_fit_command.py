@@ -136,7 +136,7 @@ STAGES = (
     "preparing.trace",
     "preparing.profile",
     "preparing.score",
-    "preparing.calibrated",
+    "preparing.with_networks",
     "pipeline.choose",
     "pipeline.apply",
     "pipeline.export",

@@ -1,0 +1,174 @@
+"""Steps and ragged penalties are found from a few kernels, through noise, and none where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import ceil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeprune.backends.null.staircase import time_us
+from edgeprune.kernel import Kernel
+from edgeprune.staircase import LEAST_STEP, PROBED, STEPS, Staircase, Stairs, find_staircase, staircase_kernels
+
+pytestmark = pytest.mark.unit
+
+KERNELS = staircase_kernels("fp32")
+CONV = next(kernel for kernel in KERNELS if kernel.family == "conv")
+DEPTHWISE = next(kernel for kernel in KERNELS if kernel.is_depthwise)
+
+
+def padded(size: int, step: int) -> int:
+    return ceil(size / step) * step
+
+
+def latencies(step_in: int, step_out: int, penalty: float = 0.0, noise: float = 0.0) -> dict[Kernel, float]:
+    """Both widths (c_in of one group) padded to a multiple of their step; `penalty` more where c_out is none."""
+    rng = np.random.default_rng(0)
+    return {
+        k: 1e-3
+        * padded(k.c_in // k.groups, step_in)
+        * padded(k.c_out, step_out)
+        * (1 + penalty * (k.c_out % step_out > 0))
+        * (1 + noise * rng.standard_normal())
+        for k in KERNELS
+    }
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+@pytest.mark.parametrize(
+    ("step_in", "step_out"), [(1, 1), (8, 8), (16, 8), (8, 16), (1, 32), (32, 16)], ids=lambda step: str(step)
+)
+def test_the_step_of_a_synthetic_staircase_is_found(step_in: int, step_out: int, noise: float) -> None:
+    found = find_staircase(latencies(step_in, step_out, noise=noise), "fp32")
+    for family in ("conv", "pointwise", "linear"):
+        stairs = found.of(family)
+        assert (stairs.c_in, stairs.c_out) == (step_in, step_out)
+        assert stairs.ragged_in == pytest.approx(0.0, abs=1e-9 + 2 * noise)
+        assert stairs.ragged_out == pytest.approx(0.0, abs=1e-9 + 2 * noise)
+        assert found.steps()[family] == max(LEAST_STEP, step_in, step_out)
+
+
+@pytest.mark.parametrize(("noise", "tolerance"), [(0.0, 1e-9), (0.01, 0.04)])
+def test_a_ragged_width_that_takes_a_fifth_longer_is_told_from_the_step(noise: float, tolerance: float) -> None:
+    found = find_staircase(latencies(1, 16, penalty=0.2, noise=noise), "fp32").of("conv")
+    assert (found.c_in, found.c_out, found.ragged_in) == (1, 16, 0.0)
+    assert found.ragged_out == pytest.approx(0.2, abs=tolerance)
+
+
+def test_a_penalty_counts_at_most_double() -> None:
+    assert find_staircase(latencies(1, 16, penalty=3.0), "fp32").of("conv").ragged_out == 1.0
+
+
+def test_a_straight_line_with_noise_gives_a_step_in_less_than_one_of_a_hundred() -> None:
+    """200 lines of 1 % noise: what looks like a step by chance is not taken for one."""
+    rng = np.random.default_rng(1)
+    false = 0
+    for _ in range(100):
+        noisy = {k: us * (1 + 0.01 * rng.standard_normal()) for k, us in latencies(1, 1).items() if k.family == "conv"}
+        stairs = find_staircase(noisy, "fp32").of("conv")
+        false += (stairs.c_in > 1) + (stairs.c_out > 1)
+    assert false < 2
+
+
+@given(
+    step=st.sampled_from((1, *STEPS)),
+    constant=st.floats(0.0, 5.0),
+    penalty=st.sampled_from((0.0, 0.1, 0.5)),
+    unit=st.sampled_from((1e-3, 1.0, 1e3)),
+)
+def test_any_exact_staircase_is_found_in_any_unit(step: int, constant: float, penalty: float, unit: float) -> None:
+    """What is fitted is a + b e(w) + c e(w) [w ragged], so such a staircase leaves nothing over."""
+
+    def us(kernel: Kernel) -> float:
+        worked = padded(kernel.c_out, step)
+        return unit * (constant + 0.1 * worked * (1 + penalty * (kernel.c_out % step > 0)))
+
+    stairs = find_staircase({k: us(k) for k in KERNELS if k.family == "linear"}, "fp32").of("linear")
+    assert (stairs.c_in, stairs.c_out) == (1, step)
+    if constant == 0.0 and step > 1:
+        assert stairs.ragged_out == pytest.approx(penalty, abs=1e-9)
+    assert 0.0 <= stairs.ragged_out <= penalty + 1e-9, "beside a constant the ragged part weighs less"
+
+
+def test_the_null_device_shows_its_tiles_of_eight_and_sixteen() -> None:
+    found = find_staircase({k: time_us(k) for k in KERNELS}, "fp32")
+    for family in ("conv", "pointwise", "linear"):
+        assert (found.of(family).c_in, found.of(family).c_out) == (8, 16)
+    assert found.of("depthwise").c_out == 16
+    assert found.of("conv").ragged_out == pytest.approx(0.0, abs=1e-9), "a tile that is not full costs a full one"
+    assert found.steps() == dict.fromkeys(("conv", "pointwise", "linear", "depthwise", "grouped"), 16)
+
+
+def test_grouped_convolutions_climb_the_stairs_of_the_others() -> None:
+    found = find_staircase(latencies(8, 32), "fp32")
+    assert found.of("grouped") == found.of("conv")
+    assert found.steps()["grouped"] == 32
+
+
+def test_nothing_measured_nothing_found() -> None:
+    found = find_staircase({}, "fp32")
+    assert found.steps() == {}
+    assert found.of("conv") == Stairs()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda lines: dict(list(lines.items())[:10]),  # too few of its widths
+        lambda lines: dict.fromkeys(lines, 0.0),  # a runtime that runs no node
+    ],
+    ids=["too few", "zero"],
+)
+def test_a_line_that_tells_nothing_gives_no_step(
+    spoil: Callable[[dict[Kernel, float]], dict[Kernel, float]],
+) -> None:
+    line = {kernel: us for kernel, us in latencies(1, 16).items() if kernel.is_depthwise}
+    assert len(line) == len(PROBED)
+    assert find_staircase(line, "fp32").of("depthwise").c_out == 16
+    assert find_staircase(spoil(line), "fp32").of("depthwise") == Stairs()
+
+
+def test_two_failed_kernels_of_a_line_do_not_hide_its_step() -> None:
+    known = latencies(1, 16)
+    for width in (68, 104):
+        del known[replace(CONV, c_out=width, c_in=96)]
+    assert find_staircase(known, "fp32").of("conv").c_out == 16
+
+
+STAIRS = Staircase(
+    families={
+        "conv": Stairs(c_in=8, c_out=16, ragged_in=0.1, ragged_out=0.5),
+        "depthwise": Stairs(c_out=16, ragged_out=0.25),
+    }
+)
+
+
+def test_the_width_that_is_worked_on_is_the_next_multiple_and_ragged_ones_cost_more() -> None:
+    worked, factor = STAIRS.worked_on(CONV, [(1, 8, 16), (1, 9, 16), (1, 8, 17), (1, 9, 17), (1, 7, 1)])
+    assert worked.tolist() == [[1, 8, 16], [1, 16, 16], [1, 8, 32], [1, 16, 32], [1, 8, 1]]
+    assert factor == pytest.approx([1.0, 1.1, 1.5, 1.1 * 1.5, 1.1]), "a size of 1 follows from others, no step of it"
+
+
+def test_channels_of_a_depthwise_convolution_are_its_groups() -> None:
+    worked, factor = STAIRS.worked_on(DEPTHWISE, [(32, 1, 1), (33, 1, 1)])
+    assert worked.tolist() == [[32, 1, 1], [48, 1, 1]]
+    assert factor.tolist() == [1.0, 1.25]
+
+
+@given(sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=5))
+def test_what_is_worked_on_is_never_less_and_a_family_without_stairs_is_left_alone(
+    sizes: list[tuple[int, int, int]],
+) -> None:
+    worked, factor = STAIRS.worked_on(CONV, sizes)
+    assert (worked >= sizes).all() and (worked < np.add(sizes, 16)).all()
+    assert (factor >= 1).all()
+    again, aligned = STAIRS.worked_on(CONV, worked)
+    assert again.tolist() == worked.tolist(), "aligned widths are worked on as they are"
+    assert (aligned == 1).all()
+    plain, none = STAIRS.worked_on(replace(CONV, operator="max_pool"), sizes)
+    assert plain.tolist() == [list(map(float, size)) for size in sizes] and (none == 1).all()
