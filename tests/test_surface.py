@@ -35,8 +35,8 @@ def wavy(c_in: float, c_out: float) -> float:
 
 def surface_of(us: Mapping[Sizes, float], stairs: Staircase | None = None, kernel: Kernel = LINEAR) -> Surface:
     """The surface of one kernel over the box of the sizes that are given."""
-    axes = list(zip(*us, strict=True))
-    low, high = ((f(axes[0]), f(axes[1]), f(axes[2])) for f in (min, max))
+    groups, ins, outs = zip(*us, strict=True)
+    low, high = (min(groups), min(ins), min(outs)), (max(groups), max(ins), max(outs))
     (surface,) = surfaces_of(
         {kernel: {kernel.resized(size): value for size, value in us.items()}},
         {kernel: (low, high)},
