@@ -5,8 +5,9 @@
 For each network, one after the other on one table that starts empty: profile and calibrate (`profile`), predict 12
 random choices of widths (every group uniform in 0.25 to 1.0 of its channels; even seeds anywhere, odd ones on multiples
 of 8) and what the solver chooses for 0.8x, 0.6x, 0.5x and 0.4x (`--saliency l2`), then measure these and the dense
-network twice, in two processes, interleaved (`measure`). Nothing predicted is used to calibrate. *Table only* is the
-prediction without the networks of the same structure. Resumable: what is done for a network is kept in FOLDER. Writes
+network twice, in two processes, interleaved (`measure`), as a fit would. Nothing predicted is used to calibrate. *Table
+only* is the prediction without the networks of the same structure, from the table of all others (`table_only`, at the
+end). Resumable: what is done for a network is kept in FOLDER. Writes
 benchmarks/results/prediction_<device>_<date>.{jsonl,md}.
 """
 
@@ -25,7 +26,7 @@ from benchmarks.prediction.networks import NETWORKS
 from benchmarks.prediction.report import write
 
 RESULTS = Path(__file__).parent.parent / "results"
-STAGES = ("profile", "predict", "measure")
+STAGES = ("profile", "predict", "measure", "table_only")
 
 
 def main() -> int:
@@ -44,19 +45,21 @@ def main() -> int:
 
     names = options.only or list(NETWORKS)
     rows: dict[str, dict[str, Any]] = {}
-    for stage in options.stage or STAGES:  # every network is profiled before the first is predicted
-        for name in names:
-            path = work / options.device / f"{name}.json"
-            row = json.loads(path.read_text("utf-8")) if path.is_file() else {"network": name, "device": options.device}
-            if stage not in row or stage in options.again:
-                started = time.perf_counter()
-                row[stage] = getattr(stages, stage)(name, options.device, work, row)
-                row[stage]["seconds"] = round(time.perf_counter() - started, 1)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(row), encoding="utf-8")
-                print(f"{name:24} {stage:8} {row[stage]['seconds']:6.1f} s  {row[stage].get('told', '')}", flush=True)
-            rows[name] = row
-    if all("measure" in row for row in rows.values()):
+    wanted = options.stage or STAGES
+    steps = [(name, stage) for name in names for stage in wanted if stage != "table_only"]
+    steps += [(name, "table_only") for name in names if "table_only" in wanted]
+    for name, stage in steps:
+        path = work / options.device / f"{name}.json"
+        row = json.loads(path.read_text("utf-8")) if path.is_file() else {"network": name, "device": options.device}
+        if stage not in row or stage in options.again:
+            started = time.perf_counter()
+            row[stage] = getattr(stages, stage)(name, options.device, work, row)
+            row[stage]["seconds"] = round(time.perf_counter() - started, 1)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(row), encoding="utf-8")
+            print(f"{name:24} {stage:10} {row[stage]['seconds']:6.1f} s  {row[stage].get('told', '')}", flush=True)
+        rows[name] = row
+    if all("table_only" in row for row in rows.values()):
         print(write(list(rows.values()), RESULTS))
     return 0
 
