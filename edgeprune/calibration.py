@@ -78,7 +78,9 @@ def with_networks(
         for number, widths in enumerate(missing):
             cut = apply(first_channels(source.graph, widths), source.model, source.example_inputs, graph=source.graph)
             kernels = [unit.kernel(widths) for unit in cost.units]
-            engines.append(export(cut, device, profiler.folder / f"network{number}", kernels=kernels).path)
+            engines.append(
+                export(cut, device, profiler.folder / f"network{number}", kernels=kernels, only_to_time=True).path
+            )
             if on_network is not None:
                 on_network(number + 1, len(missing))
         with open_log(own) as log:

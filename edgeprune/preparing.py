@@ -134,7 +134,7 @@ def measured_table(
         table = measure(more)
         cost = cost_model(graph, table)
     new = sum(asked)
-    state = f"{new} of {len(wanted)} kernels measured" if new else "table up to date, 0 to measure"
+    state = f"{new} of {len(wanted)} kernels {table.origin}" if new else "table up to date, 0 to measure"
     reporter.say(f"profiling {device.name}: {state}")
     for warning in table.warnings:
         reporter.say(f"warning: {warning}")
