@@ -1,7 +1,7 @@
 """What a modelled device would take: its roofline (`edgeprune.roofline`) over the kernels of a model.
 
-The null device is one set of parameters: 100 GFLOPS over tiles of 8 channels in and 16 out, a quarter of that where there
-are groups, 20 GB/s. A network costs 0.93 times the sum of its kernels plus 12 us; a kernel alone pays 6 us for copies.
+The null device is one set of parameters: 100 GFLOPS over tiles of 8 channels in and 16 out, a quarter of that where
+there are groups, 20 GB/s. A network costs 0.93 times the sum of its kernels plus 12 us; a kernel alone 6 us for copies.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def command(as_json: bool) -> None:
     for row in rows:
         origin = "modelled" if row["modelled"] else "measured"
         mark = "available" if row["available"] else "missing  "
-        state = row["fix"] or f"{row['backend']} {row['version'] or ''}".rstrip()
+        state = str(row["fix"] or f"{row['backend']} {row['version'] or ''}".rstrip())
         if row["allow_modelled"]:
             state += ", by its data sheet: --allow-modelled"
         click.echo(f"{row['name']:<{width}}  {origin}  {mark}  {state}".rstrip())
