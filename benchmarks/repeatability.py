@@ -42,15 +42,15 @@ def compare(first: LatencyTable, second: LatencyTable) -> tuple[list[str], float
     both = sorted(first.entries.keys() & second.entries.keys())
     lines = []
     medians = []
-    for label, value in (
-        ("compute node, ratio to the reference", lambda e: e.best_ratio),
-        ("end to end, ratio to the reference", lambda e: e.ratio),
-        ("end to end, us as measured", lambda e: e.ratio),
+    for label, node, in_us in (
+        ("compute node, ratio to the reference", True, False),
+        ("end to end, ratio to the reference", False, False),
+        ("end to end, us as measured", False, True),
     ):
-        clocks = [table.references_us["compute"] if "us" in label else 1.0 for table in (first, second)]
         a, b = (
-            np.array([value(table.entries[k]) * clock for k in both])
-            for table, clock in zip((first, second), clocks, strict=True)
+            np.array([table.entries[k].best_ratio if node else table.entries[k].ratio for k in both])
+            * (table.references_us["compute"] if in_us else 1.0)
+            for table in (first, second)
         )
         told = (a > 0) & (b > 0)
         change = b[told] / a[told] - 1

@@ -11,7 +11,7 @@ from typing import Any
 from edgeprune import parity
 from edgeprune.budget import Budget, parse_budget
 from edgeprune.bundle import PLAN, Bundle, read_bundle
-from edgeprune.device import Device
+from edgeprune.device import Device, check_modelled
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError
 from edgeprune.fingerprint import Fingerprint, fingerprint_of
@@ -38,6 +38,7 @@ def verify_bundle(
     budget: str | Budget | None = None,
     percentile: float | None = None,
     device: Device | None = None,
+    allow_modelled: bool = False,
     timing: Timing = CONFIRM,
 ) -> Verification:
     """Check a bundle's files, its engine's outputs, and its latency on this device against a budget.
@@ -46,7 +47,7 @@ def verify_bundle(
     """
     started = time.perf_counter()
     bundle = read_bundle(path)
-    device = _device_for(bundle, device)
+    device = check_modelled(_device_for(bundle, device), allow_modelled)
     recorded = _recorded(bundle)
     budget = budget if budget is not None else recorded.get("budget")
     wanted = parse_budget(budget) if isinstance(budget, str) else budget
@@ -66,7 +67,12 @@ def verify_bundle(
 
 
 def bench(
-    paths: Sequence[Path | str], *, device: Device | None = None, timing: Timing = CONFIRM, percentile: float = 50.0
+    paths: Sequence[Path | str],
+    *,
+    device: Device | None = None,
+    allow_modelled: bool = False,
+    timing: Timing = CONFIRM,
+    percentile: float = 50.0,
 ) -> tuple[Verification, ...]:
     """Time the engines of all bundles, pruned and dense, interleaved in one process on one device; no verdict.
 
@@ -76,7 +82,7 @@ def bench(
     bundles = [read_bundle(path) for path in paths]
     if not bundles:
         raise InputError("bench takes at least one bundle")
-    device = _one_device(bundles, device)
+    device = check_modelled(_one_device(bundles, device), allow_modelled)
     dense_keys: dict[str, str] = {}
     engines: dict[str, Engine] = {}
     pairs = []

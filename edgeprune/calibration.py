@@ -82,7 +82,8 @@ def with_networks(
         for number, widths in enumerate(missing):
             cut = apply(first_channels(source.graph, widths), source.model, source.example_inputs, graph=source.graph)
             kernels = [unit.kernel(widths) for unit in cost.units]
-            engines.append(export(cut, device, folder / f"network{number}", kernels=kernels).path)
+            engine = export(cut, device, folder / f"network{number}", kernels=kernels, only_to_time=True)
+            engines.append(engine.path)
             if on_network is not None:
                 on_network(number + 1, len(missing))
         profiler = stack.enter_context(Profiler(device, precision, TIMING))

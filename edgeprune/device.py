@@ -5,14 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, Field, PlainValidator, StrictInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    PlainValidator,
+    StrictInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from edgeprune.backends import backend_names
+from edgeprune.backends import backend_names, find_backend
 from edgeprune.errors import InputError, did_you_mean
 from edgeprune.folders import config_dir
+from edgeprune.roofline import Roofline
 
 SCHEMA = 1
 SHIPPED = Path(__file__).with_name("devices.yaml")
@@ -52,23 +62,47 @@ class Device(BaseModel, frozen=True, extra="forbid"):
     streams: _Positive = 1
     hint: Literal["latency", "throughput"] = "latency"
     options: dict[str, _Scalar] = {}  # what the backend alone understands
+    roofline: Roofline | None = None  # for a device that is not at hand: times by its data sheet instead of a clock
     aliases: tuple[str, ...] = ()
+
+    @field_validator("roofline")
+    @classmethod
+    def _one_precision(cls, roofline: Roofline | None, info: ValidationInfo) -> Roofline | None:
+        if roofline is not None and len(info.data.get("precisions", ("",))) > 1:
+            raise ValueError("a roofline is that of one precision, this device has several")
+        return roofline
 
     @property
     def modelled(self) -> bool:
         """Its numbers come from a formula, not from a clock."""
-        return self.backend == "null"
+        return self.roofline is not None or not self.computes
+
+    @property
+    def computes(self) -> bool:
+        """Its engines hold weights and give outputs, somewhere if not here; those of the null device don't."""
+        return not find_backend(self.backend).modelled
 
 
-def load_device(name: str, path: Path | None = None) -> Device:
+def load_device(name: str, path: Path | None = None, *, allow_modelled: bool = False) -> Device:
+    """The device of that name or alias. One that is known by its data sheet alone has to be asked for knowingly."""
     devices = load_devices(path)
     if name in devices:
-        return devices[name]
+        return check_modelled(devices[name], allow_modelled)
     for device in devices.values():
         if name in device.aliases:
-            return device
+            return check_modelled(device, allow_modelled)
     hint = did_you_mean(name, [*devices, *(alias for device in devices.values() for alias in device.aliases)])
     raise InputError(f"device '{name}' is not in {path or 'devices.yaml'}{hint} (known: {', '.join(devices)})")
+
+
+def check_modelled(device: Device, allow_modelled: bool) -> Device:
+    """The device; `InputError` where its latencies come from a data sheet and that was not allowed."""
+    if device.roofline is not None and not allow_modelled:
+        raise InputError(
+            f"device '{device.name}' has no measured latencies, only modelled ones, from its data sheet: "
+            "--allow-modelled (allow_modelled=True) takes them"
+        )
+    return device
 
 
 def load_devices(path: Path | None = None) -> dict[str, Device]:

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprune.backends import find_backend
 from edgeprune.device import Device
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError, RuntimeMissing
 from edgeprune.folders import atomic_folder
+from edgeprune.modelled import backend_of
 
 if TYPE_CHECKING:
     import torch
@@ -31,18 +31,20 @@ def export(
     precision: str | None = None,
     kernels: Sequence[Kernel] = (),
     weights: str = "fp32",
+    only_to_time: bool = False,
 ) -> Engine:
     """Write the engine of `pruned` for a device's runtime into the folder `out`, whole or not at all.
 
     `precision` is the device's first unless told. `kernels` are those of the pruned network, which only a modelled
     device needs; they are found by tracing when not given. `weights="fp16"` halves the file where the format can.
+    With `only_to_time` a modelled device gets the list of kernels alone, which takes no time to write.
     """
     precision = precision or device.precisions[0]
     if precision not in device.precisions:
         raise InputError(
             f"device '{device.name}' has no precision '{precision}' (known: {', '.join(device.precisions)})"
         )
-    backend = find_backend(device.backend)
+    backend = backend_of(device, only_to_time=only_to_time)
     if fix := backend.available():
         raise RuntimeMissing(fix)
     if backend.modelled and not kernels:
@@ -80,7 +82,7 @@ def kernels_of(
     from edgeprune.graph import analyse, tracing
 
     graph = analyse(tracing.trace_program(module, example_inputs))
-    units = find_backend(device.backend).partition(graph, precision)
+    units = backend_of(device).partition(graph, precision)
     return tuple(unit.dense for unit in units)
 
 

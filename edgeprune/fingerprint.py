@@ -42,6 +42,8 @@ def fingerprint_of(device: Device, precision: str, hello: Mapping[str, Any], reg
         "modelled": modelled,
         "options": dict(sorted(device.options.items())),
     }
+    if device.roofline is not None:
+        facts["roofline"] = device.roofline.model_dump(mode="json", exclude={"sources"})
     if not modelled:
         facts |= {
             "cpu": _cpu(hello["cpu"]),

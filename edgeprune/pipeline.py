@@ -14,9 +14,10 @@ from edgeprune.budget import Budget
 from edgeprune.bundle import Bundle, Contents, write_bundle
 from edgeprune.cost import describe
 from edgeprune.engine import Engine
-from edgeprune.errors import BudgetError, UnstableError
+from edgeprune.errors import BudgetError, RuntimeMissing, UnstableError
 from edgeprune.exporting import export
 from edgeprune.measurement import Timing
+from edgeprune.modelled import backend_of
 from edgeprune.planning import Choice, choose, dense_choice, floor_layers, least_choice
 from edgeprune.preparing import Prepared, Reporter, Silent, Task, batch_of, plan_of, prepare, timed
 from edgeprune.profiling import COMPUTE
@@ -78,6 +79,8 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
     An engine slower than the dense one is never handed over; a dense model already inside gives an empty plan.
     """
     reporter = reporter or Silent()
+    if (missing := backend_of(task.device).available()) is not None:
+        raise RuntimeMissing(missing)
     prepared = prepare(task, reporter)
     seconds = dict(prepared.seconds)
     with tempfile.TemporaryDirectory(prefix="edgeprune-fit-") as scratch:
@@ -138,12 +141,19 @@ class Loop:
         plan = plan_of(self.task, self.prepared, choice, self.budget)
         return apply(plan, self.task.model, self.task.example_inputs, graph=self.prepared.graph)
 
-    def export(self, pruned: Pruned, choice: Choice, folder: str) -> Engine:
-        """The engine; a modelled device gets its kernels from the cost model's units."""
+    def export(self, pruned: Pruned, choice: Choice, folder: str, *, only_to_time: bool = True) -> Engine:
+        """The engine; a modelled device gets its kernels from the cost model's units, and those alone to be timed."""
         cost = self.prepared.cost
         gone = cost.vanishing(choice.dropped)
         kernels = [unit.kernel(choice.widths) for unit in cost.units if unit.name not in gone]
-        return export(pruned, self.task.device, self.scratch / folder, kernels=kernels)
+        return export(pruned, self.task.device, self.scratch / folder, kernels=kernels, only_to_time=only_to_time)
+
+    def complete(self, engine: Engine, choice: Choice) -> Engine:
+        """What can be deployed: of a device that was only modelled so far its runtime's own files."""
+        if self.task.device.roofline is None:
+            return engine
+        assert engine.pruned is not None
+        return self.export(engine.pruned, choice, f"{engine.folder.name}-complete", only_to_time=False)
 
     def search(self, target: float) -> Attempt | None:
         """Move the target by what was measured until a network lies just inside the budget; None if none does."""
@@ -305,13 +315,13 @@ def _hand_over(
     macs = sum(unit.kernel(choice.widths).macs for unit in cost.units if unit.name not in gone)
     dense_macs = sum(unit.dense.macs for unit in cost.units)
     contents = Contents(
-        engine=engine,
-        dense=loop.dense,
+        engine=loop.complete(engine, choice),
+        dense=loop.complete(loop.dense, loop.whole),
         verification=result,
         model=task.name,
         preprocessing=task.preprocessing.model_dump(mode="json") if task.preprocessing else None,
         command=task.command,
-        samples=parity.samples(engine.pruned) if not task.device.modelled else (),
+        samples=parity.samples(engine.pruned) if task.device.computes else (),
         notes={
             "macs": {"dense": dense_macs, "pruned": macs},
             "cost_model": describe(cost),

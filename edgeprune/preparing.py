@@ -135,7 +135,7 @@ def measured_table(
         wanted.update(more)
         table = measure(more)
     new = sum(asked)
-    state = f"{new} of {len(wanted)} kernels measured" if new else "table up to date, 0 to measure"
+    state = f"{new} of {len(wanted)} kernels {table.origin}" if new else "table up to date, 0 to measure"
     reporter.say(f"profiling {device.name}: {state}")
     for warning in table.warnings:
         reporter.say(f"warning: {warning}")

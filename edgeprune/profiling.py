@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import edgeprune
-from edgeprune.backends import Backend, find_backend
+from edgeprune.backends import Backend
 from edgeprune.errors import Interrupted, MeasurementError
 from edgeprune.fingerprint import Fingerprint, fingerprint_of
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS, Loaded, Measurement, NodeTimes, SessionLost, Timing
+from edgeprune.modelled import backend_of
 from edgeprune.table import LatencyTable, read_table, shipped_path, staleness, with_warnings
 from edgeprune.table import table_path as default_path
 from edgeprune.table_lines import FailureLine, FingerprintLine, RowLine, SessionLine
@@ -64,7 +65,7 @@ def reference_kernels(precision: str) -> dict[str, Kernel]:
 
 def load_references(session: Session, device: Device, precision: str, folder: Path) -> tuple[str, ...]:
     """Build and load the two reference kernels; gives their keys, the compute-bound one first."""
-    backend = find_backend(device.backend)
+    backend = backend_of(device, only_to_time=True)
     references = reference_kernels(precision)
     for name, kernel in references.items():
         session.load(name, backend.build(kernel, folder))
@@ -167,7 +168,7 @@ class Profiler:
         self.device = device
         self.precision = precision
         self.timing = timing
-        self.backend: Backend = find_backend(device.backend)
+        self.backend: Backend = backend_of(device, only_to_time=True)
         self.id = secrets.token_hex(4)
         self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.references: tuple[str, ...] = ()

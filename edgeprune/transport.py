@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edgeprune.backends import find_backend
 from edgeprune.device_program import assemble
 from edgeprune.errors import InputError, MeasurementError, RuntimeMissing
 from edgeprune.local_channel import LocalChannel
 from edgeprune.measurement import HOT, Loaded, Measurement, NodeTimes, SessionLost, TensorSpec, Timing
+from edgeprune.modelled import backend_of
 
 if TYPE_CHECKING:
     from edgeprune.device import Device
@@ -170,7 +170,7 @@ def open_session(
     if precision not in device.precisions:
         listed = ", ".join(device.precisions)
         raise InputError(f"device '{device.name}' has no precision '{precision}' (known: {listed})")
-    backend = find_backend(device.backend)
+    backend = backend_of(device, only_to_time=True)
     missing = backend.available()
     if missing is not None:
         raise RuntimeMissing(missing)

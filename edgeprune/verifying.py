@@ -276,9 +276,11 @@ def decide(result: Verification, budget: Budget | None, *, batch: int = 1, same:
             "try again when the device is idle, or measure longer"
         )
     slower = ratio is not None and not same and ratio.upper > 1
-    why = f"p{result.percentile:g} is at most {tested.upper:.4g}{unit} (95 %), the budget {limit:.4g}{unit}"
+    modelled = "modelled " if result.origin == "modelled" else ""
+    why = f"{modelled}p{result.percentile:g} is at most {tested.upper:.4g}{unit} (95 %), the budget {limit:.4g}{unit}"
     if slower and ratio is not None:
-        why = f"not shown to be faster than the dense engine: {ratio.value:.4g}x, at most {ratio.upper:.4g}x (95 %)"
+        bound = f"{modelled}{ratio.value:.4g}x, at most {ratio.upper:.4g}x (95 %)"
+        why = f"not shown to be faster than the dense engine: {bound}"
     return replace(result, budget=str(budget), budget_ms=limit_ms, met=inside and not slower, why=why)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune.calibration as calibration_module
-from edgeprune.backends.null.staircase import CONTEXT, NETWORK_US, time_us
+from edgeprune.backends.null.staircase import NULL, time_us
 from edgeprune.calibration import LEAST_WIDTH_SHARE, NETWORKS, Source, calibration_widths, unit_times, with_networks
 from edgeprune.cost import CostModel, cost_model, cost_model_from
 from edgeprune.device import Device, load_device
@@ -184,7 +184,7 @@ def test_a_table_that_holds_the_networks_is_not_measured_again(cache: Path, monk
 
 
 def test_on_the_null_device_a_network_is_its_formula(cache: Path) -> None:
-    """The lines hold CONTEXT times the sum of the kernels and NETWORK_US, as ratios; the cost model learns both."""
+    """The lines hold `context` times the sum of the kernels and `network_us`, as ratios; the cost model learns both."""
     null, graph = load_device("null"), trace(SMALL, X)
     table = calibrated(graph, null, measured_table(graph, null, Silent()))
     model = cost_model(graph, table)
@@ -192,13 +192,13 @@ def test_on_the_null_device_a_network_is_its_formula(cache: Path) -> None:
     for network in table.networks:
         assert network.structure == graph.structure_hash and network.origin == "modelled"
         assert list(network.kernels) == [unit.name for unit in model.units]
-        expected = CONTEXT * sum(time_us(kernel) for kernel in network.kernels.values()) + NETWORK_US
+        expected = NULL.context * sum(time_us(kernel) for kernel in network.kernels.values()) + NULL.network_us
         assert network.ratio * reference_us == pytest.approx(expected, rel=1e-3)
         assert network.ratio_ci[0] <= network.ratio <= network.ratio_ci[1]
     assert (model.networks, model.correction.networks) == (len(table.networks), len(table.networks))
     unseen = {group: options[1] for group, options in model.options.items()}
     kernels = [unit.kernel({**graph.dense_widths, **unseen}) for unit in model.units]
-    expected = CONTEXT * sum(map(time_us, kernels)) + NETWORK_US
+    expected = NULL.context * sum(map(time_us, kernels)) + NULL.network_us
     found = model.predict(unseen)
     assert found.us == pytest.approx(expected, rel=0.03)
     assert abs(found.us - expected) < found.error_us < 0.1 * expected
@@ -234,7 +234,7 @@ def test_a_table_of_another_device_that_was_asked_for_is_corrected_by_networks_o
     assert len(found.networks) > 3
     model = cost_model(graph, found)
     assert model.correction.networks == len(found.networks)
-    expected = CONTEXT * sum(time_us(unit.dense) for unit in model.units) + NETWORK_US
+    expected = NULL.context * sum(time_us(unit.dense) for unit in model.units) + NULL.network_us
     assert model.predict({}).us == pytest.approx(expected, rel=0.05)
 
 

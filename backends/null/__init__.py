@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.backends.null.exporting import export as export
-from edgeprune.backends.null.staircase import VERSION, document
+from edgeprune.backends.null.staircase import NULL, VERSION, document
 from edgeprune.fusion import Unit, fuse
 
 if TYPE_CHECKING:
     from edgeprune.graph import ModelGraph
     from edgeprune.kernel import Kernel
+    from edgeprune.roofline import Roofline
 
 name = "null"
 modelled = True
@@ -35,9 +36,9 @@ def runner_path() -> Path:
     return Path(__file__).with_name("runner.py")
 
 
-def build(kernel: Kernel, folder: Path) -> Path:
+def build(kernel: Kernel, folder: Path, roofline: Roofline = NULL) -> Path:
     path = folder / f"{kernel.operator}_{zlib.crc32(kernel.key.encode()):08x}.json"
-    path.write_text(json.dumps(document([kernel])) + "\n")
+    path.write_text(json.dumps(document([kernel], roofline=roofline)) + "\n")
     return path
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprune.backends.null.staircase import document
+from edgeprune.backends.null.staircase import NULL, document
 from edgeprune.engine import Engine
 from edgeprune.measurement import TensorSpec
 
@@ -18,17 +18,24 @@ if TYPE_CHECKING:
 
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
+    from edgeprune.roofline import Roofline
 
 
 def export(
-    pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+    pruned: Pruned,
+    folder: Path,
+    precision: str,
+    *,
+    kernels: Sequence[Kernel] = (),
+    weights: str = "fp32",
+    roofline: Roofline = NULL,
 ) -> Engine:
     """Write model.json for the `kernels` of the pruned network."""
     if not kernels:
-        raise ValueError("the null device's time is a sum over kernels: pass those of the pruned network")
+        raise ValueError("a modelled device's time is a sum over kernels: pass those of the pruned network")
     inputs, outputs = _specs(pruned)
     path = folder / "model.json"
-    described = document(kernels, [asdict(spec) for spec in inputs], [asdict(spec) for spec in outputs])
+    described = document(kernels, [asdict(spec) for spec in inputs], [asdict(spec) for spec in outputs], roofline)
     path.write_text(json.dumps(described) + "\n", encoding="utf-8")
     return Engine(
         backend="null",

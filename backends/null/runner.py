@@ -1,4 +1,6 @@
-"""Device half of the null device: standard library only, Python 3.8 or later. Its times are modelled.
+"""Device half of the modelled devices: standard library only, Python 3.8 or later. Its times are modelled.
+
+A real runtime's model (`model.onnx`) has the times of its kernels beside it, in a file of the same name (`model.json`).
 
 Options: `noise` (relative, of each run; seeded by `seed`), `sleep_ms` (really spent in each run, for tests of time-outs
 and kills).
@@ -7,6 +9,7 @@ and kills).
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from typing import Any
@@ -31,10 +34,13 @@ def version() -> str:
 
 
 def load(path: str, options: dict[str, Any]) -> Handle:
-    with open(path) as file:
+    times = os.path.splitext(path)[0] + ".json"
+    if not os.path.isfile(times):
+        raise ValueError("no modelled times beside %s: it was not exported for a modelled device" % path)
+    with open(times) as file:
         document = json.load(file)
     if document.get("schema") != 1:
-        raise ValueError("not a model of the null device: %s" % path)
+        raise ValueError("not a model of the null device: %s" % times)
     return Handle(document, options)
 
 

@@ -1,52 +1,48 @@
-"""What the null device would take: a roofline over tiles of channels, so that latency is a staircase in both widths.
+"""What a modelled device would take: its roofline (`edgeprune.roofline`) over the kernels of a model.
 
-    time = LAUNCH_US + max(macs over padded channels / MACS_PER_US, bytes / BYTES_PER_US)
-
-c_in is padded to a multiple of 8, c_out to 16; grouped convolutions pad c_out only and reach a quarter of the peak. A
-network costs CONTEXT times the sum of its kernels, plus NETWORK_US; a kernel alone pays ALONE_US for its copies.
+The null device is one set of parameters: 100 GFLOPS over tiles of 8 channels in and 16 out, a quarter of that where
+there are groups, 20 GB/s. A network costs 0.93 times the sum of its kernels plus 12 us; a kernel alone 6 us for copies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import TYPE_CHECKING, Any
+
+from edgeprune import roofline as model
+from edgeprune.roofline import Roofline
 
 if TYPE_CHECKING:
     from edgeprune.kernel import Kernel
 
-VERSION = "1"  # of these constants: part of the fingerprint
-C_IN_TILE = 8
-C_OUT_TILE = 16
-MACS_PER_US = 50_000.0
-BYTES_PER_US = 20_000.0
-GROUPED_SHARE = 0.25
-LAUNCH_US = 2.0
+VERSION = "1"  # of the formula and these parameters: part of the fingerprint
 ALONE_US = 6.0
-CONTEXT = 0.93
-NETWORK_US = 12.0
-
-
-def padded_macs(kernel: Kernel) -> int:
-    if kernel.operator not in ("conv", "linear"):
-        return kernel.macs
-    positions = prod(kernel.spatial_out) * (prod(kernel.window) if kernel.operator == "conv" else 1)
-    c_in = kernel.c_in // kernel.groups
-    if kernel.groups == 1:
-        c_in = -(-c_in // C_IN_TILE) * C_IN_TILE
-    return kernel.batch * positions * c_in * (-(-kernel.c_out // C_OUT_TILE) * C_OUT_TILE)
+NULL = Roofline(
+    peak_gflops=100.0,
+    grouped_gflops=25.0,
+    attention_gflops=25.0,
+    bandwidth_gbs=20.0,
+    overhead_us=2.0,
+    c_in_step=8,
+    c_out_step=16,
+    context=0.93,
+    alone_us=ALONE_US,
+    network_us=12.0,
+    conditions="no device at all",
+    sources=("invented",),
+)
 
 
 def time_us(kernel: Kernel) -> float:
-    """Modelled time of the compute node alone, in microseconds."""
-    peak = MACS_PER_US * (GROUPED_SHARE if kernel.groups > 1 else 1.0)
-    return LAUNCH_US + max(padded_macs(kernel) / peak, kernel.num_bytes / BYTES_PER_US)
+    """Modelled time of the compute node alone on the null device, in microseconds."""
+    return model.time_us(kernel, NULL)
 
 
 def document(
     kernels: Sequence[Kernel],
     inputs: Sequence[dict[str, Any]] | None = None,
     outputs: Sequence[dict[str, Any]] | None = None,
+    roofline: Roofline = NULL,
 ) -> dict[str, Any]:
     """The model file of one kernel, or of a network with its inputs and outputs ({"name", "dtype", "shape"})."""
     alone = len(kernels) == 1 and inputs is None
@@ -55,9 +51,11 @@ def document(
     shape_out = [last.batch, last.c_out, *last.spatial_out]
     return {
         "schema": 1,
-        "factor": 1.0 if alone else CONTEXT,
-        "offset_us": ALONE_US if alone else NETWORK_US,
-        "kernels": [{"name": k.key, "type": k.family, "time_us": round(time_us(k), 4)} for k in kernels],
+        "factor": 1.0 if alone else roofline.context,
+        "offset_us": roofline.alone_us if alone else roofline.network_us,
+        "kernels": [
+            {"name": k.key, "type": k.family, "time_us": round(model.time_us(k, roofline), 4)} for k in kernels
+        ],
         "inputs": list(inputs or [{"name": "x", "dtype": "float32", "shape": shape_in}]),
         "outputs": list(outputs or [{"name": "y", "dtype": "float32", "shape": shape_out}]),
     }

@@ -65,7 +65,7 @@ class _Basic(torch.nn.Module):
         self.shortcut = _convolution(before, channels, 1, stride) if stride > 1 else torch.nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (self.second(self.first(x).relu()) + self.shortcut(x)).relu()
+        return torch.relu(self.second(self.first(x).relu()) + self.shortcut(x))
 
 
 def _convolution(before: int, channels: int, window: int, stride: int) -> torch.nn.Sequential:

@@ -86,7 +86,7 @@ def predict(name: str, device_name: str, work: Path, row: Row) -> Row:
     graph = trace(model, inputs)
     table = _table(device)
     cost = cost_model(graph, table)
-    cases = {"dense": (dict(graph.dense_widths), ())}
+    cases: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {"dense": (dict(graph.dense_widths), ())}
     cases |= {f"random {seed}": (_random(graph, seed), ()) for seed in range(RANDOM)}
     cases |= _chosen(cost, graph, model)
     found: Row = {}

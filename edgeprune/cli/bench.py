@@ -6,6 +6,7 @@ import click
 import rich_click
 
 from edgeprune.cli.output import json_option, print_json
+from edgeprune.cli.task import modelled_option
 from edgeprune.cli.timing import make_timing, pair_lines, timing_options
 
 EXAMPLE = "Example: edgeprune bench build/resnet18-host-openvino build/resnet50-host-openvino --json"
@@ -16,11 +17,13 @@ EXAMPLE = "Example: edgeprune bench build/resnet18-host-openvino build/resnet50-
 @click.option("--percentile", type=click.FloatRange(1, 99.9), default=50.0, show_default=True, help="Of the ratio.")
 @click.option("--device", "device_name", metavar="NAME", help="An entry of devices.yaml; the manifest's unless told.")
 @timing_options
+@modelled_option
 @json_option
 def command(
     bundles: tuple[Path, ...],
     percentile: float,
     device_name: str | None,
+    allow_modelled: bool,
     as_json: bool,
     **timing: int | float | None,
 ) -> None:
@@ -31,8 +34,14 @@ def command(
     from edgeprune.benching import bench
     from edgeprune.device import load_device
 
-    device = load_device(device_name) if device_name else None
-    results = bench(bundles, device=device, percentile=percentile, timing=make_timing(**timing))  # type: ignore[arg-type]
+    device = load_device(device_name, allow_modelled=allow_modelled) if device_name else None
+    results = bench(
+        bundles,
+        device=device,
+        percentile=percentile,
+        allow_modelled=allow_modelled,
+        timing=make_timing(**timing),  # type: ignore[arg-type]
+    )
     if as_json:
         documents = [result.to_json() for result in results]
         print_json(documents[0] if len(documents) == 1 else {"bundles": documents})

@@ -10,7 +10,7 @@ import click
 import rich_click
 
 from edgeprune.cli.output import json_option, print_json
-from edgeprune.cli.task import model_options
+from edgeprune.cli.task import model_options, modelled_option
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +35,17 @@ EXAMPLE = (
 @click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml.")
 @click.option("--store", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of weights.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
+@modelled_option
 @json_option
 def command(
-    plan_path: Path | None, folder: Path | None, device_name: str, store: str, out: Path, as_json: bool, **model: Any
+    plan_path: Path | None,
+    folder: Path | None,
+    device_name: str,
+    store: str,
+    out: Path,
+    allow_modelled: bool,
+    as_json: bool,
+    **model: Any,
 ) -> None:
     """Write the engine of a pruned model for a device's runtime, as a bundle that `verify` and `bench` take.
 
@@ -53,7 +61,7 @@ def command(
     from edgeprune.parity import samples as parity_samples
     from edgeprune.preprocessing import default_preprocessing
 
-    device = load_device(device_name)
+    device = load_device(device_name, allow_modelled=allow_modelled)
     check_writable(out.resolve().parent)
     check_target(out)
     module = resolve(model["model"], weights=model["weights"], seed=model["seed"])
@@ -67,7 +75,7 @@ def command(
             model=model["model"],
             preprocessing=preprocessing.model_dump(mode="json") if preprocessing else None,
             command=("edgeprune " + shlex.join(sys.argv[1:]),),
-            samples=() if device.modelled else parity_samples(pruned),
+            samples=parity_samples(pruned) if device.computes else (),
         )
         bundle = write_bundle(out, contents)
     if as_json:

@@ -9,6 +9,7 @@ import rich_click
 
 from edgeprune.cli.output import json_option, print_json
 from edgeprune.cli.task import choice_options, make_task, model_options, reporter
+from edgeprune.cli.timing import modelled
 
 if TYPE_CHECKING:
     from edgeprune.pipeline import Fitted
@@ -62,14 +63,14 @@ def summary(fitted: Fitted) -> list[str]:
     )
     percentile = f"p{result.percentile:g}"
     lines = [
-        f"  {'':<12}{'dense':<12}pruned",
+        f"  {modelled(result):<12}{'dense':<12}pruned",
         f"  {'latency ' + percentile:<12}{_ms(dense.at.value):<12}{_ms(pruned.at.value):<12}{ratio}   budget "
         f"{result.budget}  {'MET' if result.met else 'MISSED'}   ({facts})",
         f"  {'':<12}{'':<12}{result.why}",
     ]
     if result.predicted_ms is not None:
         off = f"{result.predicted_ms / pruned.p50_ms - 1:+.1%}"
-        lines.append(f"  {'predicted':<12}{'':<12}{_ms(result.predicted_ms):<12}{off}")
+        lines.append(f"  {'predicted':<12}{modelled(result):<12}{_ms(result.predicted_ms):<12}{off}")
     lines.append(f"  {'MACs':<12}{_millions(fitted.dense_macs):<12}{_millions(fitted.pruned_macs)}")
     lines += _quality_lines(result.quality)
     lines.append(f"  bundle: {result.bundle}")

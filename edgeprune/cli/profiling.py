@@ -7,7 +7,7 @@ import click
 import rich_click
 
 from edgeprune.cli.output import json_option, print_json
-from edgeprune.cli.task import reporter
+from edgeprune.cli.task import modelled_option, reporter
 from edgeprune.cli.timing import make_timing
 
 EXAMPLE = "Example: edgeprune profile torchvision:mobilenet_v2 --shape 1x3x224x224 --device host-openvino --dry-run"
@@ -23,6 +23,7 @@ EXAMPLE = "Example: edgeprune profile torchvision:mobilenet_v2 --shape 1x3x224x2
 @click.option("--min-iters", type=click.IntRange(1), help="At least this many runs of each.  [default: 20]")
 @click.option("--retry-failed", is_flag=True, help="Try kernels again that could not be measured before.")
 @click.option("--wait", is_flag=True, help="Where another process writes the table, wait for it to end.")
+@modelled_option
 @json_option
 def command(
     models: tuple[str, ...],
@@ -31,6 +32,7 @@ def command(
     dry_run: bool,
     retry_failed: bool,
     wait: bool,
+    allow_modelled: bool,
     as_json: bool,
     **timing: int | float | None,
 ) -> None:
@@ -46,7 +48,7 @@ def command(
     from edgeprune.table import table_path
     from edgeprune.units import kernels
 
-    device = load_device(device_name)
+    device = load_device(device_name, allow_modelled=allow_modelled)
     precision = device.precisions[0]
     graphs = [_graph(model, shape) for model in models]
     console = reporter()
@@ -63,8 +65,10 @@ def command(
             "kernels": found.total,
             "missing": len(found.missing),
             "estimated_seconds": round(found.seconds, 1),
+            "origin": "modelled" if device.modelled else "measured",
         }
-        text = f"{len(found.missing)} of {found.total} kernels to measure, about {found.seconds:.0f} s"
+        doing = "model" if device.modelled else "measure"
+        text = f"{len(found.missing)} of {found.total} kernels to {doing}, about {found.seconds:.0f} s"
     else:
         from edgeprune.preparing import measured_table
 

@@ -56,6 +56,7 @@ def command(budget: str, out: Path, as_json: bool, **options: Any) -> None:
         return
     ratio = choice.predicted_us / dense.us
     click.echo(
-        f"predicted {document['predicted_ms']} ± {document['predicted_error_ms']} ms ({ratio:.3f}x of dense), proven "
-        f"within {choice.solution.gap:.2%}; {len(plan.kept)} groups pruned, {len(plan.dropped)} blocks dropped: {out}"
+        f"predicted from {prepared.cost.origin} kernels: {document['predicted_ms']} ± "
+        f"{document['predicted_error_ms']} ms ({ratio:.3f}x of dense), proven within {choice.solution.gap:.2%}; "
+        f"{len(plan.kept)} groups pruned, {len(plan.dropped)} blocks dropped: {out}"
     )

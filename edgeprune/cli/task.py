@@ -39,8 +39,15 @@ def model_options(function: Command) -> Command:
     return function
 
 
+def modelled_option(function: Command) -> Command:
+    """--allow-modelled."""
+    text = "Take a device whose latencies are modelled from its data sheet, not measured."
+    return click.option("--allow-modelled", is_flag=True, help=text)(function)
+
+
 def choice_options(function: Command) -> Command:
-    """--device, --budget, --saliency, --data, --preprocess and --allow-other-table."""
+    """--device, --budget, --saliency, --data, --preprocess, --allow-other-table and --allow-modelled."""
+    function = modelled_option(function)
     for option in reversed(
         (
             click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml."),
@@ -69,19 +76,20 @@ def make_task(
     data: str | None,
     preprocess: Path | None,
     allow_other_table: bool,
+    allow_modelled: bool,
 ) -> Task:
     """Resolve what the options name; every fault is an `InputError` before anything long starts."""
-    from edgeprune.backends import find_backend
     from edgeprune.data import load_data
     from edgeprune.device import load_device
     from edgeprune.errors import InputError, RuntimeMissing, did_you_mean
+    from edgeprune.modelled import backend_of
     from edgeprune.models import example_inputs, resolve
     from edgeprune.preparing import Task
     from edgeprune.preprocessing import Preprocessing, default_preprocessing
     from edgeprune.saliency import CRITERIA
 
-    device = load_device(device_name)
-    if (missing := find_backend(device.backend).available()) is not None:
+    device = load_device(device_name, allow_modelled=allow_modelled)
+    if (missing := backend_of(device, only_to_time=True).available()) is not None:
         raise RuntimeMissing(missing)
     if saliency not in CRITERIA:
         known = ", ".join(sorted(CRITERIA))

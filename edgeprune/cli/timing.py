@@ -52,20 +52,25 @@ def make_timing(
 def pair_lines(result: Verification) -> list[str]:
     """The latency table of one dense and pruned engine."""
     dense, pruned = result.dense, result.pruned
-    rows = [f"  {'':<12}{'dense':<12}pruned"]
+    rows = [f"  {modelled(result):<12}{'dense':<12}pruned"]
     for title, value in (("p50", "p50_ms"), ("p90", "p90_ms")):
         left = _ms(getattr(dense, value)) if dense else "-"
         ratio = _ratio(pruned) if title == "p50" else ""
         rows.append(f"  {'latency ' + title:<12}{left:<12}{_ms(getattr(pruned, value))}   {ratio}".rstrip())
     if result.predicted_ms is not None:
         off = f"{result.predicted_ms / pruned.p50_ms - 1:+.1%}"
-        rows.append(f"  {'predicted':<12}{'':<12}{_ms(result.predicted_ms)}   {off}")
+        rows.append(f"  {'predicted':<12}{modelled(result):<12}{_ms(result.predicted_ms)}   {off}")
     if result.parity is not None:
         rows.append(f"  {'parity':<12}{'':<12}{result.parity.error:.1e} of at most {result.parity.tolerance:g}")
     rows.append(f"  {result.origin}, n={pruned.n}, {result.disturbed_rounds} of {result.rounds} rounds disturbed")
     if result.met is not None:
         rows.append(f"  budget {result.budget}  {'MET' if result.met else 'MISSED'}   {result.why}")
     return rows
+
+
+def modelled(result: Verification) -> str:
+    """`modelled` where the numbers are, to stand beside them."""
+    return result.origin if result.origin == "modelled" else ""
 
 
 def _ratio(pruned: Latency) -> str:

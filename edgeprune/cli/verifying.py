@@ -6,6 +6,7 @@ import click
 import rich_click
 
 from edgeprune.cli.output import json_option, print_json
+from edgeprune.cli.task import modelled_option
 from edgeprune.cli.timing import make_timing, pair_lines, timing_options
 
 EXAMPLE = "Example: edgeprune verify build/mobilenet_v2-host-openvino --budget 0.7x"
@@ -17,12 +18,14 @@ EXAMPLE = "Example: edgeprune verify build/mobilenet_v2-host-openvino --budget 0
 @click.option("--percentile", type=click.FloatRange(1, 99.9), help="Of the latency; the manifest's unless told.")
 @click.option("--device", "device_name", metavar="NAME", help="An entry of devices.yaml; the manifest's unless told.")
 @timing_options
+@modelled_option
 @json_option
 def command(
     bundle: Path,
     budget: str | None,
     percentile: float | None,
     device_name: str | None,
+    allow_modelled: bool,
     as_json: bool,
     **timing: int | float | None,
 ) -> int:
@@ -37,7 +40,8 @@ def command(
         bundle,
         budget=budget,
         percentile=percentile,
-        device=load_device(device_name) if device_name else None,
+        device=load_device(device_name, allow_modelled=allow_modelled) if device_name else None,
+        allow_modelled=allow_modelled,
         timing=make_timing(**timing),  # type: ignore[arg-type]
     )
     if as_json:
