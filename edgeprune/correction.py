@@ -6,9 +6,10 @@ In a network a unit takes
 
 with s the tabled time of its kernel, f its family (`regime_of`), u its name in one structure of network, m its memory
 traffic scaled to the family's times; a network takes the sum of its units, l times the sum of s, and c + c_n times the
-dense sum of s of its structure n. All of a, a_f, d_u, i_f, o_f, b_f, l, c, c_n are normal before anything is measured, about 1 (a) or
-0; measured node times and totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one network says
-something about the families of every other one, and a runtime that tells no node times is corrected by totals alone.
+dense sum of s of its structure n. All of a, a_f, d_u, i_f, o_f, b_f, l, c, c_n are normal before anything is measured,
+about 1 (a) or 0; measured node times and totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one
+network says something about the families of every other one, and a runtime that tells no node times is corrected by
+totals alone.
 """
 
 from __future__ import annotations
