@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from textwrap import wrap
 
 from edgeprune.errors import TableError
 from edgeprune.kernel import CONTRACTIONS, Kernel
@@ -18,6 +19,7 @@ PERIODS = (4, 8, 16, 32, 64, 128)
 AGREEMENT = 0.8
 LEAST_WIDTHS = 3
 MOST_TICKS = 24
+LINE = 100  # characters
 MOST_NAMED = 12
 """Steps that are named in words and in a plot, there the largest; the others are marked only."""
 
@@ -162,11 +164,13 @@ def draw(stair: Staircase, title: str) -> bytes:
         height = (0.02 + 0.07 * (index % 3)) * top  # the axis starts at 0: mostly below the curve
         label = axes.text(_middle(step), height, name, fontsize=7, ha="center", color=_colour(step))
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
-    if len(stair.widths) <= MOST_TICKS:
+    narrowest = min(b - a for a, b in pairwise(stair.widths))
+    if (stair.widths[-1] - stair.widths[0]) / narrowest < MOST_TICKS:  # else their numbers would overlap
         axes.set_xticks(stair.widths)
     axes.set_xlabel("channels in and out" if stair.axis == "channels" else f"{stair.axis}, channels")
     axes.set_ylabel(f"{stair.origin} latency, {stair.quantity} (µs)")
-    axes.set_title(f"{title}\n{stair.kernel} ({stair.origin})\n{stair.describe()}", fontsize=9)
+    lines = "\n".join(wrap(title, LINE))
+    axes.set_title(f"{lines}\n{stair.kernel} ({stair.origin})\n{stair.describe()}", fontsize=9)
     axes.set_ylim(bottom=0, top=top)
     axes.grid(alpha=0.25)
     buffer = BytesIO()

@@ -101,7 +101,7 @@ def plot_command(table: str, out: Path, kernel: str | None, axis: str | None, as
         raise UsageError(f"--out {out}: the plot is a .png")
     listing = read_listing(table)
     stair = staircase(listing, kernel, axis)
-    write_atomically(out, draw(stair, f"{listing.name}: {listing.description}"))
+    write_atomically(out, draw(stair, f"{Path(listing.name).stem}: {listing.description}"))
     if as_json:
         print_json({"out": str(out), "table": listing.name, **asdict(stair), "steps": stair.describe()})
     else:
