@@ -206,7 +206,9 @@ def test_ctrl_c_while_waiting(null_table: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(null_table)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        heeding = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # not so in a background
+        heeding = (
+            "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # not so in a background
+        )
         program = f"{heeding}; from edgeprune.cli import main; sys.exit(main())"
         command = [sys.executable, "-c", program, "table", "gc", "null", "--superseded", "--wait"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
