@@ -17,7 +17,7 @@ from edgeprune.device import Device
 from edgeprune.errors import Interrupted, UnstableError
 from edgeprune.exporting import export
 from edgeprune.graph import ModelGraph
-from edgeprune.measurement import KERNELS, Measurement, NodeTimes, Timing
+from edgeprune.measurement import KERNELS, Measurement, NodeTimes, Timing, joined
 from edgeprune.plan_json import Plan
 from edgeprune.profiling import Profiler, digits, statistics_of
 from edgeprune.surgery import apply, positions_of
@@ -25,16 +25,21 @@ from edgeprune.table import LatencyTable, network_entries, read_table, shipped_p
 from edgeprune.table_lines import NetworkLine, UnitEntry
 from edgeprune.table_log import open_log
 
-NETWORKS = 8
+NETWORKS = 10
 """Networks of one structure that are measured, the dense one included."""
 LEAST_WIDTH_SHARE = 0.25
+COMMON_SHARES = (0.3, 0.55, 0.4)
+"""Where all groups of a network have about one share of their channels: independent ones make networks of one size."""
+PROCESSES = 3
+"""In each the networks are loaded in another order: the same file, loaded twice into one process, was 1 to 2 % faster
+the second time on a machine with OpenVINO, in every one of six processes."""
 MOST_DISTURBED = 0.5
 TIMING = Timing(
-    warmup_ms=100.0,
+    warmup_ms=60.0,
     min_rounds=10,
-    max_rounds=24,
-    max_seconds=30.0,
-    tolerance=0.006,
+    max_rounds=16,
+    max_seconds=15.0,
+    tolerance=0.004,
     burst_percentile=KERNELS.burst_percentile,
 )
 
@@ -105,19 +110,31 @@ def _key(number: int) -> str:
     return f"network {number}"
 
 
-def _measured(profiler: Profiler, engines: Sequence[Path]) -> tuple[Measurement, list[NodeTimes | None]]:
-    """All networks in one run, once more where most rounds were disturbed."""
-    references = profiler.load_references()
+def _measured(profiler: Profiler, engines: Sequence[Path]) -> tuple[Measurement, list[list[NodeTimes | None]]]:
+    """All networks in one run, in `PROCESSES` processes; the node times of each network in every one of them."""
     keys = [_key(number) for number in range(len(engines))]
-    for key, path in zip(keys, engines, strict=True):
-        profiler.session.load(key, path, profile=True)
+    parts: list[Measurement] = []
+    nodes: list[list[NodeTimes | None]] = []
     try:
-        for attempt in range(2):
-            measured = profiler.session.measure(keys, references, timing=profiler.timing, seed=attempt)
-            if len(measured.disturbed()) <= MOST_DISTURBED * len(measured.rounds[references[0]]):
-                return measured, [profiler.session.node_times(key) for key in keys]
+        for process in range(PROCESSES):
+            if process:
+                profiler.reopen()
+            references = profiler.load_references()
+            for number in np.random.default_rng(process).permutation(len(engines)):
+                profiler.session.load(keys[number], engines[number], profile=True)
+            parts.append(_quiet(profiler, keys, references, seed=process))
+            nodes.append([profiler.session.node_times(key) for key in keys])
     except KeyboardInterrupt:
         raise Interrupted("interrupted while whole networks were measured; the kernels are saved") from None
+    return joined(parts), [list(times) for times in zip(*nodes, strict=True)]
+
+
+def _quiet(profiler: Profiler, keys: Sequence[str], references: Sequence[str], seed: int) -> Measurement:
+    """Once more where most rounds were disturbed."""
+    for attempt in range(2):
+        measured = profiler.session.measure(keys, references, timing=profiler.timing, seed=2 * seed + attempt)
+        if len(measured.disturbed()) <= MOST_DISTURBED * len(measured.rounds[references[0]]):
+            return measured
     raise UnstableError("the reference kernels kept changing during calibration: try when the device is idle")
 
 
@@ -127,12 +144,10 @@ def _line(
     widths: Mapping[str, int],
     key: str,
     measured: Measurement,
-    nodes: NodeTimes | None,
+    nodes: Sequence[NodeTimes | None],
 ) -> NetworkLine:
     statistics: dict[str, Any] = statistics_of(key, measured)
-    times = unit_times(cost, widths, nodes)
-    scale = statistics["reference_ratio"] / times.total_us if times is not None else 0.0
-    told = {name: digits(us * scale) for name, us in times.unit_us.items()} if times is not None else {}
+    told = _node_ratios([unit_times(cost, widths, times) for times in nodes], statistics["reference_ratio"])
     return NetworkLine(
         structure=cost.graph.structure_hash,
         fingerprint=profiler.fingerprint.short_hash,
@@ -145,18 +160,35 @@ def _line(
     )
 
 
+def _node_ratios(processes: Sequence[UnitTimes | None], ratio: float) -> dict[str, float]:
+    """Each unit's share of the network's ratio, by name: the median over the processes that told it."""
+    shares: dict[str, list[float]] = {}
+    for times in processes:
+        if times is not None:
+            for name, us in times.unit_us.items():
+                shares.setdefault(name, []).append(us / times.total_us)
+    return {name: digits(float(np.median(values)) * ratio) for name, values in shares.items()}
+
+
 def calibration_widths(cost: CostModel) -> list[dict[str, int]]:
-    """The dense widths, and random ones: every other network on the offered widths, the rest anywhere."""
+    """The dense widths, and random ones of three kinds in turn.
+
+    Every group anywhere; all groups near a share of `COMMON_SHARES` on the offered widths, as a solver would; every
+    group anywhere on the offered widths.
+    """
     dense = cost.graph.dense_widths
     found = [dict(dense)]
     for seed in range(NETWORKS - 1):
         rng = np.random.default_rng(seed)
+        common = COMMON_SHARES[seed // 3 % len(COMMON_SHARES)] if seed % 3 == 1 else None
+        low, high = (LEAST_WIDTH_SHARE, 1.0) if common is None else (common - 0.1, common + 0.1)
         widths = {}
         for group, options in sorted(cost.options.items()):
-            share = rng.uniform(LEAST_WIDTH_SHARE, 1.0)
-            width = max(cost.graph.group(group).least_channels, round(share * dense[group]))
-            widths[group] = width if seed % 2 else min(options, key=lambda option: abs(option - width))
-        found.append(widths)
+            width = max(cost.graph.group(group).least_channels, round(rng.uniform(low, high) * dense[group]))
+            nearest = min(options, key=lambda option: abs(option - width))
+            widths[group] = nearest if seed % 3 or width < options[0] else width
+        if widths not in found:
+            found.append(widths)
     return found
 
 

@@ -2,14 +2,17 @@
 
 In a network a unit takes
 
-    us = s (a + a_f + d_u + i_f [c_in ragged] + o_f [c_out ragged]) + b_f m
+    us = s (a + a_f + d_u + i_f [c_in ragged] + o_f [c_out ragged]) + m (b_f + q_f [ragged]) + e_f + r_f [ragged]
 
 with s the tabled time of its kernel, f its family (`regime_of`), u its name in one structure of network, m its memory
-traffic scaled to the family's times; a network takes the sum of its units, l times the sum of s, and c + c_n times the
-dense sum of s of its structure n. All of a, a_f, d_u, i_f, o_f, b_f, l, c, c_n are normal before anything is measured,
-about 1 (a) or 0; measured node times and totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one
-network says something about the families of every other one, and a runtime that tells no node times is corrected by
-totals alone.
+traffic scaled to the family's times; a network takes the sum of its units and c + c_n times the dense sum of s of its
+structure n. All of a, a_f, d_u, i_f, o_f, b_f, q_f, e_f, r_f, c, c_n are normal before anything is measured, about 1
+(a) or 0; measured node times and totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one network says
+something about the families of every other one, and a runtime that tells no node times is corrected by totals alone.
+
+Totals say how long a network takes, node times only how that is shared among its units: they are loosely weighed, since
+their errors come together (hundreds of nodes of one network, timed in one state of the machine), and what a runtime
+takes beside its nodes is shared among them.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ Equations = tuple[FloatArray, FloatArray, FloatArray]
 """Rows of the regression, measured us and their noise in us."""
 
 ALL: Column = ("all", "")
-LEFT_OVER: Column = ("left over", "")
 CONSTANT: Column = ("constant", "")
 PRIOR = {
     "all": 0.12,
@@ -38,15 +40,21 @@ PRIOR = {
     "ragged_in": 0.05,
     "ragged_out": 0.05,
     "bytes": 0.15,
-    "left over": 0.04,
-    "constant": 0.03,
+    "ragged bytes": 0.15,
+    "each": 0.1,
+    "ragged each": 0.1,
+    "constant": 0.01,
     "own constant": 0.02,
 }
-"""Standard deviation of every kind before anything is measured; chosen by hand, wide enough for what was seen."""
-NODE_NOISE = 0.04
-"""Relative noise of the time of one node; small nodes have `NODE_NOISE_US` more."""
-NODE_NOISE_US = 0.3
-TOTAL_NOISE = 0.007
+"""Standard deviation of every kind before anything is measured; chosen by hand, wide enough for what was seen.
+
+Those of `TYPICAL` are in the median of all tabled times.
+"""
+TYPICAL = frozenset({"each", "ragged each"})
+NODE_NOISE = 0.25
+"""Relative noise of the time of one node; all have `NODE_NOISE_TYPICAL` of the median of all tabled times more."""
+NODE_NOISE_TYPICAL = 0.1
+TOTAL_NOISE = 0.01
 """Least relative noise of the latency of a whole network."""
 OUTLIER = 2.5
 """Measurements further off than this many standard deviations count less, the more the further."""
@@ -82,8 +90,8 @@ class Observation:
 class Correction:
     """Coefficients by column with their covariance, as learned from `networks` networks.
 
-    `bytes_us` turns memory traffic of a family into time; `absent` are the units that the runtime does without;
-    `inflation` is the factor between stated and seen errors.
+    `bytes_us` turns memory traffic of a family into time; `typical_us` is the median of all tabled times; `absent` are
+    the units that the runtime does without; `inflation` is the factor between stated and seen errors.
     """
 
     stairs: Staircase
@@ -92,6 +100,7 @@ class Correction:
     covariance: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     bytes_us: Mapping[str, float] = field(default_factory=dict)
     dense_us: Mapping[str, float] = field(default_factory=dict)
+    typical_us: float = 1.0
     absent: frozenset[str] = frozenset()
     networks: int = 0
     inflation: float = 1.0
@@ -103,17 +112,17 @@ class Correction:
     def total(self, structure: str, works: Sequence[Work]) -> tuple[float, float]:
         """Latency of a network in us and its standard deviation."""
         rows = self._rows(structure, works)
-        row = rows.sum(axis=0) + self._around(structure, works)
+        row = rows.sum(axis=0) + self._around(structure)
         us = float(row @ self.mean)
         parts = rows @ self.mean
         tabled = np.array([work.error for work in works])
         variance = float(row @ self.covariance @ row) + float(np.sum((parts * tabled) ** 2))
         return us, self.inflation * float(np.sqrt(variance + (TOTAL_NOISE * us) ** 2))
 
-    def overhead(self, structure: str) -> tuple[float, float]:
-        """What a network takes beside its units: a constant in us, and a factor on the sum of their tabled times."""
+    def overhead_us(self, structure: str) -> float:
+        """What a network takes beside its units, whatever their widths."""
         share = self._value(CONSTANT) + self._value(("own constant", structure))
-        return share * self.dense_us.get(structure, 0.0), self._value(LEFT_OVER)
+        return share * self.dense_us.get(structure, 0.0)
 
     def _value(self, column: Column) -> float:
         return float(self.mean[self.columns[column]]) if column in self.columns else 0.0
@@ -128,10 +137,8 @@ class Correction:
                     row[self.columns[column]] += value
         return rows
 
-    def _around(self, structure: str, works: Sequence[Work]) -> FloatArray:
+    def _around(self, structure: str) -> FloatArray:
         row = np.zeros(len(self.columns))
-        left = (work.us for work in works if f"{structure}/{work.name}" not in self.absent)
-        row[self.columns[LEFT_OVER]] = sum(left)
         for column in (CONSTANT, ("own constant", structure)):
             if column in self.columns:
                 row[self.columns[column]] = self.dense_us.get(structure, 0.0)
@@ -151,17 +158,26 @@ def terms(
 ) -> Iterable[tuple[Column, float]]:
     """The columns that a unit's time depends on, with their values."""
     family = regime_of(work.kernel)
+    traffic_us = work.kernel.num_bytes * bytes_us.get(family, 0.0)
     yield ALL, work.us
     yield ("family", family), work.us
     yield ("unit", f"{structure}/{work.name}"), work.us
-    yield ("bytes", family), work.kernel.num_bytes * bytes_us.get(family, 0.0)
+    yield ("bytes", family), traffic_us
+    yield ("each", family), 1.0
     own = stairs.of(work.kernel.family)
-    for kind, size, step in (
-        ("ragged_in", work.kernel.c_in, own.c_in),
-        ("ragged_out", work.kernel.c_out, own.c_out),
-    ):
-        if size % max(step, LEAST_STEP):
-            yield (kind, family), work.us
+    ragged = [
+        kind
+        for kind, size, step in (
+            ("ragged_in", work.kernel.c_in, own.c_in),
+            ("ragged_out", work.kernel.c_out, own.c_out),
+        )
+        if size % max(step, LEAST_STEP)
+    ]
+    for kind in ragged:
+        yield (kind, family), work.us
+    if ragged:
+        yield ("ragged bytes", family), traffic_us
+        yield ("ragged each", family), 1.0
 
 
 def uncorrected(structure: str, works: Sequence[Work], stairs: Staircase) -> Correction:
@@ -215,7 +231,7 @@ def _prior(
         for work in observation.works:
             if work.node_us is not None:
                 told.setdefault(f"{observation.structure}/{work.name}", []).append(work.node_us)
-    columns: dict[Column, int] = {LEFT_OVER: 0, CONSTANT: 1}
+    columns: dict[Column, int] = {CONSTANT: 0}
     sums: dict[str, tuple[float, float]] = {}
     dense_us: dict[str, float] = {}
     for structure, works in networks:
@@ -224,6 +240,7 @@ def _prior(
         for work in works:
             us, traffic = sums.get(regime_of(work.kernel), (0.0, 0.0))
             sums[regime_of(work.kernel)] = us + work.us, traffic + work.kernel.num_bytes
+    typical_us = float(np.median([work.us for _, works in networks for work in works]))
     bytes_us = {family: us / traffic for family, (us, traffic) in sums.items() if traffic}
     for structure, works in networks:
         for work in works:
@@ -233,8 +250,9 @@ def _prior(
         stairs=stairs,
         columns=columns,
         mean=np.array([1.0 if column == ALL else 0.0 for column in columns]),
-        covariance=np.diag([PRIOR[kind] ** 2 for kind, _ in columns]),
+        covariance=np.diag([(PRIOR[kind] * (typical_us if kind in TYPICAL else 1.0)) ** 2 for kind, _ in columns]),
         bytes_us=bytes_us,
+        typical_us=typical_us,
         dense_us=dense_us,
         absent=frozenset(name for name, times in told.items() if not any(times)),
         networks=len(observations),
@@ -275,8 +293,10 @@ def _equations(prior: Correction, observation: Observation) -> Equations:
     rows = prior._rows(observation.structure, works)
     told = [i for i, work in enumerate(works) if work.node_us is not None and rows[i].any()]
     nodes = np.array([works[i].node_us for i in told], dtype=np.float64)
-    around = rows.sum(axis=0) + prior._around(observation.structure, works)
-    noise = np.hypot(NODE_NOISE, [works[i].error for i in told]) * nodes + NODE_NOISE_US
+    if told:
+        nodes += max(0.0, observation.total_us - nodes.sum()) / len(told)
+    around = rows.sum(axis=0) + prior._around(observation.structure)
+    noise = np.hypot(NODE_NOISE, [works[i].error for i in told]) * nodes + NODE_NOISE_TYPICAL * prior.typical_us
     tabled = np.array([work.us * work.error for work in works])
     total_noise = np.hypot(observation.noise * observation.total_us, float(np.sqrt(np.sum(tabled**2))))
     return (

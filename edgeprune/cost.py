@@ -14,8 +14,6 @@ from itertools import product
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from edgeprune.backends import find_backend
 from edgeprune.correction import Correction, Observation, Work, learn
 from edgeprune.errors import TableError
@@ -25,7 +23,7 @@ from edgeprune.kernel import Kernel
 from edgeprune.staircase import FloatArray, Staircase, find_staircase
 from edgeprune.surface import Surface, surfaces_of
 from edgeprune.table import LatencyTable, NetworkEntry
-from edgeprune.units import samples, shape_key, width_options
+from edgeprune.units import samples, shape_key, shape_keys, width_options
 
 Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 INTERVAL = 1.645
@@ -58,8 +56,7 @@ class CostModel:
     @property
     def overhead_us(self) -> float:
         """What the dense network takes beside its units, or what its units hide of one another (negative)."""
-        constant, _ = self.correction.overhead(self.graph.structure_hash)
-        return constant
+        return self.correction.overhead_us(self.graph.structure_hash)
 
     @property
     def relative_error(self) -> float:
@@ -75,11 +72,7 @@ class CostModel:
             Work(name=unit.name, kernel=unit.kernel(widths), us=us)
             for widths, us in zip(kept, tabled.tolist(), strict=True)
         ]
-        structure = self.graph.structure_hash
-        _, left_over = self.correction.overhead(structure)
-        if f"{structure}/{unit.name}" in self.correction.absent:
-            return np.zeros(len(kept))
-        return self.correction.unit_us(structure, works) + left_over * tabled
+        return self.correction.unit_us(self.graph.structure_hash, works)
 
     def predict(self, widths: Mapping[str, int], dropped: Iterable[str] = ()) -> Prediction:
         """Latency of the network with `widths[group]` channels kept (dense where not named) and blocks dropped."""
@@ -107,7 +100,7 @@ def works_at(
     """The units of a network, by name, with their tabled times; each surface is asked once."""
     names: dict[Kernel, list[str]] = {}
     for name, kernel in kernels.items():
-        names.setdefault(shape_key(kernel), []).append(name)
+        names.setdefault(_key_in(surfaces, kernel) or shape_key(kernel), []).append(name)
     found: dict[str, Work] = {}
     for key, own in names.items():
         sizes = [kernels[name].sizes for name in own]
@@ -161,9 +154,10 @@ def cost_model_from(
     foreign = {shape_key(kernel) for network in networks for kernel in network.kernels.values()}.difference(boxes)
     measured: dict[Kernel, dict[Kernel, float]] = {key: {} for key in (*boxes, *foreign)}
     for kernel, us in latency_us.items():
-        key = shape_key(kernel)
-        if key in measured:
-            measured[key][kernel] = us
+        own, *others = shape_keys(kernel)
+        for key in (own, *(key for key in others if key in boxes and _inside(kernel, boxes[key]))):
+            if key in measured:
+                measured[key][kernel] = us
     measured = {key: kernels for key, kernels in measured.items() if kernels}
     ranges = {key: _range(kernels) for key, kernels in measured.items()}
     everywhere = surfaces_of(measured, ranges, stairs)
@@ -186,6 +180,11 @@ def cost_model_from(
     )
 
 
+def _inside(kernel: Kernel, box: Box) -> bool:
+    low, high = box
+    return all(a <= size <= b for a, size, b in zip(low, kernel.sizes, high, strict=True))
+
+
 def _range(kernels: Iterable[Kernel]) -> Box:
     """The least and the largest of all `Kernel.sizes`."""
     sizes = [kernel.sizes for kernel in kernels]
@@ -194,8 +193,13 @@ def _range(kernels: Iterable[Kernel]) -> Box:
 
 
 def _is_covered(network: NetworkEntry, surfaces: Mapping[Kernel, Surface]) -> bool:
-    keys = {kernel: shape_key(kernel) for kernel in network.kernels.values()}
-    return all(key in surfaces and surfaces[key].covers(kernel.sizes) for kernel, key in keys.items())
+    return all(_key_in(surfaces, kernel) is not None for kernel in set(network.kernels.values()))
+
+
+def _key_in(surfaces: Mapping[Kernel, Surface], kernel: Kernel) -> Kernel | None:
+    """The surface that tells the time of a kernel, if one does."""
+    covering = (key for key in shape_keys(kernel) if key in surfaces and surfaces[key].covers(kernel.sizes))
+    return next(covering, None)
 
 
 def _reference_us(network: NetworkEntry, references_us: Mapping[str, float] | None) -> float:

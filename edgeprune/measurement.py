@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -214,6 +214,19 @@ class Measurement:
             middle = float(np.median(list(medians.values())))
             bad |= {n for n, value in medians.items() if abs(value / middle - 1) > tolerance}
         return frozenset(bad)
+
+
+def joined(parts: Sequence[Measurement]) -> Measurement:
+    """One measurement of the same models out of several, in sessions one after the other; rounds are numbered on."""
+    times: dict[str, list[Sequence[float]]] = {key: [] for key in parts[0].times_us}
+    rounds: dict[str, list[int]] = {key: [] for key in parts[0].rounds}
+    before = 0
+    for part in parts:
+        for key in times:
+            times[key] += part.times_us[key]
+            rounds[key] += [before + number for number in part.rounds[key]]
+        before += 1 + max(max(numbers) for numbers in part.rounds.values())
+    return replace(parts[-1], times_us=times, rounds=rounds, seconds=sum(part.seconds for part in parts))
 
 
 @dataclass(frozen=True, kw_only=True)

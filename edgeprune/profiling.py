@@ -197,7 +197,8 @@ class Profiler:
         self.fingerprint = fingerprint_of(self.device, self.precision, self.session.hello(), self.timing.regime)
         self.references = ()
 
-    def _reopen(self) -> None:
+    def reopen(self) -> None:
+        """Go on in a new process, with nothing loaded."""
         self.inner.close()
         self._open()
 
@@ -216,7 +217,7 @@ class Profiler:
                     again = self._blame(batch, error, log)
                     queue[:0] = again
                     if isinstance(error, SessionLost):
-                        self._reopen()
+                        self.reopen()
                     else:
                         for kernel in batch:
                             self.session.unload(kernel.key)

@@ -41,7 +41,7 @@ CANDIDATES = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Measurements of the kernels of one shape: `Kernel.sizes` [n, 3], latencies [n] in us, any one of the kernels."""
+    """Measurements of the kernels of one shape: `Kernel.sizes` [n, 3], latencies [n] in us, the widest kernel."""
 
     kernel: Kernel
     sizes: FloatArray
@@ -52,7 +52,7 @@ class Points:
         """From kernels of one shape, in ascending order of their sizes."""
         kernels = sorted(latency_us, key=lambda kernel: kernel.sizes)
         return cls(
-            kernel=kernels[0],
+            kernel=kernels[-1],
             sizes=np.array([kernel.sizes for kernel in kernels], dtype=np.float64),
             us=np.array([max(latency_us[kernel], LEAST_US) for kernel in kernels]),
         )

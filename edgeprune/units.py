@@ -54,6 +54,18 @@ def shape_key(kernel: Kernel) -> Kernel:
     return kernel.resized((1, 1, 1))
 
 
+def shape_keys(kernel: Kernel) -> tuple[Kernel, ...]:
+    """All surfaces that the kernel may be a point of, its own first.
+
+    A grouped convolution cut to one group is an ordinary one, and cut to one channel a group a depthwise one.
+    """
+    own = shape_key(kernel)
+    if kernel.operator != "conv" or not (kernel.groups == 1 or kernel.is_depthwise):
+        return (own,)
+    depthwise = (shape_key(kernel.resized((2, 1, kernel.c_out))),) if kernel.groups == kernel.c_in == 1 else ()
+    return own, kernel.resized((2, 2, 2)), *depthwise
+
+
 def width_options(graph: ModelGraph, units: Sequence[Unit], steps: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """For every group up to 16 widths, ascending and ending dense, on the coarsest step of the kernels it touches.
 

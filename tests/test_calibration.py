@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 import edgeprune.calibration as calibration_module
 from edgeprune.backends.null.staircase import NULL, time_us
-from edgeprune.calibration import LEAST_WIDTH_SHARE, NETWORKS, Source, calibration_widths, unit_times, with_networks
+from edgeprune.calibration import (
+    COMMON_SHARES,
+    LEAST_WIDTH_SHARE,
+    NETWORKS,
+    Source,
+    UnitTimes,
+    _node_ratios,
+    calibration_widths,
+    unit_times,
+    with_networks,
+)
 from edgeprune.cost import CostModel, cost_model, cost_model_from
 from edgeprune.device import Device, load_device
 from edgeprune.errors import Interrupted, UnstableError
@@ -123,16 +133,24 @@ def test_a_copy_that_is_never_executed_costs_nothing_and_what_no_unit_covers_is_
     assert 0.0 < fitted.overhead_us < 0.4
 
 
-def test_the_dense_network_and_random_ones_half_of_them_on_offered_widths() -> None:
+def test_the_dense_network_random_ones_and_ones_cut_evenly_to_offered_widths() -> None:
     model = model_of(Net())
     chosen = calibration_widths(model)
-    assert len(chosen) == NETWORKS and chosen == calibration_widths(model)
-    assert chosen[0] == model.graph.dense_widths
-    assert len({tuple(sorted(widths.items())) for widths in chosen}) > NETWORKS / 2
-    for number, widths in enumerate(chosen[1:]):
+    dense = model.graph.dense_widths
+    assert chosen == calibration_widths(model) and chosen[0] == dense
+    assert NETWORKS / 2 < len(chosen) <= NETWORKS
+    assert len({tuple(sorted(widths.items())) for widths in chosen}) == len(chosen)
+    even = [w for w in chosen if all(width in model.options[group] for group, width in w.items())]
+    assert len(even) > len(COMMON_SHARES)
+    for widths in chosen[1:]:
         for group, width in widths.items():
-            assert LEAST_WIDTH_SHARE * model.graph.dense_widths[group] - 1 <= width <= model.graph.dense_widths[group]
-            assert number % 2 or width in model.options[group]
+            assert LEAST_WIDTH_SHARE * dense[group] - 1 <= width <= dense[group]
+
+
+def test_a_unit_takes_its_median_share_over_the_processes(cache: Path) -> None:
+    told = [UnitTimes(unit_us={"a": us, "b": 4.0}, total_us=us + 6.0) for us in (4.0, 14.0, 24.0)]
+    assert _node_ratios([told[0], None, *told[1:]], 2.0) == {"a": 1.4, "b": 0.4}
+    assert _node_ratios([None, None], 2.0) == {}
 
 
 class Small(nn.Module):

@@ -89,6 +89,27 @@ def test_any_widths_are_predicted_exactly_where_the_surface_can_be_the_function(
         assert model.predict(widths).us == pytest.approx(expected, rel=1e-6)
 
 
+class Grouped(nn.Module):
+    """A stem, and a convolution in four groups of eight channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 5, padding=2, groups=4)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(torch.relu(self.a(torch.relu(self.stem(x)))).mean((2, 3)))
+        return result
+
+
+def test_a_grouped_convolution_cut_to_one_group_is_an_ordinary_kernel_and_predicted() -> None:
+    model = model_of(Grouped())
+    grouped = next(unit for unit in model.units if unit.dense.groups == 4)
+    least = {**model.graph.dense_widths, **least_of(model)}
+    assert grouped.kernel(least).groups == 1 and shape_key(grouped.kernel(least)) not in model.surfaces
+    assert model.predict(least).us == pytest.approx(sum(smooth_us(u.kernel(least)) for u in model.units), rel=1e-6)
+
+
 def test_a_staircase_is_predicted_exactly_once_its_steps_are_known() -> None:
     """Wide enough for its arithmetic to count more than its traffic: where the null device's roofline has no bend."""
     stairs = Staircase(families={"conv": Stairs(c_in=8, c_out=16), "pointwise": Stairs(c_out=8, ragged_out=0.25)})
@@ -318,11 +339,13 @@ def table_of(networks: Sequence[NetworkEntry]) -> LatencyTable:
 
 def test_a_table_gives_the_same_cost_model_each_time_on_its_own_clock() -> None:
     plain = model_of(Net())
-    table = table_of([network_entry(plain, widths, lambda _: 1.2) for widths in ({}, least_of(plain), UNSEEN)])
+    choices = [{}, least_of(plain), middle_of(plain), UNSEEN, {"a.bias:0": 40}, {"a.weight:1": 24}]
+    choices += [{"a.bias:0": 16}, {"a.weight:1": 12}, {"a.bias:0": 32, "a.weight:1": 24}]
+    table = table_of([network_entry(plain, widths, lambda _: 1.2) for widths in choices])
     one, two = cost_model(plain.graph, table), cost_model(plain.graph, table)
     assert one.predict(UNSEEN) == two.predict(UNSEEN)
     assert one.correction.mean.tolist() == two.correction.mean.tolist()
-    assert (one.networks, one.origin) == (3, "modelled")
+    assert (one.networks, one.origin) == (len(choices), "modelled")
     assert one.predict({}).us == pytest.approx(1.2 * plain.predict({}).us, rel=0.01)
     slower = replace(table, sessions=(SESSION.model_copy(update={"references": {"compute": 100.0}}),))
     assert cost_model(plain.graph, slower).predict(UNSEEN).us == pytest.approx(2 * one.predict(UNSEEN).us, rel=0.01)

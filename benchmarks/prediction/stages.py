@@ -15,7 +15,7 @@ import numpy as np
 import edgeprune as ep
 from benchmarks.prediction.networks import build
 from edgeprune.budget import parse_budget
-from edgeprune.calibration import Source, first_channels, with_networks
+from edgeprune.calibration import Source, calibration_widths, first_channels, with_networks
 from edgeprune.cost import CostModel, cost_model
 from edgeprune.device import Device
 from edgeprune.errors import BudgetError
@@ -34,12 +34,12 @@ from edgeprune.units import samples, shape_key
 
 RANDOM = 12
 BUDGETS = (0.8, 0.6, 0.5, 0.4)
-PASSES = 2
+PASSES = 4
 TIMING = Timing(
-    warmup_ms=100.0,
+    warmup_ms=60.0,
     min_rounds=8,
-    max_rounds=14,
-    max_seconds=120.0,
+    max_rounds=12,
+    max_seconds=40.0,
     tolerance=0.006,
     burst_percentile=KERNELS.burst_percentile,
 )
@@ -161,16 +161,26 @@ def _isolated(
 
 
 def measure(name: str, device_name: str, work: Path, row: Row) -> Row:
-    """Every case beside the dense network, in `PASSES` processes; ratios to the reference and to dense."""
+    """Every case beside the dense network and the networks of the calibration, in `PASSES` processes.
+
+    The calibration's networks are what drift is seen by: `anchors` holds their ratios in the table and in each pass.
+    """
     device = ep.load_device(device_name)
     model, inputs = build(name)
     graph = trace(model, inputs)
-    cases = row["predict"]["cases"]
+    folder = work / "engines" / name
     paths = {}
-    for case, found in cases.items():
-        plan = first_channels(graph, found["widths"])
-        plan = Plan(structure_hash=plan.structure_hash, kept=plan.kept, dropped=tuple(found["dropped"]))
-        paths[case] = _engine(plan, graph, model, inputs, device, work / "engines" / name)
+    for case, found in row["predict"]["cases"].items():
+        plan = replace(first_channels(graph, found["widths"]), dropped=tuple(found["dropped"]))
+        paths[case] = _engine(plan, graph, model, inputs, device, folder)
+    table = _table(device)
+    cost = cost_model(graph, replace(table, networks=()))
+    tabled = {}
+    for number, widths in enumerate(calibration_widths(cost)):
+        kernels = {unit.name: unit.kernel(widths) for unit in cost.units}
+        anchor = f"anchor {number}"
+        tabled[anchor] = next(n.ratio for n in table.networks if n.kernels == kernels)
+        paths[anchor] = _engine(first_channels(graph, widths), graph, model, inputs, device, folder)
     passes = []
     for number in range(PASSES):
         with (
@@ -178,8 +188,8 @@ def measure(name: str, device_name: str, work: Path, row: Row) -> Row:
             open_session(device, precision=device.precisions[0]) as session,
         ):
             references = load_references(session, device, device.precisions[0], Path(scratch))
-            for case, path in paths.items():
-                session.load(case, path)
+            for place in np.random.default_rng(number).permutation(len(paths)):
+                session.load(list(paths)[place], list(paths.values())[place])
             measured = session.measure(list(paths), references, timing=TIMING, seed=number)
             without = measured.disturbed()
             passes.append(
@@ -189,7 +199,7 @@ def measure(name: str, device_name: str, work: Path, row: Row) -> Row:
                     "cases": {case: _ratios(measured, case, without) for case in paths},
                 }
             )
-    return {"passes": passes}
+    return {"passes": passes, "anchors": tabled}
 
 
 def _ratios(measured: Any, case: str, without: frozenset[int]) -> Row:
