@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from edgeprune.solve.answer import solution
 from edgeprune.solve.enumeration import LARGEST, enumerated
 from edgeprune.solve.problem import Factor, Problem, Solution
+from edgeprune.solve.search import search
+
+if TYPE_CHECKING:
+    from edgeprune.solve.program import Highs
 
 __all__ = ["Factor", "Problem", "Solution", "solve"]
 
 
 def solve(
-    problem: Problem, *, time_limit_s: float | None = None, gap: float = 1e-4, in_process: bool = False
+    problem: Problem,
+    *,
+    time_limit_s: float | None = None,
+    gap: float = 1e-4,
+    in_process: bool = False,
+    start: Sequence[Mapping[str, int]] = (),
 ) -> Solution:
     """Maximise the sum of the factors' values subject to every budget.
 
@@ -38,12 +50,27 @@ def solve(
     started = time.perf_counter()
     if math.prod(problem.variables.values()) <= LARGEST:
         answer = enumerated(problem)
-    elif in_process:
-        from edgeprune.solve.search import search  # scipy.optimize takes a third of a second to import
-
-        answer = search(problem, gap=gap, deadline=time.monotonic() + (time_limit_s or math.inf))
     else:
-        from edgeprune.solve.child import search_in_child
-
-        answer = search_in_child(problem, gap=gap, time_limit_s=time_limit_s)
+        answer = search(
+            problem,
+            gap=gap,
+            deadline=time.monotonic() + (time_limit_s or math.inf),
+            highs=_highs_here if in_process else _highs_in_child,
+            start=[tuple(choice[name] for name in problem.variables) for choice in start],
+        )
     return solution(problem, answer, gap=gap, seconds=time.perf_counter() - started)
+
+
+@contextmanager
+def _highs_here() -> Iterator[Highs]:
+    from edgeprune.solve.program import run_highs  # scipy.optimize takes a third of a second to import
+
+    yield run_highs
+
+
+@contextmanager
+def _highs_in_child() -> Iterator[Highs]:
+    from edgeprune.solve.child import highs_in_child
+
+    with highs_in_child() as highs:
+        yield highs

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
 
+from edgeprune.solve.model import Choice
 from edgeprune.solve.problem import Problem, Solution, Status
 
 SMALLEST_GAP = 1e-9
-Choice: TypeAlias = tuple[int, ...]  # one option per variable, in the order of Problem.variables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +16,14 @@ class Answer:
     """choice: the best inside the budgets, None if there is none. upper_bound: in the unit of the values.
 
     least: the least-cost answer. value_range: unconstrained best value - value of the least-cost answer;
-    where no budget has a finite limit, the sum of the tables' spans.
+    where no budget has a finite limit, the sum of the tables' spans. seen: choices worth a start at other limits.
     """
 
     choice: Choice | None
     upper_bound: float
     least: Choice
     value_range: float
+    seen: tuple[Choice, ...] = ()
 
 
 def named(problem: Problem, x: Choice) -> dict[str, int]:
