@@ -80,7 +80,12 @@ def _asked(child: subprocess.Popen[bytes], request: dict[str, Any], seconds: flo
     """The reply; None when the child is gone. A child that takes longer than `seconds` is killed and says stopped."""
     assert child.stdin is not None and child.stdout is not None
     late = threading.Event()
-    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), lambda: (late.set(), child.kill()))
+
+    def end() -> None:
+        late.set()
+        child.kill()
+
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), end)
     timer.daemon = True
     timer.start()
     try:
@@ -97,7 +102,7 @@ def _asked(child: subprocess.Popen[bytes], request: dict[str, Any], seconds: flo
 
 def _send(pipe: IO[bytes], message: dict[str, Any]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **message)  # type: ignore[arg-type]
+    np.savez(buffer, **message)
     pipe.write(buffer.getbuffer().nbytes.to_bytes(8, "little"))
     pipe.write(buffer.getbuffer())
     pipe.flush()

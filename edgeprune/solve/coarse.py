@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeprune.solve.elimination import LARGEST_SUM, Recipe, Scope, Tables, elimination_recipe, max_marginals, maximise
+from edgeprune.solve import elimination
+from edgeprune.solve.elimination import Recipe, Scope, Tables, elimination_recipe, max_marginals, maximise
 from edgeprune.solve.model import Model, Numbers, restrict
-from edgeprune.solve.problem import FloatArray, IntArray
+from edgeprune.solve.problem import BoolArray, FloatArray, IntArray
 
 WORK = (1 << 23, 1 << 26, 1 << 29)
 """Entries an elimination over cells may have; the next where cells of the one before rule out too little."""
@@ -40,7 +41,9 @@ class Narrowed:
 
 def rounding_of(tables: Tables) -> float:
     """How far a sum of one entry of each table may be off in float64, in any order of summation, generously."""
-    largest = sum(float(np.abs(table, where=table > -np.inf, out=np.zeros_like(table)).max()) for table in tables.values())
+    largest = sum(
+        float(np.abs(table, where=table > -np.inf, out=np.zeros_like(table)).max()) for table in tables.values()
+    )
     return 4 * float(np.finfo(np.float64).eps) * (len(tables) + 8) * largest
 
 
@@ -109,7 +112,7 @@ def narrowed(model: Model, weights: FloatArray, threshold: float, anchor: Number
             marginals = max_marginals(coarse, _gathered(tables, starts, model.sizes))
             first = marginals[(coarse.order[-1],)]
             bound = min(bound, float(first.max()) + rounding_of(tables))
-            keep = {
+            keep: dict[Scope, BoolArray] = {
                 (v,): np.repeat(marginals[(v,)] >= threshold, np.diff([*start, size]))
                 for v, (start, size) in enumerate(zip(starts, model.sizes, strict=True))
             }
@@ -129,14 +132,16 @@ def sampled(model: Model, keep: Sequence[Numbers]) -> Model | None:
     """Some options of each variable, evenly spread and those of `keep`, so few that elimination is exact."""
     count = MOST_CELLS
     while count >= FEWEST_CELLS:
-        masks: dict[Scope, np.ndarray] = {}
+        masks: dict[Scope, BoolArray] = {}
         for v, size in enumerate(model.sizes):
             mask = np.zeros(size, dtype=np.bool_)
-            mask[np.unique(np.append(np.round(np.linspace(0, size - 1, min(count, size))), 1 % size)).astype(int)] = True
+            mask[np.unique(np.append(np.round(np.linspace(0, size - 1, min(count, size))), 1 % size)).astype(int)] = (
+                True
+            )
             mask[[numbers[v] for numbers in keep]] = True
             masks[(v,)] = mask
         smaller = restrict(model, masks)
-        if smaller is not None and smaller.recipe(LARGEST_SUM // 8) is not None:
+        if smaller is not None and smaller.recipe(elimination.LARGEST_SUM // 2) is not None:
             return smaller
         count //= 2
     return None
@@ -146,12 +151,12 @@ def _window(model: Model, around: Numbers) -> Model | None:
     """Options next to those of an assignment (and option 0), as many as can be eliminated quickly."""
     radius = MOST_CELLS
     while radius >= 2:
-        keep: Mapping[Scope, np.ndarray] = {
+        keep: Mapping[Scope, BoolArray] = {
             (v,): (np.abs(np.arange(size) - around[v]) <= radius * size // MOST_CELLS // 2 + 1) | (np.arange(size) == 0)
             for v, size in enumerate(model.sizes)
         }
         smaller = restrict(model, keep)
-        if smaller is not None and smaller.recipe(LARGEST_SUM // 8) is not None:
+        if smaller is not None and smaller.recipe(elimination.LARGEST_SUM // 2) is not None:
             return smaller
         radius //= 2
     return None

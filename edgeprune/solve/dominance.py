@@ -15,25 +15,18 @@ from edgeprune.solve.elimination import Scope
 from edgeprune.solve.model import Model, restrict
 from edgeprune.solve.problem import BoolArray, FloatArray
 
-ALL_PAIRS_WORK = 1 << 22
-"""Entries that are compared to look at all pairs of options of a variable, not only at neighbouring ones."""
-
 
 def without_dominated(model: Model) -> Model:
-    """Take out replaced options: those next to what replaces them (the flats of a staircase), then any of few.
-
-    Of equal options the last one goes.
-    """
+    """Take out options that one next to them replaces: the flats of a staircase. Of equal options the last one goes."""
     touching: dict[int, list[Scope]] = {v: [] for v in range(len(model.sizes))}
     for scope in model.tables:
         for v in scope:
             touching[v].append(scope)
     for step in (-1, 1):
-        keep = {(v,): _beside(model, v, touching[v], step) for v, size in enumerate(model.sizes) if size > 1}
+        several = [v for v, size in enumerate(model.sizes) if size > 1]
+        keep: dict[Scope, BoolArray] = {(v,): _beside(model, v, touching[v], step) for v in several}
         model = restrict(model, keep) or model
-    sizes = {v: sum(model.tables[scope].size for scope in around) for v, around in touching.items()}
-    few = [v for v, size in enumerate(model.sizes) if size > 1 and sizes[v] * size <= ALL_PAIRS_WORK]
-    return restrict(model, {(v,): _among_all(model, v, touching[v]) for v in few}) or model
+    return model
 
 
 def _losses(model: Model, scope: Scope, v: int) -> tuple[FloatArray, BoolArray]:
@@ -61,20 +54,3 @@ def _beside(model: Model, v: int, around: Iterable[Scope], step: int) -> BoolArr
     keep = np.ones(model.sizes[v], dtype=np.bool_)
     keep[first] = ~(worst <= 0).all(axis=0)
     return keep
-
-
-def _among_all(model: Model, v: int, around: Iterable[Scope]) -> BoolArray:
-    """Which options no other replaces."""
-    size = model.sizes[v]
-    worst = np.zeros((1 + model.rows, size, size))  # [row, o, p]: the largest loss when p stands in for o
-    for scope in around:
-        loss, free = _losses(model, scope, v)
-        for o in range(size):
-            worst[:, o] += _worst(loss - loss[:, o : o + 1], free[o], free)
-    replaces: BoolArray = np.asarray((worst <= 0).all(axis=0))
-    alive = np.ones(size, dtype=np.bool_)
-    for o in reversed(range(size)):
-        others = replaces[o] & alive
-        others[o] = False
-        alive[o] = not others.any()
-    return alive

@@ -55,9 +55,7 @@ class Recipe:
         return ordered.reshape([self.sizes[u] if u in scope else 1 for u in self.joins[v]])
 
 
-def elimination_recipe(
-    sizes: Sequence[int], scopes: Iterable[Scope], largest_sum: int | None = None
-) -> Recipe | None:
+def elimination_recipe(sizes: Sequence[int], scopes: Iterable[Scope], largest_sum: int | None = None) -> Recipe | None:
     """Greedy order by the size of the join (ties: the smallest number); None where the joins would grow too large."""
     scopes, largest_sum = list(scopes), LARGEST_SUM if largest_sum is None else largest_sum
     neighbours: dict[int, set[int]] = {v: set() for v in range(len(sizes))}
@@ -99,20 +97,23 @@ def _projections(parts: Sequence[FloatArray], shape: tuple[int, ...], keeps: Seq
     for start in range(0, shape[along], step):
         window = slice(start, min(start + step, shape[along]))
         slab_shape[along] = window.stop - start
-        at: tuple[Any, ...] = (slice(None),) * along
-        slab = np.zeros(slab_shape) if not parts else parts[0][(*at, window)] if parts[0].shape[along] > 1 else parts[0]
-        for part in parts[1:]:
-            slab = slab + (part[(*at, window)] if part.shape[along] > 1 else part)
+        slabs = [part[_at(along, window)] if part.shape[along] > 1 else part for part in parts]
+        slab = slabs[0] if slabs else np.zeros(slab_shape)
+        for other in slabs[1:]:
+            slab = slab + other
         if list(slab.shape) != slab_shape:
             slab = np.broadcast_to(slab, slab_shape)
         for result, keep in zip(results, keeps, strict=True):
             reduced = slab.max(axis=tuple(axis for axis in range(len(shape)) if axis not in keep))
             if along in keep:
-                own: tuple[Any, ...] = (slice(None),) * keep.index(along)
-                result[(*own, window)] = reduced
+                result[_at(keep.index(along), window)] = reduced
             else:
                 np.maximum(result, reduced, out=result)
     return results
+
+
+def _at(axis: int, window: slice) -> tuple[slice, ...]:
+    return (*[slice(None)] * axis, window)
 
 
 def _merged(parts: Sequence[FloatArray]) -> list[FloatArray]:
@@ -155,8 +156,9 @@ def maximise(recipe: Recipe, tables: Tables) -> tuple[float, tuple[int, ...]]:
     for v in reversed(recipe.order):
         column = np.zeros(recipe.sizes[v])
         for part in parts[v]:
-            at = (0 if size == 1 else chosen[u] for u, size in zip(recipe.joins[v][1:], part.shape[1:], strict=True))
-            column = column + part[(slice(None), *at)]
+            rest = zip(recipe.joins[v][1:], part.shape[1:], strict=True)
+            place: tuple[Any, ...] = (slice(None), *(0 if size == 1 else chosen[u] for u, size in rest))
+            column = column + part[place]
         chosen[v] = int(np.argmax(column))
     return _total(recipe, messages), tuple(chosen[v] for v in range(len(recipe.sizes)))
 
@@ -185,4 +187,5 @@ def max_marginals(recipe: Recipe, tables: Tables) -> dict[Scope, FloatArray]:
         for scope, kept, table in zip(keeps, axes, _projections(whole, recipe.shape(join), axes), strict=True):
             order = [join[axis] for axis in kept]
             found[scope] = table.transpose([order.index(u) for u in scope])
-    return {scope: found[scope] for scope in {**recipe.homes, **{(v,): v for v in recipe.order}}}
+    wanted: dict[Scope, int] = {**recipe.homes, **{(v,): v for v in recipe.order}}
+    return {scope: found[scope] for scope in wanted}

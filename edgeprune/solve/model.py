@@ -1,8 +1,8 @@
 """A problem as stacked tables, and what may be taken out of it.
 
 Legend: R budgets with a finite limit ("rows"); costs are divided by their limit, so that every budget is 1. A table
-over k1 x k2 options is float64 [1 + R, k1, k2]: the value, then the costs; `allowed` says where it counts. *Numbers* are
-options counted inside the model, a `Choice` counts them in the problem.
+over k1 x k2 options is float64 [1 + R, k1, k2]: the value, then the costs; `allowed` says where it counts. *Numbers*
+are options counted inside the model, a `Choice` counts them in the problem.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -36,7 +37,7 @@ class Model:
     tables: Mapping[Scope, FloatArray]
     allowed: Mapping[Scope, BoolArray]
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         return tuple(len(options) for options in self.kept)
 
@@ -158,7 +159,8 @@ def restrict(model: Model, keep: Mapping[Scope, BoolArray]) -> Model | None:
     for scope, table in model.tables.items():
         intact = all(whole[v] for v in scope)
         at = np.ix_(*(places[v] for v in scope))
-        tables[scope] = table if intact else np.ascontiguousarray(table[(slice(None), *at)])
+        stack: tuple[Any, ...] = (slice(None), *at)
+        tables[scope] = table if intact else np.ascontiguousarray(table[stack])
         free_of[scope] = allowed[scope] if intact else allowed[scope][at]
     kept = tuple(options[place] for options, place in zip(model.kept, places, strict=True))
     return replace(model, kept=kept, tables=tables, allowed=free_of)

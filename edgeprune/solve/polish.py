@@ -103,10 +103,12 @@ def _extended(
 ) -> tuple[_Labels, IntArray, IntArray]:
     """Every label with every option of one more variable, at most `width` of them; (labels, label before, option)."""
     at: tuple[Any, ...] = tuple(labels.live[u] for u in rest)
-    weight, cost = bucket.weight[(slice(None), *at)], bucket.cost[(slice(None), slice(None), *at)]
+    one: tuple[Any, ...] = (slice(None), *at)
+    two: tuple[Any, ...] = (slice(None), *one)
+    weight, best_weight = bucket.weight[one], bucket.best_weight[at]
+    cost, best_cost = bucket.cost[two], bucket.best_cost[one]
     if not rest:
         weight, cost = weight[:, None], cost[:, :, None]
-    best_weight, best_cost = bucket.best_weight[at], bucket.best_cost[(slice(None), *at)]
     with np.errstate(invalid="ignore"):
         loss = labels.loss + (np.reshape(best_weight, -1) - weight)
     option, before = np.nonzero(loss < most_loss)

@@ -76,7 +76,7 @@ Highs: TypeAlias = Callable[[Program, float, float], Reply]
 
 def run_highs(program: Program, rel_gap: float, seconds: float) -> Reply:
     """In this process, where nothing can interrupt it. EdgepruneError when HiGHS fails."""
-    matrix = sparse.csr_array(
+    matrix: Any = sparse.csr_array(
         (program.data, program.indices, program.indptr), shape=(len(program.lower), len(program.objective))
     )
     arguments: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""Finding the best choice and proving it: a Lagrangian bound, what it rules out, answers next to it, HiGHS for the rest.
+"""Finding the best choice and proving it: a Lagrangian bound, what it rules out, answers near it, HiGHS for the rest.
 
-For multipliers w >= 0, max_x [value - sum_b w_b (cost_b - 1)] bounds every answer from above, variable elimination gives
-it exactly (`dual`), and its max-marginals bound every single combination: those below a score that is reached can't be
-in a better answer. In what is left (the *core*) `polish` looks for answers that use up the budgets. Where the gap is
+For multipliers w >= 0, max_x [value - sum_b w_b (cost_b - 1)] bounds every answer from above, variable elimination
+gives it exactly (`dual`), and its max-marginals bound every single combination: those below a score that is reached
+can't be in a better answer. In what is left (the *core*) `polish` looks for answers that use up the budgets. Where the gap is
 still too large, HiGHS solves cores (`program`): first only what may score nearly as high as the bound; when the answer
 is not that good, more. Where elimination would be too large, HiGHS gets the whole model. Pairwise latency under a
 budget: Shen et al., "Multi-dimensional pruning: joint channel, layer and block pruning with latency constraint", 2024.
@@ -52,7 +52,7 @@ class Effort:
     enough: float = math.inf
 
 
-def search(
+def searched(
     problem: Problem,
     *,
     gap: float,
@@ -152,9 +152,7 @@ def _pursue(
 
 def _is_done(best: Found, effort: Effort) -> bool:
     return (
-        best.bound - best.score <= effort.tolerance
-        or best.score >= effort.enough
-        or time.monotonic() > effort.deadline
+        best.bound - best.score <= effort.tolerance or best.score >= effort.enough or time.monotonic() > effort.deadline
     )
 
 
@@ -186,9 +184,7 @@ def _polish(model: Model, score: Score, effort: Effort, dual: Dual) -> Found:
     return best
 
 
-def _close(
-    model: Model, goal: Goal, score: Score, effort: Effort, dual: Dual, size: float, highs: Highs
-) -> Found:
+def _close(model: Model, goal: Goal, score: Score, effort: Effort, dual: Dual, size: float, highs: Highs) -> Found:
     """HiGHS on cores: first what scores nearly as high as the bound, then more, until the best is proven."""
     best, tolerance = dual.best, effort.tolerance
     anchor, delta = dual.anchor(model), max(8 * tolerance, (dual.best.bound - dual.best.score) / 32)
@@ -215,9 +211,7 @@ def _merged(best: Found, found: Found, threshold: float) -> Found:
     return replace(better, bound=max(better.score, min(best.bound, bound)))
 
 
-def _highs(
-    model: Model, goal: Goal, score: Score, effort: Effort, rel_gap: float, size: float, highs: Highs
-) -> Found:
+def _highs(model: Model, goal: Goal, score: Score, effort: Effort, rel_gap: float, size: float, highs: Highs) -> Found:
     """HiGHS on the model. A choice that its tolerance lets through, but is outside a budget, is cut off one by one."""
     from edgeprune.solve.program import SCALE, program_of  # scipy.optimize takes a third of a second to import
 
