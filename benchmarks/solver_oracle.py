@@ -6,7 +6,8 @@
 Problems are drawn by number: trees, cycles, ladders, chains with residual links, triples; blocks whose variables are
 gone (option 0) together; none to three budgets; whole and real numbers; forbidden combinations. Each goes through one
 of the solver's ways, forced by small limits: elimination, cells of options, HiGHS on the whole. Agreement means:
-feasible exactly when the oracle finds a point, no value above the oracle's, no bound below it, the gap that was asked for.
+feasible exactly when the oracle finds a point, no value above the oracle's, no bound below it, the gap that was asked
+for.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 A network's costs are those of `benchmarks/solver_<name>.json` (`benchmarks.solver_surfaces` takes them out of a
 measured table). Values are drawn, with a seed: the saliency of every channel log-normal, of every group and block
-another log-normal factor. Widths lie on multiples of `step` from an eighth of the channels on, and "gone" with their block.
+another log-normal factor. Widths lie on multiples of `step` from an eighth of the channels on, and "gone" with their
+block.
 """
 
 from __future__ import annotations
@@ -77,11 +78,17 @@ def _surface(surface: dict[str, Any], groups: float, a: FloatArray, b: FloatArra
     return np.asarray(mean * np.exp(found))
 
 
-def network_problem(name: str, *, step: int, share: float, seed: int = 0, parameters: float | None = None) -> Problem:
-    """Widths in steps of `step` channels and blocks within a share of the dense latency, and of the parameters."""
+def network_problem(
+    name: str, *, step: int, share: float, seed: int = 0, parameters: float | None = None, whole: bool = False
+) -> Problem:
+    """Widths in steps of `step` channels and blocks within a share of the dense latency, and of the parameters.
+
+    whole: widths below what was measured too.
+    """
     document, rng = document_of(name), np.random.default_rng(seed)
     groups = document["groups"]
-    widths = [_widths(g["channels"], least, step) for g, least in zip(groups, document["least"], strict=True)]
+    least = [step] * len(groups) if whole else document["least"]
+    widths = [_widths(group["channels"], start, step) for group, start in zip(groups, least, strict=True)]
     gone = [int(g["block"] is not None) for g in groups]
     factors = []
     for i, group in enumerate(groups):

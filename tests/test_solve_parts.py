@@ -261,6 +261,13 @@ def test_a_start_is_never_lost() -> None:
     assert again.value >= best.value
 
 
+def test_a_start_that_is_forbidden_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edgeprune.solve, "LARGEST", 0)
+    pair = Factor(variables=("x", "y"), value=np.array([[1.0, 9.0], [2.0, 0.0]]), cost={"us": [[1, INF], [2, 1]]})
+    problem = Problem(variables={"x": 2, "y": 2}, budgets={"us": 5.0}, factors=[pair])
+    assert solve(problem, start=[{"x": 0, "y": 1}]).choice == {"x": 1, "y": 0}
+
+
 @pytest.mark.parametrize("bad", [{}, {"a": 2, "b": 0, "c": 0}])
 def test_a_start_is_one_of_the_problem(bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="start: variable 'a' has option"):

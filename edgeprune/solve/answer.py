@@ -34,15 +34,19 @@ def value_of(problem: Problem, x: Choice) -> float:
     return problem.value_of(named(problem, x))
 
 
+def cost_of(problem: Problem, x: Choice) -> dict[str, float]:
+    return problem.cost_of(named(problem, x))
+
+
 def inside(problem: Problem, x: Choice) -> bool:
     """Whether every cost, correctly rounded, is at most its limit, and below infinity."""
-    costs = problem.cost_of(named(problem, x))
-    return all(cost <= problem.budgets[budget] and cost < math.inf for budget, cost in costs.items())
+    costs = cost_of(problem, x).items()
+    return all(cost <= problem.budgets[budget] and cost < math.inf for budget, cost in costs)
 
 
 def ratio_of(problem: Problem, x: Choice) -> float:
     """The largest cost/limit of the budgets with a finite limit; 0 where there is none."""
-    costs = problem.cost_of(named(problem, x))
+    costs = cost_of(problem, x)
     return max((costs[b] / limit for b, limit in problem.budgets.items() if limit < math.inf), default=0.0)
 
 

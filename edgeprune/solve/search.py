@@ -2,10 +2,11 @@
 
 For multipliers w >= 0, max_x [value - sum_b w_b (cost_b - 1)] bounds every answer from above, variable elimination
 gives it exactly (`dual`), and its max-marginals bound every single combination: those below a score that is reached
-can't be in a better answer. In what is left (the *core*) `polish` looks for answers that use up the budgets. Where the gap is
-still too large, HiGHS solves cores (`program`): first only what may score nearly as high as the bound; when the answer
-is not that good, more. Where elimination would be too large, HiGHS gets the whole model. Pairwise latency under a
-budget: Shen et al., "Multi-dimensional pruning: joint channel, layer and block pruning with latency constraint", 2024.
+can't be in a better answer. In what is left (the *core*) `polish` looks for answers that use up the budgets. Where the
+gap is still too large, HiGHS solves cores (`program`): first only what may score nearly as high as the bound; when the
+answer is not that good, more. Where elimination would be too large, HiGHS gets the whole model. Pairwise latency
+under a budget: Shen et al., "Multi-dimensional pruning: joint channel, layer and block pruning with latency
+constraint", 2024.
 
 Legend: c = float64 [1 + R] are value and costs divided by their limits; a *goal* scores an answer, more is better:
 "value" is c[0] where all of c[1:] <= 1, "ratio" is -max(c[1:]).
@@ -21,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.solve.answer import SMALLEST_GAP, Answer, inside, ratio_of, value_of
+from edgeprune.solve.answer import SMALLEST_GAP, Answer, cost_of, inside, ratio_of, value_of
 from edgeprune.solve.coarse import core
 from edgeprune.solve.dominance import without_dominated
 from edgeprune.solve.dual import Dual, Found, Goal, Score, constant, lagrangian
@@ -70,6 +71,7 @@ def searched(
     if model is None:
         return None
     model = without_dominated(model)
+    start = [x for x in start if all(cost < math.inf for cost in cost_of(problem, x).values())]
     spread = math.fsum(_span(model, scope) for scope in model.tables) or 1.0
     effort = Effort(tolerance=gap / 100, deadline=_part(deadline), highs=highs)
     free, _ = _pursue(
