@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 @click.command("solve", cls=rich_click.RichCommand, epilog="Example: edgeprune solve problem.json --json")
 @click.argument("problem", type=click.Path(path_type=Path))
 @click.option("--time-limit", "time_limit_s", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Seconds.")
+@click.option("--gap", type=click.FloatRange(0, 1), default=1e-4, show_default=True, help="Stop at this proven gap.")
 @json_option
 @click.pass_context
-def command(context: click.Context, problem: Path, time_limit_s: float | None, as_json: bool) -> None:
+def command(context: click.Context, problem: Path, time_limit_s: float | None, gap: float, as_json: bool) -> None:
     """Solve a problem.json: one option per variable, the largest value inside the budgets, with a proven bound.
 
     Without --time-limit the answer is always the same. Exit code 3 where no choice is inside the budgets: what is
@@ -26,7 +27,7 @@ def command(context: click.Context, problem: Path, time_limit_s: float | None, a
     """
     from edgeprune.solve import Problem, solve
 
-    solution = solve(Problem.from_json(problem), time_limit_s=time_limit_s)
+    solution = solve(Problem.from_json(problem), time_limit_s=time_limit_s, gap=gap)
     if as_json:
         print_json(solution.to_document())
     else:

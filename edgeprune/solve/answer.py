@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
 
+from edgeprune.solve.model import Choice
 from edgeprune.solve.problem import Problem, Solution, Status
 
 SMALLEST_GAP = 1e-9
-Choice: TypeAlias = tuple[int, ...]  # one option per variable, in the order of Problem.variables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +16,14 @@ class Answer:
     """choice: the best inside the budgets, None if there is none. upper_bound: in the unit of the values.
 
     least: the least-cost answer. value_range: unconstrained best value - value of the least-cost answer;
-    where no budget has a finite limit, the sum of the tables' spans.
+    where no budget has a finite limit, the sum of the tables' spans. seen: choices worth a start at other limits.
     """
 
     choice: Choice | None
     upper_bound: float
     least: Choice
     value_range: float
+    seen: tuple[Choice, ...] = ()
 
 
 def named(problem: Problem, x: Choice) -> dict[str, int]:
@@ -34,15 +34,19 @@ def value_of(problem: Problem, x: Choice) -> float:
     return problem.value_of(named(problem, x))
 
 
+def cost_of(problem: Problem, x: Choice) -> dict[str, float]:
+    return problem.cost_of(named(problem, x))
+
+
 def inside(problem: Problem, x: Choice) -> bool:
     """Whether every cost, correctly rounded, is at most its limit, and below infinity."""
-    costs = problem.cost_of(named(problem, x))
-    return all(cost <= problem.budgets[budget] and cost < math.inf for budget, cost in costs.items())
+    costs = cost_of(problem, x).items()
+    return all(cost <= problem.budgets[budget] and cost < math.inf for budget, cost in costs)
 
 
 def ratio_of(problem: Problem, x: Choice) -> float:
     """The largest cost/limit of the budgets with a finite limit; 0 where there is none."""
-    costs = problem.cost_of(named(problem, x))
+    costs = cost_of(problem, x)
     return max((costs[b] / limit for b, limit in problem.budgets.items() if limit < math.inf), default=0.0)
 
 

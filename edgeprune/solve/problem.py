@@ -192,6 +192,7 @@ class Solution:
     upper_bound: no feasible choice has a larger value (up to HiGHS's numerical tolerances);
         -inf when not feasible.
     gap: (upper_bound - value) / (unconstrained best value - value of the least-cost answer); inf when not feasible.
+        Under several budgets that answer is the least found.
     least_ratio: the least max over budgets of cost/limit found, that of the least-cost answer; above 1, and then
         proven to 1e-6 (less under a time limit), exactly when not feasible; inf when everything is forbidden; 0 when
         there are no limits.

@@ -78,3 +78,10 @@ def test_a_missing_file_is_an_input_error(tmp_path: Path, capsys: pytest.Capture
 def test_a_time_limit_is_above_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["solve", write_problem(tmp_path, 3.0), "--time-limit", "0"]) == 2
     assert "--time-limit" in capsys.readouterr().err
+
+
+def test_the_gap_is_a_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solve", write_problem(tmp_path, 3.0), "--gap", "0.01", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gap"] <= 0.01
+    assert main(["solve", write_problem(tmp_path, 3.0), "--gap", "2"]) == 2
+    assert "--gap" in capsys.readouterr().err
