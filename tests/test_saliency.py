@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.saliency import gates
 from edgeprune.data import Data, as_data, synthetic
 from edgeprune.errors import InputError
 from edgeprune.graph import ModelGraph, trace
 from edgeprune.models import weights_hash
 from edgeprune.plan_json import Plan
 from edgeprune.quality import divergence
-from edgeprune.saliency import CRITERIA, score
+from edgeprune.saliency import CRITERIA, gates, score
 from edgeprune.surgery import apply
 
 pytestmark = pytest.mark.unit

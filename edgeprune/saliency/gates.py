@@ -117,14 +117,15 @@ class GateReader:
         finally:
             for weight in weights.values():
                 weight.requires_grad_(False)
-        gradients = dict(zip([*inputs, *weights], found, strict=True))
+        of_inputs = dict(zip(inputs, found, strict=False))
+        of_weights = dict(zip(weights, found[len(inputs) :], strict=True))
         gates: Gates = {}
         for name, value in inputs.items():
             dim = self.by_input[name][1]
-            product = (value.detach() * gradients[name]).movedim(dim, -1)
+            product = (value.detach() * of_inputs[name]).movedim(dim, -1)
             gates[name, 1] = product.reshape(len(x), -1, product.shape[-1]).sum(1, dtype=torch.float64)
         for name, dim in self.by_weight:
-            product = (weights[name].detach() * gradients[name]).movedim(dim, 0)
+            product = (weights[name].detach() * of_weights[name]).movedim(dim, 0)
             gates[name, dim] = product.flatten(1).sum(1).double()[None]
         return gates
 

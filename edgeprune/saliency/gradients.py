@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 
 import numpy as np
 import torch
@@ -174,11 +175,12 @@ def synflow(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) ->
         state = {**parameters, **{n: b.double() if b.is_floating_point() else b for n, b in buffers.items()}}
         with torch.enable_grad():
             output = torch.func.functional_call(model, state, (torch.ones(shape, dtype=torch.float64),))
-            flow = output_tensor(output).sum()
-            found = gradients(flow, parameters)
-    if not bool(torch.isfinite(flow)) or float(flow) <= 0:
-        raise InputError(f"saliency 'synflow': the flow through this model is {float(flow):g}; take another one")
-    products = {name: p.detach() * g / flow.detach() for (name, p), g in zip(parameters.items(), found, strict=True)}
+            total = output_tensor(output).sum()
+            found = gradients(total, parameters)
+    flow = float(total.detach())
+    if not isfinite(flow) or flow <= 0:
+        raise InputError(f"saliency 'synflow': the flow through this model is {flow:g}; take another one")
+    products = {name: p.detach() * g / flow for (name, p), g in zip(parameters.items(), found, strict=True)}
     channels: dict[str, Values] = {
         group.id: total_slices(products, gated(group), group).clamp_min(0).numpy() for group in graph.groups
     }

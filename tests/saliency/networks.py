@@ -102,6 +102,7 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.heads = 2
         self.embed = nn.Linear(4, 6)
         self.norm = nn.LayerNorm(6)
         self.query, self.key, self.value = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
@@ -113,9 +114,9 @@ class Attention(nn.Module):
         x = self.embed(x)
         y = self.norm(x)
         q, k, v = (
-            layer(y).unflatten(-1, (-1, 3)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+            layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
-        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, scale=0.5)
         x = x + self.project(y.transpose(1, 2).flatten(2))
         x = x + self.narrow(torch.relu(self.wide(x)))
         logits: torch.Tensor = self.head(x.mean(1))

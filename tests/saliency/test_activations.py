@@ -36,9 +36,10 @@ def test_by_hand(name: str, expected: list[float]) -> None:
 
 def test_hrank_by_hand() -> None:
     """The first layer hands on a map of rank 2, one of rank 1 and zeros."""
-    model = nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.Conv2d(3, 1, 1)).eval()
+    first = nn.Conv2d(2, 3, 1, bias=False)
+    model = nn.Sequential(first, nn.Conv2d(3, 1, 1)).eval()
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])[:, :, None, None])
+        first.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])[:, :, None, None])
     x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[1.0, 1.0], [1.0, 1.0]]]])
     graph = trace(model, (x,))
     found = score("hrank", graph, model, as_data([x]), normalise="none")
@@ -47,9 +48,10 @@ def test_hrank_by_hand() -> None:
 
 def test_a_flattened_channel_is_read_at_all_its_indices() -> None:
     """conv -> flatten -> linear: each channel has four indices, of which the linear reads the mean."""
-    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Flatten(), nn.Linear(8, 2)).eval()
+    first = nn.Conv2d(1, 2, 1, bias=False)
+    model = nn.Sequential(first, nn.Flatten(), nn.Linear(8, 2)).eval()
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([2.0, -3.0]).reshape(2, 1, 1, 1))
+        first.weight.copy_(torch.tensor([2.0, -3.0]).reshape(2, 1, 1, 1))
     x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
     graph = trace(model, (x,))
     values = score("activation_mean", graph, model, as_data([x]), normalise="none").channels[HIDDEN]
@@ -96,9 +98,7 @@ def test_what_is_read_is_what_the_eager_modules_get() -> None:
             model(x)
     for hook in hooks:
         hook.remove()
-    means = {
-        name: torch.cat(x).abs().transpose(0, 1).flatten(1).mean(1).double().numpy() for name, x in seen.items()
-    }
+    means = {name: torch.cat(x).abs().transpose(0, 1).flatten(1).mean(1).double().numpy() for name, x in seen.items()}
     found = score("activation_mean", graph, model, data, normalise="none").channels
     expected = {"inner.weight:0": means["outer"], "last.weight:0": means["head"]}
     expected["stem.weight:0"] = (means["inner"] + means["last"]) / 2
@@ -130,4 +130,5 @@ def test_groups_that_only_matmuls_read_are_read_there() -> None:
         q, k = (layer(y).unflatten(-1, (2, 3)).abs().mean((0, 1, 2)) for layer in (model.query, model.key))
     widths = [g for g in graph.groups if {m.parameter for m in g.members} >= {"query.weight", "key.weight"}]
     by_size = {g.num_channels: found.channels[g.id] for g in widths}
+    assert sorted(by_size) == [2, 3, 6], "heads, the width of queries and keys, the stream"
     np.testing.assert_allclose(by_size[3], ((q + k) / 2).double().numpy(), rtol=1e-4)

@@ -12,7 +12,7 @@ import torch
 from edgeprune.data import Data, as_data
 from edgeprune.errors import InputError
 from edgeprune.graph import ModelGraph, trace
-from edgeprune.graph.structure import Group
+from edgeprune.graph.structure import Group, Indices
 from edgeprune.saliency import CRITERIA, NORMALISATIONS, score
 from tests.saliency.networks import attention, pictures, residual
 
@@ -40,7 +40,7 @@ def test_values_are_finite_and_not_negative(name: str, net: str) -> None:
     assert (found.num_samples > 0) == (CRITERIA[name].data != "none")
 
 
-def shuffled(model: torch.nn.Module, group: Group, order: np.ndarray) -> torch.nn.Module:  # type: ignore[type-arg]
+def shuffled(model: torch.nn.Module, group: Group, order: Indices) -> torch.nn.Module:
     """The same function with channel `order[c]` of the group in the place of c, in all members."""
     model = copy.deepcopy(model)
     state = model.state_dict()
@@ -151,6 +151,8 @@ def test_every_entry_says_what_a_user_has_to_know() -> None:
 def test_the_document_lists_every_criterion() -> None:
     """docs/criteria.md has a row for each, with its data need, what it values and its normalisation."""
     text = (Path(__file__).parents[2] / "docs" / "criteria.md").read_text()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
     listed = {row[0].strip("`"): row[1:4] for row in rows if row[0].strip("`") in CRITERIA}
     assert listed == {name: [c.data, c.granularity, c.normalise] for name, c in CRITERIA.items()}

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from edgeprune.errors import InputError
 from edgeprune.graph import ModelGraph
-from edgeprune.saliency import CRITERIA, NORMALISATIONS, Saliency, normalised, score
+from edgeprune.saliency import CRITERIA, NORMALISATIONS, Saliency, Values, normalised, score
 from tests.saliency.networks import residual
 
 pytestmark = pytest.mark.unit
@@ -66,7 +66,7 @@ def test_a_block_without_groups_follows_all_channels() -> None:
     st.sampled_from(sorted(NORMALISATIONS)),
     st.floats(0.01, 100),
 )
-def test_order_stays_and_scale_goes(values: np.ndarray, how: str, scale: float) -> None:  # type: ignore[type-arg]
+def test_order_stays_and_scale_goes(values: Values, how: str, scale: float) -> None:
     if not values.any():
         return
     change = NORMALISATIONS[how].change
@@ -79,7 +79,9 @@ def test_order_stays_and_scale_goes(values: np.ndarray, how: str, scale: float) 
 
 def test_a_group_that_is_worth_nothing_stays() -> None:
     _, graph = residual()
-    nothing = Saliency(channels={g.id: np.zeros(g.num_channels) for g in graph.groups}, blocks={graph.blocks[0].id: 2.0})
+    nothing = Saliency(
+        channels={g.id: np.zeros(g.num_channels) for g in graph.groups}, blocks={graph.blocks[0].id: 2.0}
+    )
     for how in NORMALISATIONS.values():
         found = normalised(nothing, how, graph)
         assert not any(v.any() for v in found.channels.values()) and found.blocks == nothing.blocks

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_thinet_by_hand() -> None:
-    """E⟨y_a, y_b⟩ of hidden (3, 4, 2), (0, 2, -2) and columns (3, 1), (0, 0), (1, 1): [[45, 0, 12], [0, 0, 0], [12, 0, 8]].
+    """Hidden (3, 4, 2), (0, 2, -2), columns (3, 1), (0, 0), (1, 1): E⟨y_a, y_b⟩ = [[45, 0, 12], [0, 0, 0], [12, 0, 8]].
 
     Of 77 in all, removing channel 1 adds nothing, then channel 2 adds 8, then channel 0 45 + 2 · 12.
     """
@@ -55,17 +55,18 @@ def test_reconstruction_is_the_error_of_the_best_other_weights(monkeypatch: pyte
     """Against numpy's least squares over the 3 x 3 patches, output channel by output channel."""
     monkeypatch.setattr(reconstruction, "DAMPING", 1e-9)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 6, 3, stride=2, padding=1)).eval()
-    x = torch.randn(16, 2, 8, 8)
+    first, second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 6, 3, stride=2, padding=1)
+    model = nn.Sequential(first, second).eval()
+    x = torch.randn(16, 4, 8, 8)
     with torch.no_grad():  # channel 3 is nearly the sum of 2 and itself, so that it can be stood in for
-        model[0].weight[3] = model[0].weight[2] + 0.1 * model[0].weight[3]
+        first.weight[3] = first.weight[2] + 0.1 * first.weight[3]
     graph = trace(model, (x[:1],))
     data = as_data([x])
     (group,) = graph.groups
     with torch.no_grad():
-        hidden = model[0](torch.cat([x for x, _ in data.hold_out()[1].batches(16)]))
+        hidden = first(torch.cat([x for x, _ in data.hold_out()[1].batches(16)]))
     patches = nn.functional.unfold(hidden, 3, padding=1, stride=2).transpose(1, 2).flatten(0, 1).double().numpy()
-    output = patches @ model[1].weight.detach().flatten(1).double().numpy().T
+    output = patches @ second.weight.detach().flatten(1).double().numpy().T
     expected = []
     for channel in range(4):
         others = np.delete(patches, range(9 * channel, 9 * channel + 9), axis=1)

@@ -63,7 +63,7 @@ class Scaled(nn.Module):
 
 
 def test_bn_scale_by_hand() -> None:
-    """The stream's channels: 2 and 3 in its norm, 4 and 1 in the branch's, mean (1, 2, 3, 2) and 5 in the flat one's."""
+    """The stream's channels: 2, 3 in its norm, 4, 1 in the branch's, the mean of 1, 2, 3, 2 and 5 in the flat one's."""
     model = Scaled().eval()
     with torch.no_grad():
         model.norm.weight.copy_(torch.tensor([-2.0, 3.0]))
@@ -88,7 +88,7 @@ def test_a_layer_that_no_group_reaches_is_worth_an_average_group() -> None:
     from edgeprune.saliency.members import from_channels
     from tests.test_saliency import layer
 
-    model, graph = layer()
+    _, graph = layer()
     channels = {g.id: np.full(g.num_channels, 2.0 * (i + 1)) for i, g in enumerate(graph.groups)}
     average = np.mean([v.sum() for v in channels.values()])
     blocks = from_channels(graph, channels, unit="").blocks
