@@ -22,6 +22,7 @@ from edgeprune.saliency.reading import Look, Site, look_at, observe, reads, site
 from edgeprune.saliency.registry import Saliency, Values, criterion
 
 ROWS = 8192  # of each layer's X, drawn from all samples
+CHUNK = 2048  # rows that are multiplied at once
 MOST_INPUTS = 6144  # D of a layer that is looked at
 DAMPING = 1e-3  # of H's mean diagonal, added to it before it is inverted
 NEAR = 1e-9  # what keeps the order of values that would be equal
@@ -74,7 +75,7 @@ def reconstruction(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: 
     errors: dict[str, list[Values]] = defaultdict(list)
     groups = {group.id: group for group in graph.groups}
     for layer in {layer.site.node: layer for found in layers.values() for layer in found}.values():
-        inverse = torch.linalg.inv(layer.h + DAMPING * layer.h.diagonal().mean().clamp_min(1e-30) * _eye(layer.h))
+        inverse = _inverse(layer.h)
         for name in layer.site.inputs:
             errors[name].append((_without(layer, inverse, groups[name]) / _energy(layer)).numpy())
     channels: dict[str, Values] = {}
@@ -92,8 +93,11 @@ def _shares(squares: torch.Tensor) -> torch.Tensor:
     return squares / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
 
 
-def _eye(like: torch.Tensor) -> torch.Tensor:
-    return torch.eye(len(like), dtype=like.dtype)
+def _inverse(h: torch.Tensor) -> torch.Tensor:
+    """Of the damped H."""
+    damped = h + DAMPING * h.diagonal().mean().clamp_min(1e-30) * torch.eye(len(h), dtype=h.dtype)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    return torch.linalg.inv(damped) if failed else torch.cholesky_inverse(factor)
 
 
 def _layers(
@@ -112,8 +116,7 @@ def _layers(
             read[r.node].append((group.id, r.dim, r.channels))
     generator = torch.Generator().manual_seed(seed)
     each = max(1, ROWS // look.samples)
-    moments: dict[str, torch.Tensor] = {}
-    counts: dict[str, int] = defaultdict(int)
+    moments: dict[str, Moment] = defaultdict(Moment)
     weights: dict[str, torch.Tensor] = {}
     groups: dict[str, int] = {}
     squares = {group.id: torch.zeros(group.num_channels, dtype=torch.float64) for group in graph.groups}
@@ -125,18 +128,46 @@ def _layers(
         if node.name in found:
             x = input_rows(found[node.name].operator, arguments, each, generator)
             groups[node.name] = arguments.get("groups", 1)
-            moments[node.name] = moments.get(node.name, 0.0) + (x.T @ x).double()
-            counts[node.name] += len(x)
+            moments[node.name].add(x)
             weights[node.name] = dense_weight(arguments["weight"], groups[node.name])
 
     count = observe(graph, model, look, frozenset({*found, *read}), see)
     layers: dict[str, list[Layer]] = {group.id: [] for group in graph.groups}
     for name, site in found.items():
         inputs = len(next(iter(site.inputs.values())))
-        h, w = _within_groups(moments[name] / counts[name], groups[name]), weights[name]
+        h, w = _within_groups(moments[name].mean(), groups[name]), weights[name]
         for group_id in site.inputs:
             layers[group_id].append(Layer(site=site, h=h, w=w, kernel=w.shape[1] // inputs))
     return layers, squares, count
+
+
+class Moment:
+    """Sums XᵀX up, some rows at a time: a large D takes longer to add than to multiply."""
+
+    def __init__(self) -> None:
+        self.total: torch.Tensor | None = None
+        self.waiting: list[torch.Tensor] = []
+        self.rows = self.waiting_rows = 0
+
+    def add(self, x: torch.Tensor) -> None:
+        """More rows: float32 [rows, D]."""
+        self.waiting.append(x)
+        self.waiting_rows += len(x)
+        if self.waiting_rows >= CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        x = torch.cat(self.waiting)
+        self.total = (x.T @ x).double() if self.total is None else self.total.add_(x.T @ x)
+        self.rows += len(x)
+        self.waiting, self.waiting_rows = [], 0
+
+    def mean(self) -> torch.Tensor:
+        """H: float64 [D, D]."""
+        if self.waiting:
+            self._flush()
+        assert self.total is not None
+        return self.total / self.rows
 
 
 def _is_solvable(site: Site, shape: tuple[int, ...] | None) -> bool:
@@ -199,10 +230,10 @@ def _gram(layer: Layer, group: Group) -> torch.Tensor:
 
     Σ over outputs and columns of W_oi W_oj H_ij, i of channel a, j of b.
     """
+    inputs = layer.site.inputs[group.id]
     products = layer.h * (layer.w.T @ layer.w)
-    columns = np.repeat(layer.site.inputs[group.id], layer.kernel)
-    summed = sum_indices(products, columns, group.num_channels)
-    return sum_indices(summed.T, columns, group.num_channels)
+    products = products.reshape(len(inputs), layer.kernel, len(inputs), layer.kernel).sum((1, 3))
+    return sum_indices(sum_indices(products, inputs, group.num_channels).T, inputs, group.num_channels)
 
 
 def _greedy(gram: Values) -> Values:
