@@ -12,6 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgeprune.data import Data
+from edgeprune.errors import InputError
 from edgeprune.graph.structure import ModelGraph
 from edgeprune.models import output_tensor
 from edgeprune.quality import is_classification
@@ -78,9 +79,17 @@ def _loss(output: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
 
 @contextmanager
 def _twice_differentiable() -> Iterator[None]:
-    """The fused attention kernels have no second derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    """Attention spelled out, since its fused kernels have no second derivative; `InputError` for what else has none."""
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"this saliency takes second derivatives: {reason}; take one that doesn't, like fisher"
+        ) from None
 
 
 @criterion(

@@ -109,6 +109,16 @@ def test_the_hessian_of_other_outputs_is_that_of_half_the_mean_square(monkeypatc
     np.testing.assert_allclose(values, trace_of_h / (2 * 4) * energy, rtol=0.15)
 
 
+@pytest.mark.parametrize("name", ["hessian", "grasp"])
+def test_operators_without_a_second_derivative_are_told(name: str) -> None:
+    """torch has none for a hard sigmoid."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Hardsigmoid(), nn.Linear(3, 2)).eval()
+    graph = trace(model, (torch.ones(1, 2),))
+    with pytest.raises(InputError, match="second derivatives: derivative for aten::hardsigmoid_backward is not impl"):
+        score(name, graph, model, as_data([(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]))]))
+    assert not any(p.grad is not None for p in model.parameters())
+
+
 def test_synflow_by_hand() -> None:
     """Ones through rows of magnitudes (1, 1), (0, 2), (2, 0) give 2, 2, 2; columns of 4, 0, 2 hand on 8, 0, 4 of 12."""
     model, graph = sequence([[0.0, 0.0]], [[-1.0, 1.0], [0.0, 2.0], [2.0, 0.0]], SECOND)
