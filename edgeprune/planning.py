@@ -46,15 +46,18 @@ def plan(
     saliency: str | Saliency = "taylor",
     data: object = None,
     seed: int = 0,
+    normalise: str | None = None,
 ) -> Plan:
     """The plan of highest value whose predicted latency is inside the budget; a ratio is of the dense prediction.
 
-    `saliency` is a criterion's name or its result, `data` what the criterion looks at (batches x or (x, y)).
+    `saliency` is a criterion's name or its result, `data` what the criterion looks at (batches x or (x, y)),
+    `normalise` how its values are made to compare across groups, the criterion's own way unless told.
     `BudgetError` where even the least network is predicted slower. Nothing is measured here.
     """
     budget = parse_budget(budget) if isinstance(budget, str) else budget
     if isinstance(saliency, str):
-        saliency = score(saliency, graph, graph.model, None if data is None else as_data(data), seed=seed)
+        samples = None if data is None else as_data(data)
+        saliency = score(saliency, graph, graph.model, samples, seed=seed, normalise=normalise)
     batch = next(node.shape[0] for node in graph.nodes if node.operator == "placeholder")
     target_us = budget.limit_ms(cost.predict({}).us / 1e3, batch=batch) * 1e3
     choice = choose(cost, saliency, target_us)

@@ -23,7 +23,7 @@ from edgeprune.plan_json import Plan
 from edgeprune.planning import Choice, choose, describe_choice, plan_from
 from edgeprune.preprocessing import Preprocessing
 from edgeprune.profiling import profile
-from edgeprune.saliency import Saliency, score
+from edgeprune.saliency import Saliency, check_data, score
 from edgeprune.sampling import GOAL, MOST_ROUNDS, interpolation_error, uncertain_kernels
 from edgeprune.staircase import find_staircase, staircase_kernels
 from edgeprune.table import LatencyTable, read_table, shipped_path, table_path, without_networks
@@ -65,6 +65,7 @@ class Task:
     data: Data | None = None
     preprocessing: Preprocessing | None = None
     saliency: str = "taylor"
+    normalise: str | None = None
     seed: int = 0
     allow_other_table: bool = False
     command: tuple[str, ...] = ()
@@ -160,6 +161,7 @@ def node_latencies(table: LatencyTable) -> dict[Kernel, float]:
 def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
     """Trace, profile, calibrate and score. What is measured goes to the device's table at once."""
     reporter = reporter or Silent()
+    check_data(task.saliency, task.data)
     seconds: dict[str, float] = {}
     with timed(seconds, "trace"):
         graph = trace(task.model, task.example_inputs)
@@ -176,7 +178,7 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
     with timed(seconds, "profile"):
         table = measured_table(graph, task.device, reporter, allow_other=task.allow_other_table)
     with timed(seconds, "score"):
-        saliency = score(task.saliency, graph, task.model, calibration, seed=task.seed)
+        saliency = score(task.saliency, graph, task.model, calibration, seed=task.seed, normalise=task.normalise)
     with timed(seconds, "calibrate"):
         table = with_networks(
             table,
@@ -217,6 +219,7 @@ def plan_of(task: Task, prepared: Prepared, choice: Choice, budget: Budget) -> P
         "device": task.device.name,
         "budget": str(budget),
         "saliency": task.saliency,
+        "normalise": prepared.saliency.normalise,
         "seed": task.seed,
         **describe_choice(prepared.cost, choice),
     }

@@ -6,7 +6,13 @@ import json
 
 import click
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,  # what ends a command early (`--saliency help`) knows it
+    help="One JSON document on stdout.",
+)
 
 
 def print_json(document: object) -> None:

@@ -46,13 +46,25 @@ def modelled_option(function: Command) -> Command:
 
 
 def choice_options(function: Command) -> Command:
-    """--device, --budget, --saliency, --data, --preprocess, --allow-other-table and --allow-modelled."""
+    """--device, --budget, --saliency, --normalise, --data, --preprocess, --allow-other-table and --allow-modelled."""
     function = modelled_option(function)
     for option in reversed(
         (
             click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml."),
             click.option("--budget", required=True, metavar="8ms|120fps|0.6x", help="What the latency may be."),
-            click.option("--saliency", default="taylor", show_default=True, help="How channels and blocks are valued."),
+            click.option(
+                "--saliency",
+                default="taylor",
+                show_default=True,
+                callback=_list_criteria,
+                metavar="NAME|help",
+                help="How channels and blocks are valued; help lists the criteria.",
+            ),
+            click.option(
+                "--normalise",
+                metavar="none|sum|max|mean|euclid|rank",
+                help="Values within each group, so that groups compare.  [default: the criterion's own]",
+            ),
             click.option("--data", metavar="FOLDER|CSV|NPZ|pkg.mod:loader", help="For saliency, repair and report."),
             click.option(
                 "--preprocess", type=click.Path(path_type=Path), metavar="FILE.json", help="Instead of the model's own."
@@ -64,6 +76,16 @@ def choice_options(function: Command) -> Command:
     return function
 
 
+def _list_criteria(context: click.Context, option: click.Parameter, value: str) -> str:
+    """`--saliency help` ends here, before anything else is asked for."""
+    if value == "help":
+        from edgeprune.cli.criteria import print_criteria
+
+        print_criteria(as_json=bool(context.params.get("as_json")))
+        context.exit(0)
+    return value
+
+
 def make_task(
     model: str,
     *,
@@ -73,6 +95,7 @@ def make_task(
     seed: int,
     device_name: str,
     saliency: str,
+    normalise: str | None,
     data: str | None,
     preprocess: Path | None,
     allow_other_table: bool,
@@ -81,19 +104,20 @@ def make_task(
     """Resolve what the options name; every fault is an `InputError` before anything long starts."""
     from edgeprune.data import load_data
     from edgeprune.device import load_device
-    from edgeprune.errors import InputError, RuntimeMissing, did_you_mean
+    from edgeprune.errors import RuntimeMissing
     from edgeprune.modelled import backend_of
     from edgeprune.models import example_inputs, resolve
     from edgeprune.preparing import Task
     from edgeprune.preprocessing import Preprocessing, default_preprocessing
-    from edgeprune.saliency import CRITERIA
+    from edgeprune.saliency.normalising import find_normalisation
+    from edgeprune.saliency.registry import find_criterion
 
     device = load_device(device_name, allow_modelled=allow_modelled)
     if (missing := backend_of(device, only_to_time=True).available()) is not None:
         raise RuntimeMissing(missing)
-    if saliency not in CRITERIA:
-        known = ", ".join(sorted(CRITERIA))
-        raise InputError(f"no saliency '{saliency}'{did_you_mean(saliency, CRITERIA)} (known: {known})")
+    find_criterion(saliency)
+    if normalise is not None:
+        find_normalisation(normalise)
     module = resolve(model, weights=weights, seed=seed)
     examples = example_inputs(shape, inputs, model=module, seed=seed)
     size = tuple(examples[0].shape)
@@ -108,6 +132,7 @@ def make_task(
         data=load_data(data, preprocessing, size) if data else None,
         preprocessing=preprocessing,
         saliency=saliency,
+        normalise=normalise,
         seed=seed,
         allow_other_table=allow_other_table,
         command=("edgeprune " + shlex.join(sys.argv[1:]),),
