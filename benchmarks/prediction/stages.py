@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -165,12 +166,20 @@ def measure(name: str, device_name: str, work: Path, row: Row) -> Row:
     device = ep.load_device(device_name)
     model, inputs = build(name)
     graph = trace(model, inputs)
-    cases = row["predict"]["cases"]
-    paths = {}
-    for case, found in cases.items():
+    plans = {}
+    for case, found in row["predict"]["cases"].items():
         plan = first_channels(graph, found["widths"])
-        plan = Plan(structure_hash=plan.structure_hash, kept=plan.kept, dropped=tuple(found["dropped"]))
-        paths[case] = _engine(plan, graph, model, inputs, device, work / "engines" / name)
+        plans[case] = Plan(structure_hash=plan.structure_hash, kept=plan.kept, dropped=tuple(found["dropped"]))
+    source = Source(model=model, graph=graph, example_inputs=inputs)
+    return {"passes": measure_plans(plans, source, device, work / "engines" / name)}
+
+
+def measure_plans(plans: Mapping[str, Plan], source: Source, device: Device, folder: Path) -> list[Row]:
+    """The networks of the plans, one of them `dense`, in `PASSES` processes; their engines are kept in `folder`."""
+    paths = {
+        case: _engine(plan, source.graph, source.model, source.example_inputs, device, folder)
+        for case, plan in plans.items()
+    }
     passes = []
     for number in range(PASSES):
         with (
@@ -189,7 +198,7 @@ def measure(name: str, device_name: str, work: Path, row: Row) -> Row:
                     "cases": {case: _ratios(measured, case, without) for case in paths},
                 }
             )
-    return {"passes": passes}
+    return passes
 
 
 def _ratios(measured: Any, case: str, without: frozenset[int]) -> Row:
