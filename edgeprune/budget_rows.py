@@ -101,7 +101,7 @@ def _stays(carrier: str, variables: Variables) -> FloatArray:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One budget: `limit` and `dense` in `unit`; `predict(widths, dropped)` is (value, half-width of its 90 % interval).
+    """One budget, `limit` and `dense` in `unit`; `predict(widths, dropped)` gives a value and its 90 % half-width.
 
     `name` is the budget's in the problem, `of` a device's name or a quantity. `is_exact` is false where a size depends
     on which channels go, not only on how many.

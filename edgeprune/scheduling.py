@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -12,12 +13,14 @@ import torch
 from edgeprune.budget_rows import Row
 from edgeprune.choosing import Choice, Rules, choose, plan_from
 from edgeprune.cost import CostModel
+from edgeprune.errors import RefusedError
 from edgeprune.graph import ModelGraph, trace
 from edgeprune.graph.structure import Group, Member
 from edgeprune.plan_json import Plan
 from edgeprune.pruned import Pruned
 from edgeprune.saliency import Saliency
 from edgeprune.surgery import apply, read_plan
+from edgeprune.zero_branch import ZeroBranch
 
 Targets: TypeAlias = Literal["exponential", "linear"]
 TARGETS = ("exponential", "linear")
@@ -88,13 +91,32 @@ def before_the_last(
         pruned = apply(plan, graph.model, inputs, graph=graph)
         if between is not None:
             pruned = between(pruned)
-        smaller = trace(pruned.module, inputs)
-        found = score_anew(smaller, pruned.module)
+        smaller, module = _traced(pruned.module, inputs)
+        found = score_anew(smaller, module)
         saliency = carried_back(found, smaller, stage.saliency, plan, graph)
         stage = Stage(saliency=saliency, rules=replace(stage.rules, after=choice.reached))
         if on_step is not None:
             on_step(step, choice)
     return stage
+
+
+def _traced(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[ModelGraph, torch.nn.Module]:
+    """The graph of a cut network, and the module that it is of.
+
+    Zeros of a dropped block have its sizes, which would hold the trunk at them; zeros of size 1 add as well. Where the
+    code needs them whole they stay, and the trunk keeps the values it had.
+    """
+    light = copy.deepcopy(module)
+    for branch in light.modules():
+        if isinstance(branch, ZeroBranch):
+            branch.leaves = [
+                torch.Size((*leaf[:1], *(1 for _ in leaf[1:]))) if isinstance(leaf, torch.Size) else leaf
+                for leaf in branch.leaves
+            ]
+    try:
+        return trace(light, inputs), light
+    except RefusedError:
+        return trace(module, inputs), module
 
 
 def carried_back(found: Saliency, smaller: ModelGraph, before: Saliency, plan: Plan, graph: ModelGraph) -> Saliency:

@@ -15,7 +15,7 @@ from edgeprune.plan_json import Plan
 from edgeprune.planning import plan
 from edgeprune.pruned import Pruned
 from edgeprune.saliency import Saliency, score
-from edgeprune.scheduling import ONE_SHOT, Schedule, Stage, before_the_last, carried_back
+from edgeprune.scheduling import ONE_SHOT, Schedule, Stage, _traced, before_the_last, carried_back
 from edgeprune.surgery import apply
 from edgeprune.variables import Reached, variables_of
 from tests.test_planning import Nested, Residual, cost_of, saliency_of
@@ -87,7 +87,7 @@ def test_the_values_are_those_of_the_network_that_is_left() -> None:
     torch.manual_seed(0)
     model = Residual()
     graph = trace(model, X)
-    kept = {"a.weight:1": (1, 4, 9), "a.bias:0": (0, 47), "head.weight:1": (5,)}
+    kept = {"a.weight:1": (1, 4, 9), "a.bias:0": (0, 47), "head.weight:1": (5, 6)}
     choice_plan = plan_of(graph, kept)
     module = apply(choice_plan, model, X, graph=graph).module
     smaller = trace(module, X)
@@ -109,7 +109,7 @@ def test_a_group_whose_naming_layer_was_dropped_is_found_by_another_layer() -> N
     (block,) = graph.blocks
     dropped = plan_of(graph, {"a.weight:1": tuple(range(0, 32, 2))}, (block.id,))
     module = apply(dropped, model, X, graph=graph).module
-    smaller = trace(module, X)
+    smaller, module = _traced(module, X)
     names = {group.id for group in smaller.groups}
     assert "a.weight:1" not in names and "stem.bias:0" in names
     found = squares(smaller, module)

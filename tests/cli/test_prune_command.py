@@ -65,7 +65,7 @@ def test_every_budget_is_kept_and_told(two_devices: None, tmp_path: Path, capsys
 def test_a_person_reads_every_budget_and_the_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "plan.json", "--budget", "0.7x", "--budget", "200kB@params") == 0
     shown = capsys.readouterr().out
-    assert "proven within" in shown and "widths on the steps of null's table: 8 to 8 channels" in shown
+    assert "proven within" in shown and "widths on the steps of null's table: 16 to 16 channels" in shown
     assert "  params: " in shown and "bytes of 200000, dense" in shown and "(counted)" in shown
 
 
