@@ -275,7 +275,14 @@ class Loop:
         )
 
     def out_of_reach(self) -> BudgetError:
-        """The least latency that the device showed, and the layers that set the floor."""
+        """The least latency that the device showed, and the layers that set the floor; what the prediction says where no
+        network was inside the other budgets."""
+        if not self.attempts:
+            try:
+                self.prepared.choose(self.limit_ratio * self.dense_us)
+            except BudgetError as error:
+                return error
+            return BudgetError(f"budget {self.budget} can't be met with any room for its measurement, the others too")
         least = min(self.attempts, key=lambda attempt: attempt.ratio)
         latency = least.measured.pruned.at.value
         return BudgetError(

@@ -189,6 +189,8 @@ def test_fit_keeps_parameters_and_refuses_latency_elsewhere(
     assert parameters(Path(found["bundle"]) / "plan.json") == params["predicted"]
     assert main([*fixed, "--budget", "0.7x", "--budget", "8ms@other"]) == 2
     assert "fit measures on null alone" in capsys.readouterr().err
+    assert main([*fixed, "--budget", "0.7x", "--budget", "10@params"]) == 3
+    assert "can't be met together" in capsys.readouterr().err
     assert main([*fixed, "--budget", "0.3x@params"]) == 2
     assert "no --budget is of the latency on null" in capsys.readouterr().err
 
@@ -200,3 +202,12 @@ def test_fit_in_steps_meets_the_budget(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["met"] and found["pruned"]["ratio"] <= 0.5
     plan = Plan.from_json(Path(found["bundle"]) / "plan.json")
     assert plan.notes["schedule"] == {"steps": 3, "targets": "exponential"}
+
+
+def test_fit_cuts_a_network_that_is_fast_enough_but_too_large(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = ["fit", MODEL, "--shape", "1x3x32x32", "--device", "null", "--saliency", "l2", "--out", str(tmp_path)]
+    assert main([*fixed, "--budget", "1000ms", "--budget", "0.5x@params", "--json"]) == 0
+    (params,) = document(capsys)["budgets"]
+    assert params["predicted"] <= 0.5 * params["dense"]
