@@ -275,8 +275,10 @@ class Loop:
         )
 
     def out_of_reach(self) -> BudgetError:
-        """The least latency that the device showed, and the layers that set the floor; what the prediction says where no
-        network was inside the other budgets."""
+        """The least latency that the device showed, and the layers that set the floor.
+
+        What the prediction says, where no network was inside the other budgets.
+        """
         if not self.attempts:
             try:
                 self.prepared.choose(self.limit_ratio * self.dense_us)
