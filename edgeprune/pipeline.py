@@ -14,12 +14,12 @@ from edgeprune.budget import Budget
 from edgeprune.bundle import Bundle, Contents, write_bundle
 from edgeprune.cost import describe
 from edgeprune.engine import Engine
-from edgeprune.errors import BudgetError, RuntimeMissing, UnstableError
+from edgeprune.errors import BudgetError, InputError, RuntimeMissing, UnstableError
 from edgeprune.exporting import export
 from edgeprune.measurement import Timing
 from edgeprune.modelled import backend_of
-from edgeprune.planning import Choice, choose, dense_choice, floor_layers, least_choice
-from edgeprune.preparing import Prepared, Reporter, Silent, Task, batch_of, plan_of, prepare, timed
+from edgeprune.planning import Choice, dense_choice, floor_layers
+from edgeprune.preparing import Prepared, Reporter, Silent, Task, batch_of, in_steps, plan_of, prepare, timed
 from edgeprune.profiling import COMPUTE
 from edgeprune.pruned import Pruned
 from edgeprune.quality import evaluate, outputs
@@ -37,6 +37,7 @@ SLACK = 0.06
 """A network this far inside the budget leaves quality on the table: one more round with a larger target."""
 QUICK = Timing(warmup_ms=100.0, min_rounds=16, max_rounds=48, max_seconds=20.0, tolerance=0.006)
 """How an attempt is measured, before the confirmation."""
+ROUNDING = 1e-9
 UNREPAIRED = RepairReport(chosen="none", differences={}, num_fit=0, num_held_out=0)
 
 
@@ -76,9 +77,11 @@ class Fitted:
 def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, reporter: Reporter | None = None) -> Fitted:
     """A bundle in `out` whose engine was measured inside the budget, or `BudgetError` with the least in reach.
 
-    An engine slower than the dense one is never handed over; a dense model already inside gives an empty plan.
+    An engine slower than the dense one is never handed over; a dense model already inside gives an empty plan. Latency
+    is measured on the task's device alone, so no other device may have a budget.
     """
     reporter = reporter or Silent()
+    check_one_device(task)
     if (missing := backend_of(task.device).available()) is not None:
         raise RuntimeMissing(missing)
     prepared = prepare(task, reporter)
@@ -88,11 +91,13 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
             loop = Loop(task, prepared, budget, Path(scratch), reporter, percentile)
             dense = _dense_alone(loop)
             loop.dense_ms = dense.pruned.at.value
-        if dense.met:
+        if dense.met and all(row.dense <= row.limit for row in prepared.others):
             reporter.say("the dense model is inside the budget already: empty plan")
             result = replace(dense, dense=dense.dense or dense.pruned)
             return _hand_over(loop, loop.whole, UNREPAIRED, loop.dense, result, out, seconds)
         target, unstable = AIM * loop.limit_ratio, None
+        with timed(seconds, "search"):
+            loop.prepared = in_steps(task, prepared, target * loop.dense_us, reporter)
         for number in range(CONFIRMATIONS):
             with timed(seconds, "search"):
                 attempt = loop.search(target)
@@ -113,6 +118,16 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
                 return _hand_over(loop, attempt.choice, repaired, engine, result, out, seconds)
             target = loop.after_a_miss(attempt, result)
         raise unstable or loop.out_of_reach()
+
+
+def check_one_device(task: Task) -> None:
+    """`InputError` where a latency on another device is asked for."""
+    if task.devices:
+        names = ", ".join(device.name for device in task.devices)
+        raise InputError(
+            f"fit measures on {task.device.name} alone, so it can't say whether a budget on {names} is met; plan for "
+            "several devices with `edgeprune prune`, then `export` and `verify` on each"
+        )
 
 
 class Loop:
@@ -178,10 +193,11 @@ class Loop:
 
     def attempt(self, target: float | None) -> Attempt | None:
         """Choose, cut, export and measure; the fastest network without a target. None where there is nothing new."""
-        cost, saliency = self.prepared.cost, self.prepared.saliency
         try:
-            choice = least_choice(cost, saliency) if target is None else choose(cost, saliency, target * self.dense_us)
+            choice = self.prepared.least() if target is None else self.prepared.choose(target * self.dense_us)
         except BudgetError:
+            return None
+        if any(spent.value > spent.row.limit * (1 + ROUNDING) for spent in choice.spent[1:]):
             return None
         known = next((attempt for attempt in self.attempts if _same(attempt.choice, choice)), None)
         if known is not None:
@@ -248,18 +264,27 @@ class Loop:
             else None,
             "p50_ms": round(measured.pruned.p50_ms, 4),
             "dense_p50_ms": round(measured.dense.p50_ms, 4),
-            "solver_gap": float(f"{attempt.choice.solution.gap:.2g}"),
+            "solver_gap": attempt.choice.gap,
             "dropped": list(attempt.choice.dropped),
             "origin": measured.origin,
         }
         self.records.append(record)
         self.reporter.say(
-            f"{stage} {len(self.records)}: proven within {attempt.choice.solution.gap:.2%}, predicted "
+            f"{stage} {len(self.records)}: {attempt.choice.proof}, predicted "
             f"{record['predicted_ratio']:.3f}x, {measured.origin} {record['ratio']:.3f}x, at most {upper:.3f}x (95 %)"
         )
 
     def out_of_reach(self) -> BudgetError:
-        """The least latency that the device showed, and the layers that set the floor."""
+        """The least latency that the device showed, and the layers that set the floor.
+
+        What the prediction says, where no network was inside the other budgets.
+        """
+        if not self.attempts:
+            try:
+                self.prepared.choose(self.limit_ratio * self.dense_us)
+            except BudgetError as error:
+                return error
+            return BudgetError(f"budget {self.budget} can't be met with any room for its measurement, the others too")
         least = min(self.attempts, key=lambda attempt: attempt.ratio)
         latency = least.measured.pruned.at.value
         return BudgetError(
@@ -325,7 +350,12 @@ def _hand_over(
         notes={
             "macs": {"dense": dense_macs, "pruned": macs},
             "cost_model": describe(cost),
-            "solver": {"gap": choice.solution.gap, "exact_cost": choice.exact_cost, "dropped": list(choice.dropped)},
+            "solver": {
+                "gap": None if choice.gap is None else choice.solution.gap,
+                "exact_cost": choice.exact_cost,
+                "dropped": list(choice.dropped),
+            },
+            "budgets": [spent.to_json() for spent in choice.spent[1:]],
             "repair": {"chosen": repaired.chosen, "differences": repaired.differences},
         },
     )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
-from edgeprune.budget import Budget
+from edgeprune.budget import Budget, Wanted
+from edgeprune.budget_rows import Row
 from edgeprune.calibration import Source, with_networks
+from edgeprune.choosing import FREELY, Rules
+from edgeprune.constraints import NONE, Constraints, allowed
 from edgeprune.cost import CostModel, cost_model
 from edgeprune.data import Data
 from edgeprune.device import Device
@@ -20,11 +23,24 @@ from edgeprune.graph.structure import by_reason
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS, Timing
 from edgeprune.plan_json import Plan
-from edgeprune.planning import Choice, choose, describe_choice, plan_from
+from edgeprune.planning import (
+    Choice,
+    choose,
+    describe_choice,
+    describe_rules,
+    least_choice,
+    plan_from,
+    rows_of,
+    with_common_options,
+)
 from edgeprune.preprocessing import Preprocessing
 from edgeprune.profiling import profile
+from edgeprune.pruned import Pruned
+from edgeprune.recovery import repair
 from edgeprune.saliency import Saliency, check_data, score
 from edgeprune.sampling import GOAL, MOST_ROUNDS, interpolation_error, uncertain_kernels
+from edgeprune.scheduling import ONE_SHOT, Schedule, Stage, before_the_last
+from edgeprune.scopes import Scope
 from edgeprune.staircase import find_staircase, staircase_kernels
 from edgeprune.table import LatencyTable, read_table, shipped_path, table_path, without_networks
 from edgeprune.units import kernels_at, partition, width_options
@@ -55,7 +71,8 @@ class Task:
     """A model, where it is to run, and what it may be judged by.
 
     `example_inputs` fix every shape. `data` is split in two by a hash of its names: one half for saliency and repair,
-    the other for the report. `command` are the lines that do it all again.
+    the other for the report. `others` are budgets beside the latency on `device`, `devices` the other devices that they
+    name. `command` are the lines that do it all again.
     """
 
     model: torch.nn.Module
@@ -69,11 +86,19 @@ class Task:
     seed: int = 0
     allow_other_table: bool = False
     command: tuple[str, ...] = ()
+    others: tuple[Wanted, ...] = ()
+    devices: tuple[Device, ...] = ()
+    constraints: Constraints = NONE
+    scope: Scope = "global"
+    schedule: Schedule = ONE_SHOT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Everything that a choice needs: graph, table, cost model, saliency, the two halves of the data."""
+    """Everything that a choice needs: graph, table, cost model, saliency, the two halves of the data.
+
+    `others` are the rows of the budgets beside the latency on the task's device, `rules` how to choose.
+    """
 
     graph: ModelGraph
     table: LatencyTable
@@ -82,6 +107,16 @@ class Prepared:
     calibration: Data | None
     report: Data | None
     seconds: Mapping[str, float]
+    others: tuple[Row, ...] = ()
+    rules: Rules = FREELY
+
+    def choose(self, target_us: float, start: Choice | None = None) -> Choice:
+        """The most valuable network inside the latency and the other budgets, by the rules."""
+        return choose(self.cost, self.saliency, target_us, others=self.others, rules=self.rules, start=start)
+
+    def least(self) -> Choice:
+        """The fastest network that the rules allow."""
+        return least_choice(self.cost, self.saliency, others=self.others, rules=self.rules)
 
 
 def kernels_to_profile(graph: ModelGraph, device: Device, steps: Mapping[str, int]) -> tuple[Kernel, ...]:
@@ -174,25 +209,21 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
     for (operator, reason), places in by_reason(unproven).items():
         more = f" and {len(places) - 1} more places" if len(places) > 1 else ""
         reporter.say(f"refused: {places[0]}{more}: {operator}: {reason}")
+    allowed(task.constraints, graph, units, width_options(graph, units, {}))  # a fault in them shows before profiling
     calibration, report = task.data.split_by_hash() if task.data is not None else (None, None)
     with timed(seconds, "profile"):
         table = measured_table(graph, task.device, reporter, allow_other=task.allow_other_table)
     with timed(seconds, "score"):
         saliency = score(task.saliency, graph, task.model, calibration, seed=task.seed, normalise=task.normalise)
     with timed(seconds, "calibrate"):
-        table = with_networks(
-            table,
-            cost_model(graph, without_networks(table)),
-            Source(model=task.model, graph=graph, example_inputs=task.example_inputs),
-            task.device,
-            on_network=lambda done, total: reporter.progress("calibrating on whole networks", done, total),
-        )
-        cost = cost_model(graph, table)
-    dense = cost.predict({})
-    reporter.say(
-        f"cost model: {len(cost.surfaces)} surfaces, {cost.networks} whole networks, "
-        f"error ±{cost.relative_error:.1%} (90 %), dense {cost.origin} as {dense.us / 1e3:.3g} ms"
-    )
+        table, cost = _calibrated(task, graph, task.device, table, reporter)
+    costs = {}
+    for device in task.devices:
+        with timed(seconds, f"profile {device.name}"):
+            own = measured_table(graph, device, reporter, allow_other=task.allow_other_table)
+            costs[device.name] = _calibrated(task, graph, device, own, reporter)[1]
+    cost, costs = with_common_options(cost, costs)
+    others = rows_of(task.others, cost, costs, batch=batch_of(task), precision=task.device.precisions[0])
     return Prepared(
         graph=graph,
         table=table,
@@ -201,15 +232,73 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
         calibration=calibration,
         report=report,
         seconds=seconds,
+        others=others,
+        rules=Rules(constraints=task.constraints, scope=task.scope),
     )
 
 
-def prune(task: Task, prepared: Prepared, budget: Budget) -> tuple[Plan, Choice]:
-    """The plan for a budget by prediction alone: ratios are of the predicted dense latency, nothing is verified."""
-    dense_us = prepared.cost.predict({}).us
-    target_us = budget.limit_ms(dense_us / 1e3, batch=batch_of(task)) * 1e3
-    choice = choose(prepared.cost, prepared.saliency, target_us)
+def _calibrated(
+    task: Task, graph: ModelGraph, device: Device, table: LatencyTable, reporter: Reporter
+) -> tuple[LatencyTable, CostModel]:
+    """The device's table with whole networks, and the cost model that they correct."""
+    table = with_networks(
+        table,
+        cost_model(graph, without_networks(table)),
+        Source(model=task.model, graph=graph, example_inputs=task.example_inputs),
+        device,
+        on_network=lambda done, total: reporter.progress("calibrating on whole networks", done, total),
+    )
+    cost = cost_model(graph, table)
+    where = f" of {device.name}" if device.name != task.device.name else ""
+    reporter.say(
+        f"cost model{where}: {len(cost.surfaces)} surfaces, {cost.networks} whole networks, "
+        f"error ±{cost.relative_error:.1%} (90 %), dense {cost.origin} as {cost.predict({}).us / 1e3:.3g} ms"
+    )
+    return table, cost
+
+
+def prune(task: Task, prepared: Prepared, budget: Budget, start: Choice | None = None) -> tuple[Plan, Choice]:
+    """The plan for a budget by prediction alone: ratios are of the predicted dense latency, nothing is verified.
+
+    `start` is a choice for a near budget, which saves time.
+    """
+    target_us = target_of(task, prepared, budget)
+    prepared = in_steps(task, prepared, target_us)
+    choice = prepared.choose(target_us, start)
     return plan_of(task, prepared, choice, budget), choice
+
+
+def target_of(task: Task, prepared: Prepared, budget: Budget) -> float:
+    """A budget in us by prediction."""
+    dense_us = prepared.cost.predict({}).us
+    return budget.limit_ms(dense_us / 1e3, batch=batch_of(task)) * 1e3
+
+
+def in_steps(task: Task, prepared: Prepared, target_us: float, reporter: Reporter | None = None) -> Prepared:
+    """What the last choice of the task's schedule is made from: the network of the step before, repaired and scored."""
+    reporter = reporter or Silent()
+
+    def score_anew(graph: ModelGraph, module: torch.nn.Module) -> Saliency:
+        return score(task.saliency, graph, module, prepared.calibration, seed=task.seed, normalise=task.normalise)
+
+    def repaired(pruned: Pruned) -> Pruned:
+        assert prepared.calibration is not None
+        return repair(pruned, prepared.calibration, dense=task.model, graph=prepared.graph, seed=task.seed)[0]
+
+    stage = before_the_last(
+        prepared.cost,
+        Stage(saliency=prepared.saliency, rules=prepared.rules),
+        target_us,
+        task.schedule,
+        score_anew,
+        others=prepared.others,
+        between=repaired if prepared.calibration is not None else None,
+        inputs=task.example_inputs,
+        on_step=lambda step, choice: reporter.say(
+            f"step {step} of {task.schedule.steps}: predicted {choice.predicted_us / 1e3:.4g} ms, scored again"
+        ),
+    )
+    return replace(prepared, saliency=stage.saliency, rules=stage.rules)
 
 
 def plan_of(task: Task, prepared: Prepared, choice: Choice, budget: Budget) -> Plan:
@@ -221,7 +310,8 @@ def plan_of(task: Task, prepared: Prepared, choice: Choice, budget: Budget) -> P
         "saliency": task.saliency,
         "normalise": prepared.saliency.normalise,
         "seed": task.seed,
-        **describe_choice(prepared.cost, choice),
+        **describe_choice(prepared.cost, choice, task.device.name),
+        **describe_rules(prepared.rules, task.schedule),
     }
     return plan_from(choice, prepared.graph, prepared.saliency, notes)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.budget import Budget, parse_budget
+from edgeprune.budget import Budget, check_wanted, parse_budget, parse_wanted
 from edgeprune.errors import InputError
 
 pytestmark = pytest.mark.unit
@@ -73,3 +73,62 @@ def test_a_printed_budget_reads_back(kind: str, value: float) -> None:
     back = parse_budget(str(budget))
     assert back.kind == kind
     assert back.value == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value", "of"),
+    [
+        ("8ms", "latency", 8.0, ""),
+        ("8ms@nuc", "latency", 8.0, "nuc"),
+        ("0.6x@nuc", "ratio", 0.6, "nuc"),
+        ("2MB@params", "bytes", 2e6, "params"),
+        ("1.5MiB@params", "bytes", 1.5 * 2**20, "params"),
+        ("500k@params", "count", 5e5, "params"),
+        ("1200@params", "count", 1200.0, "params"),
+        ("50%@params", "ratio", 0.5, "params"),
+        ("1.2G @ macs", "count", 1.2e9, "macs"),
+        ("0.5x@macs", "ratio", 0.5, "macs"),
+    ],
+)
+def test_a_budget_says_what_it_is_of(text: str, kind: str, value: float, of: str) -> None:
+    wanted = parse_wanted(text)
+    assert (wanted.budget.kind, wanted.of) == (kind, of)
+    assert wanted.budget.value == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("8ms@", "names nothing behind the @"),
+        ("8@nuc", "has no unit"),
+        ("8ms@params", "is no amount of params"),
+        ("2MB@macs", "is no amount of macs"),
+        ("2Mi@params", "is no amount of params"),
+        ("0@params", "above 0"),
+        ("2x@params", "at most 1x"),
+        ("2MB@memory", "maximum over time"),
+        ("2J@energy", "no device here measures it"),
+    ],
+)
+def test_what_no_budget_can_be_of_is_said(text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        parse_wanted(text)
+
+
+def test_two_budgets_of_one_thing_are_refused() -> None:
+    check_wanted(map(parse_wanted, ["8ms", "8ms@nuc", "1M@params"]), "orin")
+    with pytest.raises(InputError, match=r"two budgets of nuc: 8 ms and 0.5x"):
+        check_wanted(map(parse_wanted, ["8ms@nuc", "0.5x@nuc"]))
+    with pytest.raises(InputError, match="two budgets of orin"):
+        check_wanted(map(parse_wanted, ["8ms", "9ms@orin"]), "orin")
+
+
+def test_amounts_are_limits_of_what_they_are_of() -> None:
+    assert parse_wanted("0.5x@params").budget.limit_of(1000) == 500
+    assert parse_wanted("2k@params").budget.limit_of(1000) == 2000
+    assert str(parse_wanted("1.5M@params").budget) == "1.5M"
+    assert str(parse_wanted("2MB@params")) == "2MB of params"
+    with pytest.raises(ValueError, match="is no latency"):
+        parse_wanted("2k@params").budget.limit_ms(1.0)
+    with pytest.raises(ValueError, match="is a latency"):
+        parse_budget("8ms").limit_of(1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -168,19 +169,27 @@ def measure(name: str, device_name: str, work: Path, row: Row) -> Row:
     device = ep.load_device(device_name)
     model, inputs = build(name)
     graph = trace(model, inputs)
-    folder = work / "engines" / name
-    paths = {}
-    for case, found in row["predict"]["cases"].items():
-        plan = replace(first_channels(graph, found["widths"]), dropped=tuple(found["dropped"]))
-        paths[case] = _engine(plan, graph, model, inputs, device, folder)
+    plans = {
+        case: replace(first_channels(graph, found["widths"]), dropped=tuple(found["dropped"]))
+        for case, found in row["predict"]["cases"].items()
+    }
     table = _table(device)
     cost = cost_model(graph, replace(table, networks=()))
     tabled = {}
     for number, widths in enumerate(calibration_widths(cost)):
         kernels = {unit.name: unit.kernel(widths) for unit in cost.units}
-        anchor = f"anchor {number}"
-        tabled[anchor] = next(n.ratio for n in table.networks if n.kernels == kernels)
-        paths[anchor] = _engine(first_channels(graph, widths), graph, model, inputs, device, folder)
+        tabled[f"anchor {number}"] = next(n.ratio for n in table.networks if n.kernels == kernels)
+        plans[f"anchor {number}"] = first_channels(graph, widths)
+    source = Source(model=model, graph=graph, example_inputs=inputs)
+    return {"passes": measure_plans(plans, source, device, work / "engines" / name), "anchors": tabled}
+
+
+def measure_plans(plans: Mapping[str, Plan], source: Source, device: Device, folder: Path) -> list[Row]:
+    """The networks of the plans, one of them `dense`, in `PASSES` processes; their engines are kept in `folder`."""
+    paths = {
+        case: _engine(plan, source.graph, source.model, source.example_inputs, device, folder)
+        for case, plan in plans.items()
+    }
     passes = []
     for number in range(PASSES):
         with (
@@ -199,7 +208,7 @@ def measure(name: str, device_name: str, work: Path, row: Row) -> Row:
                     "cases": {case: _ratios(measured, case, without) for case in paths},
                 }
             )
-    return {"passes": passes, "anchors": tabled}
+    return passes
 
 
 def _ratios(measured: Any, case: str, without: frozenset[int]) -> Row:

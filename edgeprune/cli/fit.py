@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import rich_click
 
+from edgeprune.cli.choosing import budget_option, choosing_task, rule_options
 from edgeprune.cli.output import json_option, print_json
-from edgeprune.cli.task import choice_options, make_task, model_options, reporter
+from edgeprune.cli.task import choice_options, model_options, reporter
 from edgeprune.cli.timing import modelled
+from edgeprune.errors import InputError
 
 if TYPE_CHECKING:
     from edgeprune.pipeline import Fitted
@@ -25,28 +27,32 @@ QUALITY = {"top1": "top-1", "agreement": "agreement", "kl": "KL to dense", "rela
 @click.command("fit", cls=rich_click.RichCommand, epilog=EXAMPLE)
 @model_options
 @choice_options
+@budget_option(required=True)
+@rule_options
 @click.option("--percentile", type=click.FloatRange(1, 99.9), default=50.0, show_default=True, help="Of the latency.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle goes into a folder in here.")
 @json_option
-def command(budget: str, percentile: float, out: Path, as_json: bool, **options: Any) -> None:
+def command(budgets: tuple[str, ...], percentile: float, out: Path, as_json: bool, **options: Any) -> None:
     """The whole flow: a model, a device and a budget in, a measured engine out.
 
     Profiles what the device's table lacks, prunes to the budget, repairs without labels, exports, and hands the
     bundle over only when its engine was measured inside the budget. Interrupted, it goes on with what was measured.
     """
-    from edgeprune.budget import parse_budget
     from edgeprune.bundle import check_target
     from edgeprune.folders import check_writable
-    from edgeprune.pipeline import fit
+    from edgeprune.pipeline import check_one_device, fit
 
-    wanted = parse_budget(budget)
+    task, wanted = choosing_task(budgets, **options)
+    check_one_device(task)
+    if wanted is None:
+        raise InputError(f"no --budget is of the latency on {task.device.name}, which fit measures")
     check_writable(out)
-    task = make_task(**options)
     folder = out / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', task.name.partition(':')[2] or task.name)}-{task.device.name}"
     check_target(folder)
     fitted = fit(task, wanted, folder, percentile=percentile, reporter=reporter())
     if as_json:
-        print_json(fitted.verification.to_json())
+        spent = [each.to_json() for each in fitted.choice.spent[1:]]
+        print_json({**fitted.verification.to_json(), "budgets": spent})
     else:
         click.echo("\n".join(summary(fitted)))
 
@@ -72,6 +78,10 @@ def summary(fitted: Fitted) -> list[str]:
         off = f"{result.predicted_ms / pruned.p50_ms - 1:+.1%}"
         lines.append(f"  {'predicted':<12}{modelled(result):<12}{_ms(result.predicted_ms):<12}{off}")
     lines.append(f"  {'MACs':<12}{_millions(fitted.dense_macs):<12}{_millions(fitted.pruned_macs)}")
+    for spent in (each.to_json() for each in fitted.choice.spent[1:]):
+        lines.append(
+            f"  {spent['of']:<12}{spent['dense']:<12g}{spent['predicted']:<12g}of {spent['limit']:g} {spent['unit']}"
+        )
     lines += _quality_lines(result.quality)
     lines.append(f"  bundle: {result.bundle}")
     return lines

@@ -46,12 +46,11 @@ def modelled_option(function: Command) -> Command:
 
 
 def choice_options(function: Command) -> Command:
-    """--device, --budget, --saliency, --normalise, --data, --preprocess, --allow-other-table and --allow-modelled."""
+    """--device, --saliency, --normalise, --data, --preprocess, --allow-other-table and --allow-modelled."""
     function = modelled_option(function)
     for option in reversed(
         (
             click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml."),
-            click.option("--budget", required=True, metavar="8ms|120fps|0.6x", help="What the latency may be."),
             click.option(
                 "--saliency",
                 default="taylor",

@@ -137,7 +137,7 @@ STAGES = (
     "preparing.profile",
     "preparing.score",
     "preparing.with_networks",
-    "pipeline.choose",
+    "preparing.choose",
     "pipeline.apply",
     "pipeline.export",
     "pipeline.measure_pair",

@@ -100,8 +100,9 @@ def uniform(call: Call) -> Results:
 
 
 def _as_long_as(call: Call, size: Expression, n: int) -> Indices:
-    if size[0] == "dimension" and not isinstance(call.dims[size[1]], list):
-        dim: Indices = call.dims[size[1]][size[2]]
+    dims = call.dims.get(size[1]) if size[0] == "dimension" else None  # none of a node that nothing else reads
+    if dims is not None and not isinstance(dims, list):
+        dim: Indices = dims[size[2]]
         return dim
     return no_atoms(n)
 

@@ -1,0 +1,330 @@
+"""Choose widths and blocks: a problem for the solver from saliency and budget rows, and a plan from its solution."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgeprune.budget_rows import LATENCY, Row, Spent, latency_row
+from edgeprune.constraints import NONE, Constraints
+from edgeprune.cost import CostModel
+from edgeprune.errors import BudgetError, InputError
+from edgeprune.graph import ModelGraph
+from edgeprune.graph.structure import Indices
+from edgeprune.plan_json import Plan
+from edgeprune.saliency import Saliency
+from edgeprune.scopes import BISECTED, Scope, largest_share
+from edgeprune.solve import Factor, Problem, Solution, solve
+from edgeprune.surgery import positions_of
+from edgeprune.variables import (
+    FloatArray,
+    Reached,
+    Variables,
+    block_extras,
+    tie_factors,
+    value_factors,
+    variables_of,
+)
+
+ROUNDS = 8
+"""How often costs of concatenations are tabulated anew around the last answer before the best one is taken."""
+ROUNDING = 1e-9
+"""What sums in another order may differ by: a budget of exactly the dense latency keeps the dense network."""
+DAMPING = 0.7
+"""Share of the miss by which the solver's limit is moved for the next of these rounds."""
+BINDING = 0.95
+"""A row whose tables come to less of its limit does not bind; of several rows, only those that do are moved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was chosen: widths of the groups, blocks dropped, the solution with its bound, what every budget comes to.
+
+    `exact_cost` is false where a unit reads a sum of groups (a concatenation), whose cost was tabulated around the
+    answer to first order; the answer itself was checked against the cost model. `spent` begins with the latency that
+    the choice was made for.
+    """
+
+    widths: Mapping[str, int]
+    dropped: tuple[str, ...]
+    predicted_us: float
+    error_us: float
+    solution: Solution
+    exact_cost: bool
+    spent: tuple[Spent, ...] = ()
+
+    @property
+    def gap(self) -> float | None:
+        """The solution's proven gap to two digits; None where nothing is proven (a share found by bisection)."""
+        return float(f"{self.solution.gap:.2g}") if math.isfinite(self.solution.gap) else None
+
+    @property
+    def proof(self) -> str:
+        """`proven within 0.01%`, or that nothing is."""
+        return f"proven within {self.gap:.2%}" if self.gap is not None else "by one share, nothing proven"
+
+    @property
+    def reached(self) -> Reached:
+        """What a schedule goes on from."""
+        return Reached(widths=self.widths, dropped=self.dropped)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How to choose, beside what for: constraints, scope, and a network that nothing may grow back from."""
+
+    constraints: Constraints = NONE
+    scope: Scope = "global"
+    after: Reached | None = None
+
+    def variables(self, cost: CostModel) -> Variables:
+        """The variables that remain under these rules."""
+        return variables_of(cost, self.constraints, after=self.after, is_tied=self.scope == "isomorphic")
+
+
+FREELY = Rules()
+
+
+def choose(
+    cost: CostModel,
+    saliency: Saliency,
+    target_us: float,
+    *,
+    others: Sequence[Row] = (),
+    rules: Rules = FREELY,
+    start: Choice | None = None,
+) -> Choice:
+    """The most valuable widths and blocks whose predicted latency is at most `target_us`, inside the `others` too.
+
+    `start` is a choice for a near target under the same rules; it saves time and nothing else. Deterministic.
+    `BudgetError` where even the least network is outside: with the least latency in reach and the layers that set the
+    floor.
+    """
+    rows = (latency_row(cost, target_us), *others)
+    if rules.scope in BISECTED:
+        return _bisected(cost, saliency, rows, rules)
+    variables = rules.variables(cost)
+    wide = [row.name for row in rows if row.is_wide(variables)]
+    point = {name: options[-1] for name, options in variables.options.items()}
+    best: Choice | None = None
+    limits = {row.name: row.limit * (1 + ROUNDING / 2) for row in rows}
+    dropped = tuple[str, ...]()
+    for _ in range(ROUNDS if wide else 1):
+        solution = _solved(selection_problem(cost.graph, saliency, rows, limits, variables, point), start)
+        if not solution.choice:
+            break
+        choice = _read(cost, rows, variables, solution, exact=not wide)
+        if all(spent.value <= spent.row.limit * (1 + ROUNDING) for spent in choice.spent):
+            if best is None or solution.value > best.solution.value:
+                best = choice
+            if choice.widths == point and choice.dropped == dropped:
+                break
+        elif not wide:
+            break
+        point, dropped = dict(choice.widths), choice.dropped
+        limits |= {spent.row.name: _moved(spent, solution, limits, len(rows)) for spent in choice.spent}
+    if best is None:
+        raise BudgetError(_out_of_reach(cost, saliency, rows, rules))
+    return best
+
+
+def _moved(spent: Spent, solution: Solution, limits: Mapping[str, float], rows: int) -> float:
+    """The limit of a row for the next round: moved by the miss of its prediction."""
+    limit, target = limits[spent.row.name], spent.row.limit
+    if rows > 1 and spent.value <= target and solution.cost[spent.row.name] < BINDING * limit:
+        return limit
+    return max(0.5 * limit, limit + DAMPING * (target - spent.value))
+
+
+def _solved(problem: Problem, start: Choice | None) -> Solution:
+    """From the start's options where the solver takes some."""
+    known = start is not None and set(start.solution.choice) == set(problem.variables)
+    if start is None or not known or "start" not in inspect.signature(solve).parameters:
+        return solve(problem)
+    options: Any = {"start": [start.solution.choice]}
+    return solve(problem, **options)
+
+
+def _bisected(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Rules) -> Choice:
+    """One share for all groups, the largest inside every row."""
+    if rules.constraints.only == "blocks":
+        raise InputError(f"scope {rules.scope} drops no blocks: it can't choose among blocks alone")
+    variables = rules.variables(cost)
+
+    def is_inside(widths: Mapping[str, int]) -> bool:
+        return all(row.predict(widths, ())[0] <= row.limit * (1 + ROUNDING) for row in rows)
+
+    found = largest_share(rules.scope, variables.options, saliency, is_inside)
+    if found is None:
+        raise BudgetError(_out_of_reach(cost, saliency, rows, rules))
+    return _unproven(cost, saliency, rows, found[1])
+
+
+def _unproven(cost: CostModel, saliency: Saliency, rows: Sequence[Row], widths: Mapping[str, int]) -> Choice:
+    spent = tuple(_spent(row, widths, ()) for row in rows)
+    value = sum(float(np.sort(saliency.channels[g])[::-1][:width].sum()) for g, width in widths.items())
+    solution = Solution(
+        feasible=True,
+        choice={},
+        value=value + sum(block_extras(cost.graph, saliency).values()),
+        cost={each.row.name: each.value for each in spent},
+        upper_bound=math.inf,
+        gap=math.inf,
+        least_ratio=0.0,
+        status="stopped",
+        seconds=0.0,
+    )
+    return Choice(
+        widths=widths,
+        dropped=(),
+        predicted_us=spent[0].value,
+        error_us=spent[0].error,
+        solution=solution,
+        exact_cost=True,
+        spent=spent,
+    )
+
+
+def plan_from(choice: Choice, graph: ModelGraph, saliency: Saliency, notes: Mapping[str, Any]) -> Plan:
+    """Keep the most valuable channels of every group; ties go to the lower index."""
+    hidden = {name for block in graph.blocks if block.id in choice.dropped for name in block.inside}
+    kept = {}
+    for group in graph.groups:
+        width = choice.widths[group.id]
+        if width < group.num_channels and group.id not in hidden:
+            kept[group.id] = positions_of(graph, group.id, best_channels(saliency.channels[group.id], width))
+    return Plan(structure_hash=graph.structure_hash, kept=kept, dropped=choice.dropped, notes=notes)
+
+
+def best_channels(values: FloatArray, width: int) -> Indices:
+    """The `width` most valuable channels, ascending."""
+    order = np.lexsort((np.arange(len(values)), -values))
+    return np.sort(order[:width]).astype(np.int64)
+
+
+def selection_problem(
+    graph: ModelGraph,
+    saliency: Saliency,
+    rows: Sequence[Row],
+    limits: Mapping[str, float],
+    variables: Variables,
+    point: Mapping[str, int],
+) -> Problem:
+    """The selection problem in the solver's form; `point` is where concatenations are tabulated."""
+    constant = "(fixed)"
+    factors = [*value_factors(graph, saliency, variables), *tie_factors(variables, rows[0].name)]
+    fixed = {}
+    for row in rows:
+        fixed[row.name] = row.fixed
+        for piece in row.pieces:
+            tables, rest = piece.tables(variables, point)
+            fixed[row.name] += rest
+            factors += [
+                Factor(variables=names, value=np.zeros_like(table), cost={row.name: table}) for names, table in tables
+            ]
+    staying = sum(extra for block, extra in block_extras(graph, saliency).items() if block not in variables.carrier)
+    costs = {name: np.array([rest]) for name, rest in fixed.items()}
+    factors.append(Factor(variables=(constant,), value=np.array([staying]), cost=costs))
+    return Problem(variables={**variables.counts(), constant: 1}, budgets=dict(limits), factors=factors)
+
+
+def _read(cost: CostModel, rows: Sequence[Row], variables: Variables, solution: Solution, *, exact: bool) -> Choice:
+    """The chosen network; of nested blocks that are gone the outermost is dropped."""
+    gone = [
+        block
+        for block, carrier in variables.carrier.items()
+        if variables.widths(carrier)[solution.choice[carrier]] == 0
+    ]
+    dropped = tuple(sorted(block.id for block in cost.graph.outermost(gone)))
+    widths = {}
+    for group, options in variables.options.items():
+        name = variables.name_of[group]
+        widths[group] = variables.widths(name)[solution.choice[name]] or options[-1]
+    spent = tuple(_spent(row, widths, dropped) for row in rows)
+    return Choice(
+        widths=widths,
+        dropped=dropped,
+        predicted_us=spent[0].value,
+        error_us=spent[0].error,
+        solution=solution,
+        exact_cost=exact and all(row.is_exact for row in rows),
+        spent=spent,
+    )
+
+
+def _spent(row: Row, widths: Mapping[str, int], dropped: tuple[str, ...]) -> Spent:
+    value, error = row.predict(widths, dropped)
+    return Spent(row=row, value=value, error=error)
+
+
+def least_choice(cost: CostModel, saliency: Saliency, *, others: Sequence[Row] = (), rules: Rules = FREELY) -> Choice:
+    """The fastest network in reach, whatever it takes of the `others`."""
+    return _nearest(cost, saliency, (latency_row(cost, 1e-6), *others), rules)
+
+
+def _nearest(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Rules) -> Choice:
+    """The network with the least largest share of a limit, for rows that can't all be met."""
+    variables = rules.variables(cost)
+    point = {name: options[0] for name, options in variables.options.items()}
+    if rules.scope in BISECTED:
+        return _unproven(cost, saliency, rows, point)
+    limits = {row.name: row.limit for row in rows}
+    solution = solve(selection_problem(cost.graph, saliency, rows, limits, variables, point))
+    return _read(cost, rows, variables, solution, exact=not any(row.is_wide(variables) for row in rows))
+
+
+def dense_choice(cost: CostModel, saliency: Saliency) -> Choice:
+    """Everything stays."""
+    prediction = cost.predict({})
+    value = sum(float(values.sum()) for values in saliency.channels.values())
+    value += sum(block_extras(cost.graph, saliency).values())
+    solution = Solution(
+        feasible=True,
+        choice={},
+        value=value,
+        cost={LATENCY: prediction.us},
+        upper_bound=value,
+        gap=0.0,
+        least_ratio=0.0,
+        status="solved",
+        seconds=0.0,
+    )
+    return Choice(
+        widths=dict(cost.graph.dense_widths),
+        dropped=(),
+        predicted_us=prediction.us,
+        error_us=prediction.error_us,
+        solution=solution,
+        exact_cost=True,
+    )
+
+
+def floor_layers(cost: CostModel, choice: Choice, count: int = 3) -> list[str]:
+    """The units that take most of a network's latency: `name (share)`."""
+    gone = cost.vanishing(choice.dropped)
+    us = {unit.name: float(cost.unit_us(unit, [choice.widths])[0]) for unit in cost.units if unit.name not in gone}
+    total = sum(us.values()) + cost.overhead_us
+    top: Sequence[str] = sorted(us, key=lambda name: (-us[name], name))[:count]
+    return [f"{name} ({us[name] / total:.0%})" for name in top]
+
+
+def _out_of_reach(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Rules) -> str:
+    if len(rows) > 1:
+        nearest = _nearest(cost, saliency, rows, rules)
+        told = ", ".join(_told(spent.to_json()) for spent in nearest.spent)
+        return f"the budgets can't be met together: the network in reach that comes nearest takes {told}"
+    least = least_choice(cost, saliency, rules=rules)
+    return (
+        f"the budget of {rows[0].limit / 1e3:.3g} ms can't be met: the least latency in reach is predicted "
+        f"{least.predicted_us / 1e3:.3g} ms; the floor is set by {', '.join(floor_layers(cost, least))}"
+    )
+
+
+def _told(document: Mapping[str, Any]) -> str:
+    of = f" on {document['of']}" if document["unit"] == "ms" and document["of"] else ""
+    return f"{document['predicted']:.6g} of {document['limit']:.6g} {document['unit']}{of}"
