@@ -154,6 +154,7 @@ def test_gates_of_layers_that_are_read_at_their_inputs_and_at_their_weights() ->
     expected = {group.id: torch.zeros(group.num_channels, dtype=torch.float64) for group in graph.groups}
     rest = data.hold_out()[1]
     for x, y in rest.batches(1):
+        assert y is not None
         loss = nn.functional.cross_entropy(model(x), y)
         found = torch.autograd.grad(loss, [*parameters.values()])
         products = {name: p.detach() * g for (name, p), g in zip(parameters.items(), found, strict=True)}
