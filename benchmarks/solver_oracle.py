@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import edgeprune.solve
 from benchmarks.solver_plain import plain
 from edgeprune.solve import Factor, Problem, Solution, coarse, elimination, solve
 
@@ -93,17 +92,17 @@ def _fault(problem: Problem, solution: Solution, best: float | None, span: float
 @contextmanager
 def forced(way: str) -> Iterator[None]:
     """Small limits, so that small problems take the ways of large ones."""
-    kept = (edgeprune.solve.LARGEST, elimination.LARGEST_JOIN, elimination.LARGEST_SUM, coarse.MOST_CELLS)
+    kept = (setattr_LARGEST, elimination.LARGEST_JOIN, elimination.LARGEST_SUM, coarse.MOST_CELLS)
     try:
         if way != "as it comes":
-            edgeprune.solve.LARGEST = 0
+            setattr_LARGEST = 0
         if way == "whole":
             elimination.LARGEST_JOIN = 1
         if way == "cells":
             elimination.LARGEST_SUM, coarse.MOST_CELLS, coarse.FEWEST_CELLS = 150, 3, 2
         yield
     finally:
-        edgeprune.solve.LARGEST, elimination.LARGEST_JOIN, elimination.LARGEST_SUM, coarse.MOST_CELLS = kept
+        setattr_LARGEST, elimination.LARGEST_JOIN, elimination.LARGEST_SUM, coarse.MOST_CELLS = kept
         coarse.FEWEST_CELLS = 8
 
 

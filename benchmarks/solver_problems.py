@@ -50,6 +50,8 @@ def unit_us(document: dict[str, Any], unit: dict[str, Any], widths: Sequence[npt
     factor, ragged_in, ragged_out = unit["factors"]
     one, of_a, of_b, of_ab = unit["bytes_us"]
     us = tabled * (factor + ragged_in * off[0] + ragged_out * off[1]) + one + of_a * a + of_b * b + of_ab * a * b
+    one, of_a, of_b, of_ab = unit.get("ragged_us", (0.0, 0.0, 0.0, 0.0))
+    us = us + (off[0] | off[1]) * (one + of_a * a + of_b * b + of_ab * a * b)
     return np.asarray(us, dtype=np.float64)
 
 
@@ -120,7 +122,7 @@ def network_problem(
                 table = np.pad(table, pad) if unit["block"] == groups[i]["block"] else _padded_flat(table, pad)
             cost[budget] = table
         factors.append(_costing(names, cost))
-    factors.append(Factor(variables=("fixed",), value=[0.0], cost={LATENCY: [fixed]}))
+    factors.append(Factor(variables=("fixed",), value=np.zeros(1), cost={LATENCY: np.array([fixed])}))
     limits = {LATENCY: share * (fixed + dense[LATENCY])}
     if parameters is not None:
         limits[PARAMETERS] = parameters * dense[PARAMETERS]

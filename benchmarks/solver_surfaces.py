@@ -22,8 +22,7 @@ from benchmarks.prediction.networks import build
 from benchmarks.solver_problems import FOLDER, unit_us
 from edgeprune.cost import CostModel, cost_model
 from edgeprune.fusion import Unit
-from edgeprune.graph import ModelGraph, trace
-from edgeprune.planning import _unit_block
+from edgeprune.graph import Block, ModelGraph, trace
 from edgeprune.surface import Surface
 from edgeprune.table import read_table, table_path
 from edgeprune.units import shape_key
@@ -84,6 +83,12 @@ def snapshot(name: str, graph: ModelGraph, cost: CostModel, device: str) -> dict
     }
 
 
+def _unit_block(unit: Unit, cost: CostModel) -> Block | None:
+    """The smallest block that takes the unit with it."""
+    around = [block for block in cost.graph.blocks if unit.nodes & block.nodes]
+    return min(around, key=lambda block: len(block.nodes), default=None)
+
+
 def _least(group: str, cost: CostModel) -> int:
     return max(1, -(-cost.graph.dense_widths[group] // 8))
 
@@ -105,7 +110,7 @@ def _sizes(unit: Unit, cost: CostModel) -> dict[str, Any]:
     """Which of its groups is c_in, which c_out, as places in `groups`; None: a fixed size."""
     dense = cost.graph.dense_widths
     full = unit.sizes(dense)
-    axes = [None, None]
+    axes: list[int | None] = [None, None]
     for place, group in enumerate(unit.groups):
         fewer = unit.sizes({**dense, group: dense[group] - 1})
         changed = [axis for axis in (1, 2) if fewer[axis] != full[axis]]
@@ -115,10 +120,11 @@ def _sizes(unit: Unit, cost: CostModel) -> dict[str, Any]:
 
 
 def _correction(unit: Unit, cost: CostModel) -> dict[str, Any]:
-    """us = s (factor + ragged_in [c_in ragged] + ragged_out [c_out ragged]) + bytes_us x (1, a, b, a b)."""
+    """us = s (factor + ragged_in [c_in ragged] + ragged_out [c_out ragged]) + bytes_us x (1, a, b, a b)
+    + ragged_us x (1, a, b, a b) [either ragged]."""
     dense = cost.graph.dense_widths
     surface = cost.surfaces[shape_key(unit.dense)]
-    points, rows, right = [], [], []
+    points, rows = [], []
     for share, off in product(product((1.0, 0.75, 0.5, 0.25), repeat=2), ((0, 0), (1, 0), (0, 1), (3, 5))):
         kept = dict(dense)
         for place, group in enumerate(unit.groups):
@@ -130,13 +136,13 @@ def _correction(unit: Unit, cost: CostModel) -> dict[str, Any]:
     stairs = surface.stairs.of(surface.kernel.family)
     for kept, tabled in zip(points, s, strict=True):
         _, a, b = unit.sizes(kept)
-        rows.append(
-            [tabled, tabled * bool(a % max(stairs.c_in, 8)), tabled * bool(b % max(stairs.c_out, 8)), 1, a, b, a * b]
-        )
+        off = bool(a % max(stairs.c_in, 8)), bool(b % max(stairs.c_out, 8))
+        flat = [1, a, b, a * b]
+        rows.append([tabled, tabled * off[0], tabled * off[1], *flat, *(any(off) * term for term in flat)])
     matrix, right = np.array(rows, dtype=np.float64), np.asarray(us)
     scale = np.maximum(np.abs(matrix).max(axis=0), 1e-300)
     fitted = np.linalg.lstsq(matrix / scale, right, rcond=1e-12)[0] / scale
-    return {"factors": fitted[:3].tolist(), "bytes_us": fitted[3:].tolist()}
+    return {"factors": fitted[:3].tolist(), "bytes_us": fitted[3:7].tolist(), "ragged_us": fitted[7:].tolist()}
 
 
 def check(document: dict[str, Any], cost: CostModel) -> float:

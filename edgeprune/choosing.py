@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -142,12 +141,9 @@ def _moved(spent: Spent, solution: Solution, limits: Mapping[str, float], rows: 
 
 
 def _solved(problem: Problem, start: Choice | None) -> Solution:
-    """From the start's options where the solver takes some."""
+    """From the start's options where they are of the same problem."""
     known = start is not None and set(start.solution.choice) == set(problem.variables)
-    if start is None or not known or "start" not in inspect.signature(solve).parameters:
-        return solve(problem)
-    options: Any = {"start": [start.solution.choice]}
-    return solve(problem, **options)
+    return solve(problem, start=[start.solution.choice] if start is not None and known else ())
 
 
 def _bisected(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Rules) -> Choice:

@@ -162,4 +162,4 @@ def test_nonsense_is_no_least_width(text: str) -> None:
 def test_bad_arguments_are_value_errors() -> None:
     for wrong in ({"most_cut": 1.5}, {"least_width": -1.0}, {"only": "layers"}):
         with pytest.raises(ValueError, match="expected"):
-            Constraints(**wrong)  # type: ignore[arg-type]
+            Constraints(**wrong)
