@@ -250,7 +250,8 @@ def _line(case: Case, row: Row, plain: Row | None) -> str:
     theirs = " | | "
     if plain is not None:
         gap = plain["said"] if plain.get("value") is None else f"{_plain_gap(row, plain):.3%} ({plain['said']})"
-        theirs = f"{gap} | {plain.get('seconds', LIMIT_S + GRACE_S):.1f} | {plain['gb']:.1f}" if "gb" in plain else f"{gap} | | "
+        seconds, memory = plain.get("seconds", LIMIT_S + GRACE_S), plain.get("gb")
+        theirs = f"{gap} | | " if memory is None else f"{gap} | {seconds:.1f} | {memory:.1f}"
     return (
         f"| {case.name}: {row['variables']} variables, {row['pairs']} pairs, up to {row['most_options']} options "
         f"| {row['share']} | {row['columns']:,} | {row['gap']:.4%} | {row['seconds']:.2f} | {row['gb']:.2f} "

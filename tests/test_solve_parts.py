@@ -263,7 +263,9 @@ def test_a_start_is_never_lost() -> None:
 
 def test_a_start_that_is_forbidden_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edgeprune.solve, "LARGEST", 0)
-    pair = Factor(variables=("x", "y"), value=np.array([[1.0, 9.0], [2.0, 0.0]]), cost={"us": np.array([[1, INF], [2, 1]])})
+    pair = Factor(
+        variables=("x", "y"), value=np.array([[1.0, 9.0], [2.0, 0.0]]), cost={"us": np.array([[1, INF], [2, 1]])}
+    )
     problem = Problem(variables={"x": 2, "y": 2}, budgets={"us": 5.0}, factors=[pair])
     assert solve(problem, start=[{"x": 0, "y": 1}]).choice == {"x": 1, "y": 0}
 
