@@ -92,17 +92,20 @@ def _fault(problem: Problem, solution: Solution, best: float | None, span: float
 @contextmanager
 def forced(way: str) -> Iterator[None]:
     """Small limits, so that small problems take the ways of large ones."""
-    kept = (setattr_LARGEST, elimination.LARGEST_JOIN, elimination.LARGEST_SUM, coarse.MOST_CELLS)
+    package: Any = sys.modules["edgeprune.solve"]
+    small = package.LARGEST
+    kept = (elimination.LARGEST_JOIN, elimination.LARGEST_SUM, coarse.MOST_CELLS)
     try:
         if way != "as it comes":
-            setattr_LARGEST = 0
+            package.LARGEST = 0
         if way == "whole":
             elimination.LARGEST_JOIN = 1
         if way == "cells":
             elimination.LARGEST_SUM, coarse.MOST_CELLS, coarse.FEWEST_CELLS = 150, 3, 2
         yield
     finally:
-        setattr_LARGEST, elimination.LARGEST_JOIN, elimination.LARGEST_SUM, coarse.MOST_CELLS = kept
+        package.LARGEST = small
+        elimination.LARGEST_JOIN, elimination.LARGEST_SUM, coarse.MOST_CELLS = kept
         coarse.FEWEST_CELLS = 8
 
 
