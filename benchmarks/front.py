@@ -107,16 +107,14 @@ def main() -> int:
     import torch
 
     import edgeprune as ep
-    from benchmarks.cifar_resnet import PREPROCESSED, CifarResNet20
+    from benchmarks import cifar
     from benchmarks.prediction.report import _versions
     from edgeprune.choosing import dense_choice
     from edgeprune.front import front, parse_front
     from edgeprune.preparing import Task, prepare
-    from edgeprune.weights import load_weights
 
-    model = CifarResNet20().eval()
-    load_weights(model, options.weights)
-    inputs = (torch.randn(PREPROCESSED, generator=torch.Generator().manual_seed(0)),)
+    model = cifar.trained(options.weights)
+    inputs = (torch.randn((1, 3, 32, 32), generator=torch.Generator().manual_seed(0)),)
     device = ep.load_device(options.device)
     task = Task(model=model, name="resnet20", example_inputs=inputs, device=device, saliency=options.saliency)
     started = time.perf_counter()
