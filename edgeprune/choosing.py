@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,8 @@ class Choice:
     solution: Solution
     exact_cost: bool
     spent: tuple[Spent, ...] = ()
+    how: str = "by one share"
+    """How it was found where nothing is proven."""
 
     @property
     def gap(self) -> float | None:
@@ -65,7 +67,7 @@ class Choice:
     @property
     def proof(self) -> str:
         """`proven within 0.01%`, or that nothing is."""
-        return f"proven within {self.gap:.2%}" if self.gap is not None else "by one share, nothing proven"
+        return f"proven within {self.gap:.2%}" if self.gap is not None else f"{self.how}, nothing proven"
 
     @property
     def reached(self) -> Reached:
@@ -118,11 +120,17 @@ def choose(
         if not solution.choice:
             break
         choice = _read(cost, rows, variables, solution, exact=not wide)
+        lowered = any(limits[row.name] < row.limit for row in rows)
+        if lowered:  # the proof is of a tighter problem than was asked
+            choice = replace(choice, solution=replace(solution, gap=math.inf), how="by tables taken anew")
         if all(spent.value <= spent.row.limit * (1 + ROUNDING) for spent in choice.spent):
             if best is None or solution.value > best.solution.value:
                 best = choice
             if choice.widths == point and choice.dropped == dropped:
-                break
+                if not lowered:
+                    break
+                limits = {row.name: row.limit * (1 + ROUNDING / 2) for row in rows}
+                continue
         elif not wide:
             break
         point, dropped = dict(choice.widths), choice.dropped
@@ -142,14 +150,20 @@ def _moved(spent: Spent, solution: Solution, limits: Mapping[str, float], rows: 
 
 def _solved(problem: Problem, start: Choice | None) -> Solution:
     """From the start's options where they are of the same problem."""
-    known = start is not None and set(start.solution.choice) == set(problem.variables)
-    return solve(problem, start=[start.solution.choice] if start is not None and known else ())
+    options = {} if start is None else start.solution.choice
+    known = set(options) == set(problem.variables) and all(o < problem.variables[name] for name, o in options.items())
+    return solve(problem, start=[options] if known else ())
+
+
+def check_scope(scope: Scope, constraints: Constraints) -> None:
+    """`InputError` where the constraints leave a scope nothing to choose."""
+    if scope in BISECTED and constraints.only == "blocks":
+        raise InputError(f"scope {scope} drops no blocks: it can't choose among blocks alone")
 
 
 def _bisected(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Rules) -> Choice:
     """One share for all groups, the largest inside every row."""
-    if rules.constraints.only == "blocks":
-        raise InputError(f"scope {rules.scope} drops no blocks: it can't choose among blocks alone")
+    check_scope(rules.scope, rules.constraints)
     variables = rules.variables(cost)
 
     def is_inside(widths: Mapping[str, int]) -> bool:

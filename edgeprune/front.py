@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
 
@@ -62,8 +63,8 @@ def parse_front(text: str) -> tuple[float, ...]:
             f"front '{text}' is not LOW:HIGH:COUNT with 0 < LOW < HIGH <= 1x and at least 2, like 0.3x:0.9x:10"
         )
     ratios = tuple(round(low + (high - low) * i / (count - 1), DIGITS) for i in range(count))
-    if len(set(ratios)) < count:
-        raise InputError(f"front '{text}' has {count} ratios that are the same to {DIGITS} digits; ask for fewer")
+    if ratios[0] == 0 or len(set(ratios)) < count:
+        raise InputError(f"front '{text}' has ratios that are the same, or zero, to {DIGITS} digits; ask for fewer")
     return ratios
 
 
@@ -92,12 +93,17 @@ def front(
     return tuple(reversed(points))
 
 
+def check_drawing() -> None:
+    """`RuntimeMissing` without matplotlib."""
+    if find_spec("matplotlib") is None:
+        raise RuntimeMissing(f"matplotlib is missing: {install_line('plot')}")
+
+
 def draw_front(points: Sequence[Point], title: str) -> bytes:
     """A PNG: value against predicted latency, with the cost model's error bars. `RuntimeMissing` without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RuntimeMissing(f"matplotlib is missing: {install_line('plot')}") from None
+    check_drawing()
+    from matplotlib.figure import Figure
+
     chosen = [point.choice for point in points if point.choice is not None]
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()

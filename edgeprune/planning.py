@@ -86,11 +86,16 @@ def plan(
         return score(criterion, smaller, module, samples, seed=seed, normalise=normalise)
 
     values = saliency
+    if not isinstance(values, str):
+        if normalise is not None:
+            raise ValueError("normalise is for a criterion's name: these values are normalised already")
+        normalise = values.normalise
     if isinstance(values, str):
         values = score(values, graph, graph.model, samples, seed=seed, normalise=normalise)
     batch = next(node.shape[0] for node in graph.nodes if node.operator == "placeholder")
     target_us = first.limit_ms(cost.predict({}).us / 1e3, batch=batch) * 1e3
-    others = rows_of([each for each in wanted if each.of], cost, costs, batch=batch)
+    precision = cost.units[0].dense.precision
+    others = rows_of([each for each in wanted if each.of], cost, costs, batch=batch, precision=precision)
     rules = Rules(constraints=constraints, scope=scope)
     stage = Stage(saliency=values, rules=rules)
     stage = before_the_last(cost, stage, target_us, schedule, score_anew, others=others)

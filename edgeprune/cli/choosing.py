@@ -62,9 +62,7 @@ def rule_options(function: Command) -> Command:
             click.option(
                 "--targets",
                 type=click.Choice(["exponential", "linear"]),
-                default="exponential",
-                show_default=True,
-                help="Budgets of the steps.",
+                help="Budgets of the steps.  [default: exponential]",
             ),
         )
     ):
@@ -87,6 +85,7 @@ def choosing_task(
 ) -> tuple[Task, Budget | None]:
     """The task with its rules and the budgets beside the latency on --device, and that latency's, if one is given."""
     from edgeprune.budget import QUANTITIES, check_wanted, parse_wanted
+    from edgeprune.choosing import check_scope
     from edgeprune.constraints import Constraints, parse_least_width
     from edgeprune.device import load_device
 
@@ -96,6 +95,7 @@ def choosing_task(
         most_cut=1.0 if most_cut is None else most_cut,
         only=only,
     )
+    check_scope(scope, constraints)
     plan_in_steps = _schedule(schedule, steps, targets)
     wanted = [parse_wanted(budget) for budget in budgets]
     own = load_device(options["device_name"], allow_modelled=options["allow_modelled"])
@@ -127,9 +127,11 @@ def _schedule(schedule: str, steps: int | None, targets: Any) -> Schedule:
     from edgeprune.scheduling import Schedule
 
     if schedule == "iterative":
-        return Schedule(steps=steps or STEPS, targets=targets)
+        return Schedule(steps=steps or STEPS, targets=targets or "exponential")
     if steps is not None:
         raise InputError(f"--steps {steps} is for --schedule iterative; oneshot takes one")
+    if targets is not None:
+        raise InputError(f"--targets {targets} is for --schedule iterative; oneshot has one budget")
     return Schedule()
 
 

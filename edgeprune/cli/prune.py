@@ -52,7 +52,7 @@ def command(
     By prediction alone: a ratio is of the predicted dense latency, and only `fit` or `verify` measure the result.
     """
     from edgeprune.folders import check_writable
-    from edgeprune.front import parse_front
+    from edgeprune.front import check_drawing, parse_front
     from edgeprune.preparing import prepare
     from edgeprune.rewinding import check_weights
 
@@ -67,8 +67,12 @@ def command(
             f"give --budget for the latency on {task.device.name} or --pareto for its front, one of the two"
         )
     check_writable(out.parent if ratios is None else out)
+    if plot is not None:
+        check_drawing()
+        check_writable(plot.parent)
     if rewind is not None:
         check_weights(task.model, rewind)
+        _check_not_overwritten(_rewound_path(out), out, rewind, options["weights"])
     prepared = prepare(task, reporter())
     if ratios is not None:
         _front(task, prepared, ratios, out, plot, rewind, as_json)
@@ -185,9 +189,18 @@ def _line(point: Point) -> str:
     return f"{predicted:>20}  {point.choice.solution.value:>12.6g}  {gap:>8}  {point.file}{exact}"
 
 
+def _rewound_path(plan: Path) -> Path:
+    return plan.with_suffix(".safetensors") if plan.suffix == ".json" else plan.with_name(plan.name + ".safetensors")
+
+
+def _check_not_overwritten(path: Path, *inputs: Path | str | None) -> None:
+    if any(path.resolve() == Path(given).resolve() for given in inputs if given is not None):
+        raise InputError(f"the rewound weights would be written over {path}; name another --out")
+
+
 def _rewound(task: Task, plan: Plan, weights: Path, beside: Path) -> Path:
     from edgeprune.rewinding import write_rewound
 
-    path = beside.with_suffix(".safetensors")
+    path = _rewound_path(beside)
     write_rewound(plan, task.model, weights, task.example_inputs, path)
     return path

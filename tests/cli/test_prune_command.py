@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from edgeprune.cli import main
 from edgeprune.errors import InputError
@@ -82,6 +82,8 @@ def test_a_person_reads_every_budget_and_the_steps(tmp_path: Path, capsys: pytes
         (["--budget", "0.5x", "--least-width", "wide"], 2, "neither a number of channels"),
         (["--budget", "0.5x", "--only", "heads"], 2, "no attention heads"),
         (["--budget", "0.5x", "--steps", "3"], 2, "--schedule iterative"),
+        (["--budget", "0.5x", "--targets", "linear"], 2, "oneshot has one budget"),
+        (["--budget", "0.5x", "--scope", "uniform", "--only", "blocks"], 2, "drops no blocks"),
         (["--budget", "0.5x", "--rewind", "nowhere.pth"], 2, "no such file"),
         (["--budget", "0.9x", "--budget", "10@params"], 3, "can't be met together"),
         (["--pareto", "0.001x:0.002x:2"], 3, "no budget of the front can be met"),
@@ -149,7 +151,8 @@ def test_a_front_goes_on_where_some_of_it_is_out_of_reach(tmp_path: Path, capsys
 def test_a_front_is_read() -> None:
     assert parse_front("0.3x:0.9x:4") == (0.3, 0.5, 0.7, 0.9)
     assert parse_front("0.5:1:2") == (0.5, 1.0)
-    for wrong in ("0.9x:0.3x:4", "0.3x:0.9x:1", "0.3x:1.2x:3", "0.3x-0.9x", "0:0.5x:3", "0.3..1:0.9:3", "0.1:0.1002:9"):
+    wrong_bounds = ("0.9x:0.3x:4", "0.3x:1.2x:3", "0:0.5x:3", "0.00001:0.9:2", "0.1:0.1002:9")
+    for wrong in (*wrong_bounds, "0.3x:0.9x:1", "0.3x-0.9x", "0.3..1:0.9:3"):
         with pytest.raises(InputError, match="front"):
             parse_front(wrong)
 
@@ -167,6 +170,22 @@ def test_a_plan_from_trained_weights_cuts_the_initial_ones(tmp_path: Path, capsy
     plan = Plan.from_json(out)
     first = plan.kept["0.0.weight:0"] if "0.0.weight:0" in plan.kept else tuple(range(64))
     assert load_file(path)["0.0.weight"].equal(initial.get_parameter("0.0.weight")[list(first)])
+
+
+def test_rewound_weights_never_overwrite_what_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    initial = tmp_path / "initial.safetensors"
+    save_file(resolve(MODEL).state_dict(), initial)
+    before = initial.read_bytes()
+    assert run(tmp_path / "initial.json", "--budget", "0.5x", "--rewind", str(initial)) == 2
+    assert "name another --out" in capsys.readouterr().err
+    assert initial.read_bytes() == before and sorted(tmp_path.iterdir()) == [initial]
+
+
+def test_a_front_in_steps_is_solved_point_by_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each point's last step offers other widths than its neighbour's, so nothing is started from that."""
+    out = tmp_path / "front"
+    assert run(out, "--pareto", "0.4x:0.8x:3", "--schedule", "iterative", "--steps", "2", "--json") == 0
+    assert all(point["plan"] for point in document(capsys)["points"])
 
 
 def test_other_weights_that_do_not_fit_are_refused_before_anything_long(
