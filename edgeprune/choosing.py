@@ -288,9 +288,10 @@ def _nearest(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Ru
     return _read(cost, rows, variables, solution, exact=not any(row.is_wide(variables) for row in rows))
 
 
-def dense_choice(cost: CostModel, saliency: Saliency) -> Choice:
-    """Everything stays."""
+def dense_choice(cost: CostModel, saliency: Saliency, others: Sequence[Row] = ()) -> Choice:
+    """Everything stays, whatever it takes of the `others`."""
     prediction = cost.predict({})
+    rows = (latency_row(cost, prediction.us), *others)
     value = sum(float(values.sum()) for values in saliency.channels.values())
     value += sum(block_extras(cost.graph, saliency).values())
     solution = Solution(
@@ -311,6 +312,7 @@ def dense_choice(cost: CostModel, saliency: Saliency) -> Choice:
         error_us=prediction.error_us,
         solution=solution,
         exact_cost=True,
+        spent=tuple(_spent(row, cost.graph.dense_widths, ()) for row in rows),
     )
 
 

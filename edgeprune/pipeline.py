@@ -95,7 +95,7 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
             reporter.say("the dense model is inside the budget already: empty plan")
             result = replace(dense, dense=dense.dense or dense.pruned)
             return _hand_over(loop, loop.whole, UNREPAIRED, loop.dense, result, out, seconds)
-        target, unstable = AIM * loop.limit_ratio, None
+        target, unstable = min(1.0, AIM * loop.limit_ratio), None
         with timed(seconds, "search"):
             loop.prepared = in_steps(task, prepared, target * loop.dense_us, reporter)
         for number in range(CONFIRMATIONS):
@@ -142,7 +142,7 @@ class Loop:
         self.records: list[Mapping[str, Any]] = []
         self.missed: list[Choice] = []
         self.dense_us = prepared.cost.predict({}).us
-        self.whole = dense_choice(prepared.cost, prepared.saliency)
+        self.whole = dense_choice(prepared.cost, prepared.saliency, prepared.others)
         self.dense_ms = 0.0
         self.dense = self.export(self.cut(self.whole), self.whole, "dense")
 
@@ -233,7 +233,10 @@ class Loop:
         self.dense_ms = result.dense.at.value
         ratio = self.budget.kind == "ratio"
         over = result.pruned.ratio.upper / self.budget.value if ratio else result.pruned.at.upper / result.budget_ms
-        return attempt.target * AIM / max(1.0, over if math.isfinite(over) else 1.0)
+        predicted = attempt.choice.predicted_us / self.whole.predicted_us
+        # inside the budget, but not shown to be faster than dense: a target above what it takes would bind nothing
+        target = attempt.target if over > 1.0 else min(attempt.target, predicted)
+        return target * AIM / max(1.0, over if math.isfinite(over) else 1.0)
 
     def repaired(self, attempt: Attempt) -> tuple[Pruned, RepairReport]:
         """The attempt's network after label-free repair, where there is data for it."""

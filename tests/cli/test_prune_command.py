@@ -230,3 +230,12 @@ def test_fit_cuts_a_network_that_is_fast_enough_but_too_large(
     assert main([*fixed, "--budget", "1000ms", "--budget", "0.5x@params", "--json"]) == 0
     (params,) = document(capsys)["budgets"]
     assert params["predicted"] <= 0.5 * params["dense"]
+
+
+def test_fit_tells_every_budget_of_a_dense_network_that_is_inside_them_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = ["fit", MODEL, "--shape", "1x3x32x32", "--device", "null", "--saliency", "l2", "--out", str(tmp_path)]
+    assert main([*fixed, "--budget", "1000ms", "--budget", "1x@params", "--json"]) == 0
+    (params,) = document(capsys)["budgets"]
+    assert params["predicted"] == params["dense"] == params["limit"]
