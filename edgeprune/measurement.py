@@ -114,7 +114,7 @@ class NodeTimes:
         the median leaves out what the runtime adds around them, so the lesser of the two counts.
         """
         every = sum(node["time_us"] for node in self.nodes)
-        return min(self.compute_us, median_us * self.compute_us / every) if every else 0.0
+        return min(self.compute_us, median_us * min(1.0, self.compute_us / every)) if every else 0.0
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> NodeTimes | None:
