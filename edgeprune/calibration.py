@@ -32,7 +32,7 @@ COMMON_SHARES = (0.3, 0.55, 0.4)
 """Where all groups of a network have about one share of their channels: independent ones make networks of one size."""
 PROCESSES = 3
 """In each the networks are loaded in another order: the same file, loaded twice into one process, was 1 to 2 % faster
-the second time on a machine with OpenVINO, in every one of six processes."""
+the second time on a machine with OpenVINO (six processes, timed by hand)."""
 MOST_DISTURBED = 0.5
 TIMING = Timing(
     warmup_ms=60.0,
