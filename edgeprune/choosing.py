@@ -121,7 +121,7 @@ def choose(
             break
         choice = _read(cost, rows, variables, solution, exact=not wide)
         lowered = any(limits[row.name] < row.limit for row in rows)
-        if lowered:  # the proof is of a tighter problem than was asked
+        if lowered or not solution.feasible:  # the proof is of a tighter problem than was asked, or that none fits
             choice = replace(choice, solution=replace(solution, gap=math.inf), how="by tables taken anew")
         if all(spent.value <= spent.row.limit * (1 + ROUNDING) for spent in choice.spent):
             if best is None or solution.value > best.solution.value:

@@ -194,7 +194,7 @@ def node_latencies(table: LatencyTable) -> dict[Kernel, float]:
 
 
 def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
-    """Trace, profile, calibrate and score. What is measured goes to the device's table at once."""
+    """Trace, score, profile and calibrate. What is measured goes to the device's table at once."""
     reporter = reporter or Silent()
     check_data(task.saliency, task.data)
     seconds: dict[str, float] = {}
@@ -211,10 +211,10 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
         reporter.say(f"refused: {places[0]}{more}: {operator}: {reason}")
     allowed(task.constraints, graph, units, width_options(graph, units, {}))  # a fault in them shows before profiling
     calibration, report = task.data.split_by_hash() if task.data is not None else (None, None)
+    with timed(seconds, "score"):  # before anything is measured: not every criterion can value every model
+        saliency = score(task.saliency, graph, task.model, calibration, seed=task.seed, normalise=task.normalise)
     with timed(seconds, "profile"):
         table = measured_table(graph, task.device, reporter, allow_other=task.allow_other_table)
-    with timed(seconds, "score"):
-        saliency = score(task.saliency, graph, task.model, calibration, seed=task.seed, normalise=task.normalise)
     with timed(seconds, "calibrate"):
         table, cost = _calibrated(task, graph, task.device, table, reporter)
     costs = {}
