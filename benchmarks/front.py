@@ -24,7 +24,7 @@ import numpy as np
 
 ROOT = Path(__file__).parent
 HEADER = (
-    "| budget | predicted | measured, two passes | error | value kept | gap | dropped | solve s |\n"
+    "| budget | predicted | measured, each pass | error | value kept | gap | dropped | solve s |\n"
     "|---|---|---|---|---|---|---|---|"
 )
 

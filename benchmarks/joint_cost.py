@@ -35,7 +35,7 @@ BUDGETS = (0.5, 0.3, 0.1)
 STEPS = 30
 DENSE = "dense"
 HEADER = (
-    "| network | budget | cost | stated | joint model says | measured, two passes | to budget | value kept | dropped "
+    "| network | budget | cost | stated | joint model says | measured, each pass | to budget | value kept | dropped "
     "| seconds |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 
