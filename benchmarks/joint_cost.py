@@ -131,10 +131,10 @@ def kept_value(graph: Any, saliency: Any, choice: Any) -> float:
 def measure(source: Any, cases: dict[str, dict[str, Any]], device: Any, folder: Path) -> list[dict[str, Any]]:
     """Each network's share of dense, in two processes."""
     from benchmarks.prediction.stages import measure_plans
-    from edgeprune.calibration import first_channels
+    from edgeprune.calibration import Cut
 
     plans = {
-        name: replace(first_channels(source.graph, case["widths"]), dropped=tuple(case["dropped"]))
+        name: Cut(widths=case["widths"], dropped=tuple(case["dropped"])).plan(source.graph)
         for name, case in cases.items()
         if "widths" in case
     }

@@ -1,4 +1,4 @@
-"""Measure whole networks, the dense one and some of random widths, and write them into the device's latency table."""
+"""Measure whole networks, the dense one and some cut at random, and write them into the device's latency table."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from edgeprune.device import Device
 from edgeprune.errors import Interrupted, UnstableError
 from edgeprune.exporting import export
 from edgeprune.graph import ModelGraph
+from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS, Measurement, NodeTimes, Timing, joined
 from edgeprune.plan_json import Plan
 from edgeprune.profiling import Profiler, digits, statistics_of
@@ -26,7 +27,10 @@ from edgeprune.table_lines import NetworkLine, UnitEntry
 from edgeprune.table_log import open_log
 
 NETWORKS = 10
-"""Networks of one structure that are measured, the dense one included."""
+"""Networks of one structure that are measured with all their blocks, the dense one included."""
+WITHOUT_BLOCKS = 2
+"""Those that are measured beside them, without some of the blocks, where the structure has any."""
+DROPPED_SHARE = 0.4
 LEAST_WIDTH_SHARE = 0.25
 COMMON_SHARES = (0.3, 0.55, 0.4)
 """Where all groups of a network have about one share of their channels: independent ones make networks of one size."""
@@ -42,6 +46,29 @@ TIMING = Timing(
     tolerance=0.004,
     burst_percentile=KERNELS.burst_percentile,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Channels that every group keeps, and ids of the blocks that are dropped."""
+
+    widths: Mapping[str, int]
+    dropped: tuple[str, ...] = ()
+
+    def kernels(self, cost: CostModel) -> dict[str, Kernel]:
+        """Of every unit that stays, by name."""
+        gone = cost.vanishing(self.dropped)
+        return {unit.name: unit.kernel(self.widths) for unit in cost.units if unit.name not in gone}
+
+    def plan(self, graph: ModelGraph) -> Plan:
+        """The first channels of every group: which ones makes no difference to latency."""
+        hidden = {name for block in graph.blocks if block.id in self.dropped for name in block.inside}
+        kept = {
+            group.id: positions_of(graph, group.id, np.arange(self.widths[group.id], dtype=np.int64))
+            for group in graph.groups
+            if self.widths[group.id] < group.num_channels and group.id not in hidden
+        }
+        return Plan(structure_hash=graph.structure_hash, kept=kept, dropped=self.dropped)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +89,7 @@ def with_networks(
     path: Path | None = None,
     on_network: Callable[[int, int], None] | None = None,
 ) -> LatencyTable:
-    """The table with `NETWORKS` networks of this structure; those that it lacks are measured and written to `path`.
+    """The table with the networks of `calibration_cuts`; those that it lacks are measured and written to `path`.
 
     Which networks is fixed by the structure alone, so that a table answers the same question once (but for the table
     of another device: its networks are measured each time on this one). Raises
@@ -70,12 +97,9 @@ def with_networks(
     """
     structure = source.graph.structure_hash
     missing = [
-        widths
-        for widths in calibration_widths(cost)
-        if not any(
-            n.structure == structure and n.kernels == {u.name: u.kernel(widths) for u in cost.units}
-            for n in table.networks
-        )
+        cut
+        for cut in calibration_cuts(cost)
+        if not any(n.structure == structure and n.kernels == cut.kernels(cost) for n in table.networks)
     ]
     if not missing:
         return table
@@ -84,10 +108,10 @@ def with_networks(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-networks-")))
         engines = []
-        for number, widths in enumerate(missing):
-            cut = apply(first_channels(source.graph, widths), source.model, source.example_inputs, graph=source.graph)
-            kernels = [unit.kernel(widths) for unit in cost.units]
-            engine = export(cut, device, folder / f"network{number}", kernels=kernels, only_to_time=True)
+        for number, cut in enumerate(missing):
+            pruned = apply(cut.plan(source.graph), source.model, source.example_inputs, graph=source.graph)
+            kernels = list(cut.kernels(cost).values())
+            engine = export(pruned, device, folder / f"network{number}", kernels=kernels, only_to_time=True)
             engines.append(engine.path)
             if on_network is not None:
                 on_network(number + 1, len(missing))
@@ -96,8 +120,7 @@ def with_networks(
             profiler.write_fingerprint(log)
             measured, nodes = _measured(profiler, engines)
             lines = [
-                _line(profiler, cost, widths, _key(number), measured, nodes[number])
-                for number, widths in enumerate(missing)
+                _line(profiler, cost, cut, _key(number), measured, nodes[number]) for number, cut in enumerate(missing)
             ]
             log.append([profiler.note_references(measured), *lines])
         fingerprint = profiler.fingerprint.short_hash
@@ -141,20 +164,20 @@ def _quiet(profiler: Profiler, keys: Sequence[str], references: Sequence[str], s
 def _line(
     profiler: Profiler,
     cost: CostModel,
-    widths: Mapping[str, int],
+    cut: Cut,
     key: str,
     measured: Measurement,
     nodes: Sequence[NodeTimes | None],
 ) -> NetworkLine:
     statistics: dict[str, Any] = statistics_of(key, measured)
-    told = _node_ratios([unit_times(cost, widths, times) for times in nodes], statistics["reference_ratio"])
+    told = _node_ratios([unit_times(cost, cut, times) for times in nodes], statistics["reference_ratio"])
     return NetworkLine(
         structure=cost.graph.structure_hash,
         fingerprint=profiler.fingerprint.short_hash,
         session=profiler.id,
         units=[
-            UnitEntry(name=unit.name, kernel=unit.kernel(widths).to_json(), node_ratio=told.get(unit.name))
-            for unit in cost.units
+            UnitEntry(name=name, kernel=kernel.to_json(), node_ratio=told.get(name))
+            for name, kernel in cut.kernels(cost).items()
         ],
         **statistics,
     )
@@ -170,36 +193,35 @@ def _node_ratios(processes: Sequence[UnitTimes | None], ratio: float) -> dict[st
     return {name: digits(float(np.median(values)) * ratio) for name, values in shares.items()}
 
 
-def calibration_widths(cost: CostModel) -> list[dict[str, int]]:
-    """The dense widths, and random ones of three kinds in turn.
+def calibration_cuts(cost: CostModel) -> list[Cut]:
+    """The dense network, some of random widths of three kinds in turn, and some without blocks.
 
     Every group anywhere; all groups near a share of `COMMON_SHARES` on the offered widths, as a solver would; every
-    group anywhere on the offered widths.
+    group anywhere on the offered widths. Those without blocks are of the last two kinds.
     """
-    dense = cost.graph.dense_widths
-    found = [dict(dense)]
-    for seed in range(NETWORKS - 1):
+    graph = cost.graph
+    found = [Cut(widths=graph.dense_widths)]
+    for seed in range(NETWORKS - 1 + (WITHOUT_BLOCKS if graph.blocks else 0)):
         rng = np.random.default_rng(seed)
-        common = COMMON_SHARES[seed // 3 % len(COMMON_SHARES)] if seed % 3 == 1 else None
+        is_whole = seed < NETWORKS - 1
+        kind = seed % 3 if is_whole else 1 + seed % 2
+        common = COMMON_SHARES[seed // 3 % len(COMMON_SHARES)] if kind == 1 else None
         low, high = (LEAST_WIDTH_SHARE, 1.0) if common is None else (common - 0.1, common + 0.1)
         widths = {}
         for group, options in sorted(cost.options.items()):
-            width = max(cost.graph.group(group).least_channels, round(rng.uniform(low, high) * dense[group]))
+            width = max(graph.group(group).least_channels, round(rng.uniform(low, high) * graph.dense_widths[group]))
             nearest = min(options, key=lambda option: abs(option - width))
-            widths[group] = nearest if seed % 3 or width < options[0] else width
-        if widths not in found:
-            found.append(widths)
+            widths[group] = nearest if kind or width < options[0] else width
+        cut = Cut(widths=widths, dropped=() if is_whole else _some_blocks(graph, rng))
+        if cut not in found:
+            found.append(cut)
     return found
 
 
-def first_channels(graph: ModelGraph, widths: Mapping[str, int]) -> Plan:
-    """A plan that keeps the first channels of every group: which ones makes no difference to latency."""
-    kept = {
-        group.id: positions_of(graph, group.id, np.arange(widths[group.id], dtype=np.int64))
-        for group in graph.groups
-        if widths[group.id] < group.num_channels
-    }
-    return Plan(structure_hash=graph.structure_hash, kept=kept)
+def _some_blocks(graph: ModelGraph, rng: np.random.Generator) -> tuple[str, ...]:
+    """Each with a chance of `DROPPED_SHARE`; the first where none was drawn."""
+    drawn = [block.id for block in graph.blocks if rng.uniform() < DROPPED_SHARE] or [graph.blocks[0].id]
+    return tuple(sorted(block.id for block in graph.outermost(drawn)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +232,7 @@ class UnitTimes:
     total_us: float
 
 
-def unit_times(cost: CostModel, widths: Mapping[str, int], nodes: NodeTimes | None) -> UnitTimes | None:
+def unit_times(cost: CostModel, cut: Cut, nodes: NodeTimes | None) -> UnitTimes | None:
     """Lay every executed node at the door of the units that went into it, in proportion to their tabled times.
 
     What belongs to no unit stays in the total. Where the runtime tells what each node covers, a unit of which nothing
@@ -218,8 +240,8 @@ def unit_times(cost: CostModel, widths: Mapping[str, int], nodes: NodeTimes | No
     """
     if nodes is None or nodes.total_us <= 0:
         return None
-    owner = {node: unit.name for unit in cost.units for node in unit.nodes} | {u.name: u.name for u in cost.units}
-    units = {unit.name: unit for unit in cost.units}
+    units = {unit.name: unit for unit in cost.units if unit.name in cut.kernels(cost)}
+    owner = {node: unit.name for unit in units.values() for node in unit.nodes} | {name: name for name in units}
     told = any(node.get("covers") for node in nodes.nodes)
     found = dict.fromkeys(units, 0.0) if told else {}
     for node in nodes.nodes:
@@ -228,7 +250,7 @@ def unit_times(cost: CostModel, widths: Mapping[str, int], nodes: NodeTimes | No
         names = node.get("covers") or [str(node["name"])]
         # runtimes add what they made of it: `fc/WithoutBiases`
         owners = dict.fromkeys(owner[base] for name in names if (base := name.partition("/")[0]) in owner)
-        tabled = {name: float(cost.unit_us(units[name], [widths])[0]) for name in owners}
+        tabled = {name: float(cost.unit_us(units[name], [cut.widths])[0]) for name in owners}
         every = sum(tabled.values())
         for name, us in tabled.items():
             share = us / every if every else 1 / len(tabled)

@@ -15,10 +15,12 @@ from edgeprune.calibration import (
     COMMON_SHARES,
     LEAST_WIDTH_SHARE,
     NETWORKS,
+    WITHOUT_BLOCKS,
+    Cut,
     Source,
     UnitTimes,
     _node_ratios,
-    calibration_widths,
+    calibration_cuts,
     unit_times,
     with_networks,
 )
@@ -68,7 +70,7 @@ def test_by_what_went_into_a_node_also_under_the_names_of_what_was_fused() -> No
     model = model_of(Net())
     times = unit_times(
         model,
-        model.graph.dense_widths,
+        Cut(widths=model.graph.dense_widths),
         nodes(("x", 20.0, ["a/WithoutBiases", "relu/0"]), ("mvn", 7.0, ["layer_norm/0"]), ("odd", 3.0, ["odd"])),
     )
     assert times is not None
@@ -78,7 +80,7 @@ def test_by_what_went_into_a_node_also_under_the_names_of_what_was_fused() -> No
 
 def test_a_node_of_several_units_is_shared_by_their_tabled_times() -> None:
     model = model_of(Net())
-    times = unit_times(model, model.graph.dense_widths, nodes(("x", 30.0, ["layer_norm/0", "transpose/0"])))
+    times = unit_times(model, Cut(widths=model.graph.dense_widths), nodes(("x", 30.0, ["layer_norm/0", "transpose/0"])))
     assert times is not None
     tabled = {unit.name: float(model.unit_us(unit, [model.graph.dense_widths])[0]) for unit in model.units}
     assert times.unit_us["layer_norm"] + times.unit_us["transpose"] == pytest.approx(30.0)
@@ -88,14 +90,14 @@ def test_a_node_of_several_units_is_shared_by_their_tabled_times() -> None:
 
 def test_by_name_where_the_runtime_does_not_tell() -> None:
     model = model_of(Net())
-    times = unit_times(model, model.graph.dense_widths, nodes(("a", 20.0, None), ("Reshape_7", 1.0, None)))
+    times = unit_times(model, Cut(widths=model.graph.dense_widths), nodes(("a", 20.0, None), ("Reshape_7", 1.0, None)))
     assert times is not None
     assert times.unit_us == {"a": 20.0}
 
 
 def test_nodes_that_sum_to_more_than_the_run_are_scaled_to_it() -> None:
     model = model_of(Net())
-    times = unit_times(model, model.graph.dense_widths, nodes(("a", 80.0, ["a"]), ("b", 60.0, ["b"])))
+    times = unit_times(model, Cut(widths=model.graph.dense_widths), nodes(("a", 80.0, ["a"]), ("b", 60.0, ["b"])))
     assert times is not None
     assert times.total_us == 140.0
 
@@ -107,20 +109,21 @@ def test_where_every_node_computes_the_run_is_all_compute_to_the_last_bit() -> N
 
 def test_nothing_is_told_of_units_where_the_runtime_tells_no_nodes() -> None:
     model = model_of(Net())
-    assert unit_times(model, model.graph.dense_widths, None) is None
-    assert unit_times(model, model.graph.dense_widths, nodes(total_us=0.0)) is None
+    assert unit_times(model, Cut(widths=model.graph.dense_widths), None) is None
+    assert unit_times(model, Cut(widths=model.graph.dense_widths), nodes(total_us=0.0)) is None
 
 
 def test_a_copy_that_is_never_executed_costs_nothing_and_what_no_unit_covers_is_overhead() -> None:
     model = model_of(Net())
     networks, truth = [], []
-    for widths in calibration_widths(model):
+    for cut in calibration_cuts(model):
+        widths = cut.widths
         own = {unit.name: float(model.unit_us(unit, [widths])[0]) for unit in model.units} | {"transpose": 0.0}
         truth.append(0.2 + sum(own.values()))
         networks.append(
             NetworkEntry(
                 structure=model.graph.structure_hash,
-                kernels={unit.name: unit.kernel(widths) for unit in model.units},
+                kernels=cut.kernels(model),
                 nodes=own,
                 reference="compute",
                 ratio=truth[-1],
@@ -131,7 +134,7 @@ def test_a_copy_that_is_never_executed_costs_nothing_and_what_no_unit_covers_is_
     fitted = model_of(Net(), tuple(networks))
     transpose = next(unit for unit in fitted.units if unit.name == "transpose")
     assert fitted.unit_us(transpose, [fitted.graph.dense_widths]).tolist() == [0.0]
-    for widths, us in zip(calibration_widths(model), truth, strict=True):
+    for widths, us in zip([cut.widths for cut in calibration_cuts(model)], truth, strict=True):
         assert fitted.predict(widths).us == pytest.approx(us, rel=0.01)
         kept = sum(float(fitted.unit_us(unit, [widths])[0]) for unit in fitted.units)
         assert fitted.overhead_us == pytest.approx(fitted.predict(widths).us - kept)
@@ -140,9 +143,10 @@ def test_a_copy_that_is_never_executed_costs_nothing_and_what_no_unit_covers_is_
 
 def test_the_dense_network_random_ones_and_ones_cut_evenly_to_offered_widths() -> None:
     model = model_of(Net())
-    chosen = calibration_widths(model)
+    cuts = calibration_cuts(model)
+    chosen = [dict(cut.widths) for cut in cuts]
     dense = model.graph.dense_widths
-    assert chosen == calibration_widths(model) and chosen[0] == dense
+    assert cuts == calibration_cuts(model) and cuts[0] == Cut(widths=dense)
     assert NETWORKS / 2 < len(chosen) <= NETWORKS
     assert len({tuple(sorted(widths.items())) for widths in chosen}) == len(chosen)
     even = [w for w in chosen if all(width in model.options[group] for group, width in w.items())]
@@ -150,6 +154,46 @@ def test_the_dense_network_random_ones_and_ones_cut_evenly_to_offered_widths() -
     for widths in chosen[1:]:
         for group, width in widths.items():
             assert LEAST_WIDTH_SHARE * dense[group] - 1 <= width <= dense[group]
+
+
+class Residual(nn.Module):
+    """Two blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 3, padding=1), Branch(), Branch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.c(self.b(torch.relu(self.a(x))))
+        return result
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(24, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.last(torch.relu(self.first(x))))
+
+
+def test_some_networks_lack_blocks_and_are_taught_without_their_units(cache: Path) -> None:
+    net = Residual().eval()
+    null, graph = load_device("null"), trace(net, X)
+    table = measured_table(graph, null, Silent())
+    bare = cost_model(graph, table)
+    without = [cut for cut in calibration_cuts(bare) if cut.dropped]
+    assert len(without) == WITHOUT_BLOCKS
+    for cut in without:
+        assert set(cut.dropped) <= {"b", "c"}
+        units = {unit.name for unit in bare.units} - bare.vanishing(cut.dropped)
+        assert set(cut.kernels(bare)) == units and len(units) < len(bare.units)
+        assert not any(name.startswith(cut.dropped) for name in cut.plan(graph).kept)
+    found = with_networks(table, bare, Source(model=net, graph=graph, example_inputs=X), null)
+    model = cost_model(graph, found)
+    for cut in without:
+        expected = NULL.context * sum(map(time_us, cut.kernels(bare).values())) + NULL.network_us
+        assert model.predict(cut.widths, cut.dropped).us == pytest.approx(expected, rel=0.03)
 
 
 def test_a_unit_takes_its_median_share_over_the_processes(cache: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import edgeprune as ep
 from benchmarks.prediction.networks import build
 from edgeprune.budget import parse_budget
-from edgeprune.calibration import Source, calibration_widths, first_channels, with_networks
+from edgeprune.calibration import Cut, Source, calibration_cuts, with_networks
 from edgeprune.cost import CostModel, cost_model
 from edgeprune.device import Device
 from edgeprune.errors import BudgetError
@@ -170,16 +170,16 @@ def measure(name: str, device_name: str, work: Path, row: Row) -> Row:
     model, inputs = build(name)
     graph = trace(model, inputs)
     plans = {
-        case: replace(first_channels(graph, found["widths"]), dropped=tuple(found["dropped"]))
+        case: Cut(widths=found["widths"], dropped=tuple(found["dropped"])).plan(graph)
         for case, found in row["predict"]["cases"].items()
     }
     table = _table(device)
     cost = cost_model(graph, replace(table, networks=()))
     tabled = {}
-    for number, widths in enumerate(calibration_widths(cost)):
-        kernels = {unit.name: unit.kernel(widths) for unit in cost.units}
+    for number, cut in enumerate(calibration_cuts(cost)):
+        kernels = cut.kernels(cost)
         tabled[f"anchor {number}"] = next(n.ratio for n in table.networks if n.kernels == kernels)
-        plans[f"anchor {number}"] = first_channels(graph, widths)
+        plans[f"anchor {number}"] = cut.plan(graph)
     source = Source(model=model, graph=graph, example_inputs=inputs)
     return {"passes": measure_plans(plans, source, device, work / "engines" / name), "anchors": tabled}
 
