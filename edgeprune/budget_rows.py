@@ -8,7 +8,7 @@ each of the groups that were joined, so that parameters are exact there too).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any, Literal, TypeAlias
@@ -104,7 +104,8 @@ class Row:
     """One budget, `limit` and `dense` in `unit`; `predict(widths, dropped)` gives a value and its 90 % half-width.
 
     `name` is the budget's in the problem, `of` a device's name or a quantity. `is_exact` is false where a size depends
-    on which channels go, not only on how many.
+    on which channels go, not only on how many. `pieces` hold for networks like the dense one; `pieces_near` gives those
+    near another one, where they differ.
     """
 
     name: str
@@ -117,6 +118,11 @@ class Row:
     fixed: float = 0.0
     origin: str = "counted"
     is_exact: bool = True
+    pieces_near: Callable[[Mapping[str, int], Iterable[str]], tuple[Piece, ...]] | None = None
+
+    def near(self, widths: Mapping[str, int], dropped: Iterable[str]) -> Row:
+        """The row as it is for networks like the one of these widths and dropped blocks."""
+        return self if self.pieces_near is None else replace(self, pieces=self.pieces_near(widths, dropped))
 
     def is_wide(self, variables: Variables) -> bool:
         """Whether a piece is tabulated to first order."""
@@ -156,8 +162,12 @@ def latency_row(cost: CostModel, limit_us: float, *, of: str = "", name: str = L
         found = cost.predict(widths, dropped)
         return found.us, found.error_us
 
-    def us_of(unit: Unit) -> Callable[[Points], FloatArray]:
-        return lambda points: cost.unit_us(unit, points)
+    def us_of(unit: Unit, cold: float) -> Callable[[Points], FloatArray]:
+        return lambda points: cost.unit_us(unit, points, cold)
+
+    def pieces_near(widths: Mapping[str, int], dropped: Iterable[str]) -> tuple[Piece, ...]:
+        cold = cost.cold(widths, dropped)
+        return tuple(_piece_of(unit, cost.graph, us_of(unit, cold)) for unit in cost.units)
 
     return Row(
         name=name,
@@ -165,10 +175,11 @@ def latency_row(cost: CostModel, limit_us: float, *, of: str = "", name: str = L
         unit="us",
         limit=limit_us,
         dense=cost.predict({}).us,
-        pieces=tuple(_piece_of(unit, cost.graph, us_of(unit)) for unit in cost.units),
+        pieces=pieces_near({}, ()),
         predict=predict,
         fixed=cost.overhead_us,
         origin=f"predicted from {cost.origin} kernels",
+        pieces_near=pieces_near,
     )
 
 

@@ -31,7 +31,9 @@ from edgeprune.variables import (
 )
 
 ROUNDS = 8
-"""How often costs of concatenations are tabulated anew around the last answer before the best one is taken."""
+"""How often costs are tabulated anew around the last answer before the best one is taken."""
+SETTLED = 1e-4
+"""Tables that come this close to the prediction of their own answer need no other round."""
 ROUNDING = 1e-9
 """What sums in another order may differ by: a budget of exactly the dense latency keeps the dense network."""
 DAMPING = 0.7
@@ -45,7 +47,8 @@ class Choice:
     """What was chosen: widths of the groups, blocks dropped, the solution with its bound, what every budget comes to.
 
     `exact_cost` is false where a unit reads a sum of groups (a concatenation), whose cost was tabulated around the
-    answer to first order; the answer itself was checked against the cost model. `spent` begins with the latency that
+    answer to first order, or where the tables miss the answer's prediction by more than `SETTLED`; the answer itself
+    was checked against the cost model. `spent` begins with the latency that
     the choice was made for.
     """
 
@@ -115,23 +118,25 @@ def choose(
     best: Choice | None = None
     limits = {row.name: row.limit * (1 + ROUNDING / 2) for row in rows}
     dropped = tuple[str, ...]()
-    for _ in range(ROUNDS if wide else 1):
-        solution = _solved(selection_problem(cost.graph, saliency, rows, limits, variables, point), start)
+    for _ in range(ROUNDS):
+        here = [row.near(point, dropped) for row in rows]
+        solution = _solved(selection_problem(cost.graph, saliency, here, limits, variables, point), start)
         if not solution.choice:
             break
-        choice = _read(cost, rows, variables, solution, exact=not wide)
+        choice = start = _read(cost, rows, variables, solution, exact=not wide)
+        settled = choice.exact_cost and solution.feasible
         lowered = any(limits[row.name] < row.limit for row in rows)
         if lowered or not solution.feasible:  # the proof is of a tighter problem than was asked, or that none fits
             choice = replace(choice, solution=replace(solution, gap=math.inf), how="by tables taken anew")
         if all(spent.value <= spent.row.limit * (1 + ROUNDING) for spent in choice.spent):
             if best is None or solution.value > best.solution.value:
                 best = choice
-            if choice.widths == point and choice.dropped == dropped:
+            if settled or (choice.widths == point and choice.dropped == dropped):
                 if not lowered:
                     break
                 limits = {row.name: row.limit * (1 + ROUNDING / 2) for row in rows}
                 continue
-        elif not wide:
+        elif settled:
             break
         point, dropped = dict(choice.widths), choice.dropped
         limits |= {spent.row.name: _moved(spent, solution, limits, len(rows)) for spent in choice.spent}
@@ -262,9 +267,14 @@ def _read(cost: CostModel, rows: Sequence[Row], variables: Variables, solution: 
         predicted_us=spent[0].value,
         error_us=spent[0].error,
         solution=solution,
-        exact_cost=exact and all(row.is_exact for row in rows),
+        exact_cost=exact and all(row.is_exact for row in rows) and _is_settled(spent, solution),
         spent=spent,
     )
+
+
+def _is_settled(spent: Sequence[Spent], solution: Solution) -> bool:
+    """Whether the tables told what the rows predict for the answer."""
+    return all(abs(each.value - solution.cost[each.row.name]) <= SETTLED * each.value for each in spent)
 
 
 def _spent(row: Row, widths: Mapping[str, int], dropped: tuple[str, ...]) -> Spent:
@@ -319,7 +329,10 @@ def dense_choice(cost: CostModel, saliency: Saliency, others: Sequence[Row] = ()
 def floor_layers(cost: CostModel, choice: Choice, count: int = 3) -> list[str]:
     """The units that take most of a network's latency: `name (share)`."""
     gone = cost.vanishing(choice.dropped)
-    us = {unit.name: float(cost.unit_us(unit, [choice.widths])[0]) for unit in cost.units if unit.name not in gone}
+    cold = cost.cold(choice.widths, choice.dropped)
+    us = {
+        unit.name: float(cost.unit_us(unit, [choice.widths], cold)[0]) for unit in cost.units if unit.name not in gone
+    }
     total = sum(us.values()) + cost.overhead_us
     top: Sequence[str] = sorted(us, key=lambda name: (-us[name], name))[:count]
     return [f"{name} ({us[name] / total:.0%})" for name in top]

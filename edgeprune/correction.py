@@ -2,13 +2,20 @@
 
 In a network a unit takes
 
-    us = s (a + a_f + d_u + i_f [c_in ragged] + o_f [c_out ragged]) + m (b_f + q_f [ragged]) + e_f + r_f [ragged]
+    us = s (a + a_f + d_u + i_f [c_in ragged] + o_f [c_out ragged] + j_f [rough])
+         + m (b_f + q_f [ragged] + k_f [rough]) + e_f + l_f [rough]
+         + x (w v + e' + e'_f + r_f [ragged])
 
 with s the tabled time of its kernel, f its family (`regime_of`), u its name in one structure of network, m its memory
-traffic scaled to the family's times; a network takes the sum of its units and c + c_n times the dense sum of s of its
-structure n. All of a, a_f, d_u, i_f, o_f, b_f, q_f, e_f, r_f, c, c_n are normal before anything is measured, about 1
-(a) or 0; measured node times and totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one network says
-something about the families of every other one, and a runtime that tells no node times is corrected by totals alone.
+traffic scaled to the family's times, w the bytes of its weights scaled to all times, x how cold the network is; a
+network takes the sum of its units and c + c_n times the dense sum of s of its structure n. All coefficients are normal
+before anything is measured, about 1 (a) or 0; measured node times and totals make them certain (Bishop 2006, equations
+3.50 and 3.51). So one network says something about the families of every other one, and a runtime that tells no node
+times is corrected by totals alone.
+
+Alone a kernel finds its weights in the cache. In a network they are there only where all it touches in a run fits into
+it: x = W^4 / (W^4 + C^4) of the bytes W of all weights and of the largest activations, with the capacity C of
+`CAPACITIES` that makes what was measured most likely (the evidence, Bishop 2006, equation 3.86).
 
 Totals say how long a network takes, node times only how that is shared among its units: they are loosely weighed, since
 their errors come together (hundreds of nodes of one network, timed in one state of the machine), and what a runtime
@@ -19,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 
@@ -33,6 +41,8 @@ Equations = tuple[FloatArray, FloatArray, FloatArray]
 
 ALL: Column = ("all", "")
 CONSTANT: Column = ("constant", "")
+WEIGHTS: Column = ("weights", "")
+EVERY: Column = ("cold every", "")
 PRIOR = {
     "all": 0.12,
     "family": 0.2,
@@ -41,8 +51,14 @@ PRIOR = {
     "ragged_out": 0.05,
     "bytes": 0.15,
     "ragged bytes": 0.15,
+    "weights": 0.15,
+    "cold every": 0.2,
+    "cold each": 0.1,
+    "cold ragged each": 0.1,
     "each": 0.1,
-    "ragged each": 0.1,
+    "rough": 0.2,
+    "rough bytes": 0.3,
+    "rough each": 0.3,
     "constant": 0.01,
     "own constant": 0.02,
 }
@@ -50,7 +66,12 @@ PRIOR = {
 
 Those of `TYPICAL` are in the median of all tabled times.
 """
-TYPICAL = frozenset({"each", "ragged each"})
+TYPICAL = frozenset({"cold every", "cold each", "cold ragged each", "each", "rough each"})
+COLD = frozenset({"weights", "cold every", "cold each", "cold ragged each"})
+"""Kinds that a network pays only as far as it is cold."""
+CAPACITIES = tuple(2.0**power for power in range(19, 26))
+"""Bytes beyond which a network is cold: what may be found."""
+COLD_POWER = 4
 NODE_NOISE = 0.25
 """Relative noise of the time of one node; all have `NODE_NOISE_TYPICAL` of the median of all tabled times more."""
 NODE_NOISE_TYPICAL = 0.1
@@ -90,7 +111,8 @@ class Observation:
 class Correction:
     """Coefficients by column with their covariance, as learned from `networks` networks.
 
-    `bytes_us` turns memory traffic of a family into time; `typical_us` is the median of all tabled times; `absent` are
+    `bytes_us` turns memory traffic of a family into time, `weights_us` bytes of weights, `capacity` is the bytes
+    beyond which a network is cold; `typical_us` is the median of all tabled times; `absent` are
     the units that the runtime does without; `inflation` is the factor between stated and seen errors.
     """
 
@@ -99,19 +121,28 @@ class Correction:
     mean: FloatArray = field(default_factory=lambda: np.zeros(0))
     covariance: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     bytes_us: Mapping[str, float] = field(default_factory=dict)
+    weights_us: float = 0.0
+    capacity: float = CAPACITIES[0]
     dense_us: Mapping[str, float] = field(default_factory=dict)
     typical_us: float = 1.0
     absent: frozenset[str] = frozenset()
     networks: int = 0
     inflation: float = 1.0
 
-    def unit_us(self, structure: str, works: Sequence[Work]) -> FloatArray:
-        """Time of units in a network, float64 [n] in us."""
-        return self._rows(structure, works) @ self.mean
+    def unit_us(self, structure: str, works: Sequence[Work], cold: float) -> FloatArray:
+        """Time of units in a network that is `cold` to that degree, float64 [n] in us."""
+        return self._rows(structure, works) * self._scale(cold) @ self.mean
+
+    def cold(self, works: Sequence[Work]) -> float:
+        """How far a network is beyond the cache, 0 to 1."""
+        weights = sum(work.kernel.weight_bytes for work in works)
+        largest = max((work.kernel.num_bytes - work.kernel.weight_bytes for work in works), default=0)
+        power = ((weights + largest) / self.capacity) ** COLD_POWER
+        return power / (1 + power)
 
     def total(self, structure: str, works: Sequence[Work]) -> tuple[float, float]:
         """Latency of a network in us and its standard deviation."""
-        rows = self._rows(structure, works)
+        rows = self._rows(structure, works) * self._scale(self.cold(works))
         row = rows.sum(axis=0) + self._around(structure)
         us = float(row @ self.mean)
         parts = rows @ self.mean
@@ -127,15 +158,50 @@ class Correction:
     def _value(self, column: Column) -> float:
         return float(self.mean[self.columns[column]]) if column in self.columns else 0.0
 
+    def _scale(self, cold: float) -> FloatArray:
+        return np.array([cold if kind in COLD else 1.0 for kind, _ in self.columns])
+
     def _rows(self, structure: str, works: Sequence[Work]) -> FloatArray:
+        """Of a cold network."""
         rows = np.zeros((len(works), len(self.columns)))
         for row, work in zip(rows, works, strict=True):
             if f"{structure}/{work.name}" in self.absent:
                 continue
-            for column, value in terms(structure, work, self.stairs, self.bytes_us):
+            for column, value in self.terms(structure, work):
                 if column in self.columns:
                     row[self.columns[column]] += value
         return rows
+
+    def terms(self, structure: str, work: Work) -> Iterable[tuple[Column, float]]:
+        """The columns that a unit's time depends on in a cold network, with their values."""
+        family = regime_of(work.kernel)
+        traffic_us = work.kernel.num_bytes * self.bytes_us.get(family, 0.0)
+        yield ALL, work.us
+        yield ("family", family), work.us
+        yield ("unit", f"{structure}/{work.name}"), work.us
+        yield ("bytes", family), traffic_us
+        yield WEIGHTS, work.kernel.weight_bytes * self.weights_us
+        yield ("each", family), 1.0
+        yield EVERY, 1.0
+        yield ("cold each", family), 1.0
+        own = self.stairs.of(work.kernel.family)
+        ragged = [
+            kind
+            for kind, size, step in (
+                ("ragged_in", work.kernel.c_in, own.c_in),
+                ("ragged_out", work.kernel.c_out, own.c_out),
+            )
+            if size % max(step, LEAST_STEP)
+        ]
+        for kind in ragged:
+            yield (kind, family), work.us
+        if ragged:
+            yield ("ragged bytes", family), traffic_us
+            yield ("cold ragged each", family), 1.0
+        if self.stairs.is_rough(work.kernel, work.kernel.sizes)[0]:
+            yield ("rough", family), work.us
+            yield ("rough bytes", family), traffic_us
+            yield ("rough each", family), 1.0
 
     def _around(self, structure: str) -> FloatArray:
         row = np.zeros(len(self.columns))
@@ -146,38 +212,12 @@ class Correction:
 
 
 def regime_of(kernel: Kernel) -> str:
-    """What shares a correction: the family; a linear on a single row apart, it reads its weights and does little else.
+    """What shares a correction: the family; a contraction of a single row or pixel apart.
 
-    Alone it finds them in the cache, in a network it does not, so what is learned from it holds for no other linear.
+    It reads its weights and does little else, so what is learned from it holds for no other one.
     """
-    return "single row" if kernel.operator == "linear" and not kernel.spatial else kernel.family
-
-
-def terms(
-    structure: str, work: Work, stairs: Staircase, bytes_us: Mapping[str, float]
-) -> Iterable[tuple[Column, float]]:
-    """The columns that a unit's time depends on, with their values."""
-    family = regime_of(work.kernel)
-    traffic_us = work.kernel.num_bytes * bytes_us.get(family, 0.0)
-    yield ALL, work.us
-    yield ("family", family), work.us
-    yield ("unit", f"{structure}/{work.name}"), work.us
-    yield ("bytes", family), traffic_us
-    yield ("each", family), 1.0
-    own = stairs.of(work.kernel.family)
-    ragged = [
-        kind
-        for kind, size, step in (
-            ("ragged_in", work.kernel.c_in, own.c_in),
-            ("ragged_out", work.kernel.c_out, own.c_out),
-        )
-        if size % max(step, LEAST_STEP)
-    ]
-    for kind in ragged:
-        yield (kind, family), work.us
-    if ragged:
-        yield ("ragged bytes", family), traffic_us
-        yield ("ragged each", family), 1.0
+    is_single = prod(kernel.spatial) == 1 and kernel.operator in ("conv", "linear")
+    return "single row" if is_single else kernel.family
 
 
 def uncorrected(structure: str, works: Sequence[Work], stairs: Staircase) -> Correction:
@@ -199,7 +239,11 @@ def learn(
     prior = _prior(observations, stairs, known)
     if not observations:
         return prior
-    parts = _weighted(prior, [_equations(prior, observation) for observation in observations])
+    equations = [_equations(prior, observation) for observation in observations]
+    colds = [replace(prior, capacity=capacity) for capacity in CAPACITIES]
+    found = [_weighted(each, equations, [each.cold(o.works) for o in observations]) for each in colds]
+    best = int(np.argmax([evidence for _, evidence in found]))
+    prior, (parts, _) = colds[best], found[best]
     gram, moment = _squares(parts)
     structures = {structure for structure, _ in known}
     own = [i for i, observation in enumerate(observations) if observation.structure in structures]
@@ -240,22 +284,26 @@ def _prior(
         for work in works:
             us, traffic = sums.get(regime_of(work.kernel), (0.0, 0.0))
             sums[regime_of(work.kernel)] = us + work.us, traffic + work.kernel.num_bytes
-    typical_us = float(np.median([work.us for _, works in networks for work in works]))
-    bytes_us = {family: us / traffic for family, (us, traffic) in sums.items() if traffic}
-    for structure, works in networks:
-        for work in works:
-            for column, _ in terms(structure, work, stairs, bytes_us):
-                columns.setdefault(column, len(columns))
-    return Correction(
+    weight_bytes = sum(work.kernel.weight_bytes for _, works in networks for work in works)
+    prior = Correction(
         stairs=stairs,
-        columns=columns,
-        mean=np.array([1.0 if column == ALL else 0.0 for column in columns]),
-        covariance=np.diag([(PRIOR[kind] * (typical_us if kind in TYPICAL else 1.0)) ** 2 for kind, _ in columns]),
-        bytes_us=bytes_us,
-        typical_us=typical_us,
+        bytes_us={family: us / traffic for family, (us, traffic) in sums.items() if traffic},
+        weights_us=sum(us for us, _ in sums.values()) / max(1, weight_bytes),
+        typical_us=float(np.median([work.us for _, works in networks for work in works])),
         dense_us=dense_us,
         absent=frozenset(name for name, times in told.items() if not any(times)),
         networks=len(observations),
+    )
+    for structure, works in networks:
+        for work in works:
+            for column, _ in prior.terms(structure, work):
+                columns.setdefault(column, len(columns))
+    deviations = [PRIOR[kind] * (prior.typical_us if kind in TYPICAL else 1.0) for kind, _ in columns]
+    return replace(
+        prior,
+        columns=columns,
+        mean=np.array([1.0 if column == ALL else 0.0 for column in columns]),
+        covariance=np.diag(np.square(deviations)),
     )
 
 
@@ -271,24 +319,33 @@ def _posterior(prior: Correction, gram: FloatArray, moment: FloatArray) -> Corre
     return replace(prior, mean=prior.mean + covariance @ moment, covariance=covariance)
 
 
-def _weighted(prior: Correction, parts: Sequence[Equations]) -> list[tuple[FloatArray, FloatArray]]:
-    """Rows and what is left of the measured times, over their noise; outliers are weighed down, in three rounds."""
-    rows = np.concatenate([rows for rows, _, _ in parts])
-    left = np.concatenate([us for _, us, _ in parts]) - rows @ prior.mean
-    precision = 1 / np.concatenate([noise for _, _, noise in parts])
+def _weighted(
+    prior: Correction, equations: Sequence[Equations], colds: Sequence[float]
+) -> tuple[list[tuple[FloatArray, FloatArray]], float]:
+    """Rows and what is left of the measured times, over their noise, for each network, and the logarithm of their
+    evidence but for a constant; outliers are weighed down, in three rounds."""
+    rows = np.concatenate([rows * prior._scale(cold) for (rows, _, _), cold in zip(equations, colds, strict=True)])
+    left = np.concatenate([us for _, us, _ in equations]) - rows @ prior.mean
+    precision = 1 / np.concatenate([noise for _, _, noise in equations])
     certainty = np.diag(1 / np.diag(prior.covariance))
     weights = precision
-    for _ in range(2):
+    for last in (False, False, True):
         scaled = rows * weights[:, None]
-        shift = np.linalg.solve(scaled.T @ scaled + certainty, scaled.T @ (left * weights))
+        gram, moment = scaled.T @ scaled + certainty, scaled.T @ (left * weights)
+        shift = np.linalg.solve(gram, moment)
+        if last:
+            break
         far = np.abs((left - rows @ shift) * precision)
         weights = precision * np.sqrt(np.minimum(1.0, OUTLIER / np.maximum(far, 1e-9)))
-    ends = np.cumsum([len(us) for _, us, _ in parts])[:-1]
-    return list(zip(np.split(rows * weights[:, None], ends), np.split(left * weights, ends), strict=True))
+    evidence = np.log(weights).sum() - 0.5 * (np.sum((left * weights) ** 2) - moment @ shift)
+    evidence -= 0.5 * float(np.linalg.slogdet(gram)[1])
+    ends = np.cumsum([len(us) for _, us, _ in equations])[:-1]
+    parts = zip(np.split(rows * weights[:, None], ends), np.split(left * weights, ends), strict=True)
+    return list(parts), float(evidence)
 
 
 def _equations(prior: Correction, observation: Observation) -> Equations:
-    """One for each node that was told, one for the total."""
+    """One for each node that was told, one for the total; of a cold network."""
     works = observation.works
     rows = prior._rows(observation.structure, works)
     told = [i for i, work in enumerate(works) if work.node_us is not None and rows[i].any()]

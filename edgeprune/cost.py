@@ -64,23 +64,32 @@ class CostModel:
         dense = self.predict({})
         return dense.error_us / dense.us
 
-    def unit_us(self, unit: Unit, kept: Sequence[Mapping[str, int]]) -> FloatArray:
-        """What a unit adds to a network, float64 [n] in us, for n choices of the channels that its groups keep."""
+    def unit_us(self, unit: Unit, kept: Sequence[Mapping[str, int]], cold: float = 1.0) -> FloatArray:
+        """What a unit adds to a network, float64 [n] in us, for n choices of the channels that its groups keep.
+
+        `cold` is how far the whole network is beyond the cache.
+        """
         surface = self.surfaces[shape_key(unit.dense)]
         tabled = surface.at([unit.sizes(widths) for widths in kept])
         works = [
             Work(name=unit.name, kernel=unit.kernel(widths), us=us)
             for widths, us in zip(kept, tabled.tolist(), strict=True)
         ]
-        return self.correction.unit_us(self.graph.structure_hash, works)
+        return self.correction.unit_us(self.graph.structure_hash, works, cold)
+
+    def cold(self, widths: Mapping[str, int], dropped: Iterable[str] = ()) -> float:
+        """How far the network with these widths, dense where not named, is beyond the cache: 0 to 1."""
+        return self.correction.cold(self._works(widths, dropped))
 
     def predict(self, widths: Mapping[str, int], dropped: Iterable[str] = ()) -> Prediction:
         """Latency of the network with `widths[group]` channels kept (dense where not named) and blocks dropped."""
-        kept = {**self.graph.dense_widths, **widths}
-        gone = self.vanishing(dropped)
-        works = works_of([unit for unit in self.units if unit.name not in gone], kept, self.surfaces)
-        us, deviation = self.correction.total(self.graph.structure_hash, works)
+        us, deviation = self.correction.total(self.graph.structure_hash, self._works(widths, dropped))
         return Prediction(us=us, error_us=INTERVAL * deviation)
+
+    def _works(self, widths: Mapping[str, int], dropped: Iterable[str]) -> tuple[Work, ...]:
+        gone = self.vanishing(dropped)
+        kept = {**self.graph.dense_widths, **widths}
+        return works_of([unit for unit in self.units if unit.name not in gone], kept, self.surfaces)
 
     def vanishing(self, dropped: Iterable[str]) -> frozenset[str]:
         """Names of the units that go with the dropped blocks."""

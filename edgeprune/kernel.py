@@ -124,20 +124,26 @@ class Kernel:
         return 0
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights."""
+        if self.operator not in ("conv", "linear"):
+            return 0
+        elements = self.c_out * self.c_in // self.groups * (prod(self.window) if self.window else 1)
+        return elements * BYTES_PER_ELEMENT[self.precision]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes read and written once: inputs, weights, second input of an add, output."""
         outputs = self.batch * self.c_out * prod(self.spatial_out)
         elements = self.batch * self.c_in * prod(self.spatial) + outputs
-        if self.operator in ("conv", "linear"):
-            elements += self.c_out * self.c_in // self.groups * (prod(self.window) if self.window else 1)
-        elif self.operator == "matmul":
+        if self.operator == "matmul":
             elements += self.batch * self.c_out * self.c_in // self.groups
         elif self.operator == "attention":
             queries, keys = self.spatial
             elements = self.batch * (queries + keys) * (self.c_in + self.c_out)
         if self.operator == "add" or "add" in self.epilogue:
             elements += outputs
-        return elements * BYTES_PER_ELEMENT[self.precision]
+        return elements * BYTES_PER_ELEMENT[self.precision] + self.weight_bytes
 
     @property
     def sizes(self) -> tuple[int, int, int]:

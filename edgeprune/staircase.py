@@ -1,12 +1,14 @@
 """Latency is a staircase in the widths: at which multiples each kernel family runs at full rate, found by measuring.
 
-Legend: s step of an axis; e(w) the width that is worked on, w rounded up to a multiple of s; *ragged*: w is none.
+Legend: s step of an axis; e(w) the width that is worked on, w rounded up to a multiple of s; *ragged*: w is none; g
+grain, a few channels; *rough*: w is no multiple of g, and the runtime falls back to another implementation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +24,55 @@ LEAST_STEP = 8
 FIXED_SIZE = 96
 """Width of the axis that is not varied."""
 PROBED = (*range(64, 97, 4), 104, 112, 120, 128)
-"""Widths that are measured along each axis."""
+"""Widths that are measured along each axis, to find its step."""
+GRAINS = (4, 2)
+PROBED_BETWEEN = (65, 66, 70, 77, 90, 97, 102)
+"""Those that are measured beside them, to find its grain."""
+PROBED_NARROW = (8, 16, 32)
+"""And to see whether a width below the step costs as much as the step."""
+NARROW_SHARE = 0.9
+"""Half a step that takes less than this share of a whole one is not padded to it."""
 EVIDENCE = 10.0
 """How much lower the Bayesian information criterion of a step has to be than that of no step."""
 MOST_PENALTY = 1.0
+MOST_ROUGH = 20.0
+
+
+class Axis(NamedTuple):
+    """Step, ragged penalty, grain, rough penalty, and whether widths below the step are padded to it."""
+
+    step: int
+    ragged: float
+    grain: int
+    rough: float
+    pads: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stairs:
-    """Steps of one kernel family along c_in and c_out, and the share by which a ragged width is slower than e(w)."""
+    """Steps of one kernel family along c_in and c_out, and the share by which a ragged width is slower than e(w).
+
+    Grains too, and the share by which a rough width is slower still; `pads` is false where widths below the step are
+    not padded to it.
+    """
 
     c_in: int = 1
     c_out: int = 1
     ragged_in: float = 0.0
     ragged_out: float = 0.0
+    grain_in: int = 1
+    grain_out: int = 1
+    rough_in: float = 0.0
+    rough_out: float = 0.0
+    pads_in: bool = True
+    pads_out: bool = True
+
+    def axes(self, *, is_depthwise: bool) -> tuple[tuple[int, Axis], ...]:
+        """Each with its place in `Kernel.sizes`; channels of a depthwise convolution are its groups."""
+        out = Axis(self.c_out, self.ragged_out, self.grain_out, self.rough_out, self.pads_out)
+        if is_depthwise:
+            return ((0, out),)
+        return (1, Axis(self.c_in, self.ragged_in, self.grain_in, self.rough_in, self.pads_in)), (2, out)
 
     @property
     def step(self) -> int:
@@ -60,26 +97,32 @@ class Staircase:
         return found | ({"grouped": found["conv"]} if "conv" in found else {})
 
     def worked_on(self, kernel: Kernel, sizes: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """e(w) of every size and the factor for ragged ones: float64 [n, 3] and [n], for `Kernel.sizes` [n, 3].
-
-        A depthwise convolution's channels are its groups, which climb the c_out axis.
-        """
-        stairs = self.of(kernel.family)
+        """e(w) of every size and the factor for ragged and rough ones: float64 [n, 3] and [n], for sizes [n, 3]."""
         sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 3)
-        axes = {0: (stairs.c_out, stairs.ragged_out)} if kernel.is_depthwise else {}
-        if not axes:
-            axes = {1: (stairs.c_in, stairs.ragged_in), 2: (stairs.c_out, stairs.ragged_out)}
         worked, factor = sizes.copy(), np.ones(len(sizes))
-        for axis, (step, penalty) in axes.items():
-            if step > 1:
-                wide = sizes[:, axis] > 1  # 1 stands for a size that follows from others
-                worked[:, axis] = np.where(wide, np.ceil(sizes[:, axis] / step) * step, sizes[:, axis])
-                factor *= 1 + penalty * (wide & (worked[:, axis] != sizes[:, axis]))
+        for place, axis in self.of(kernel.family).axes(is_depthwise=kernel.is_depthwise):
+            size = sizes[:, place]
+            wide = size > (1 if axis.pads else axis.step)  # 1 stands for a size that follows from others
+            worked[:, place] = np.where(wide, np.ceil(size / axis.step) * axis.step, size)
+            factor *= 1 + axis.ragged * (wide & (size % axis.step > 0))
+            factor *= 1 + axis.rough * ((size > 1) & (size % axis.grain > 0))
         return worked, factor
+
+    def has_grain(self, families: Iterable[str]) -> bool:
+        """Whether one of these families is slower at rough widths."""
+        return any(max(self.of(family).grain_in, self.of(family).grain_out) > 1 for family in families)
+
+    def is_rough(self, kernel: Kernel, sizes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """bool [n] for `Kernel.sizes` [n, 3]: whether any of them is no multiple of its grain."""
+        sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 3)
+        found = np.zeros(len(sizes), dtype=np.bool_)
+        for place, axis in self.of(kernel.family).axes(is_depthwise=kernel.is_depthwise):
+            found |= (sizes[:, place] > 1) & (sizes[:, place] % axis.grain > 0)
+        return found
 
 
 def staircase_kernels(precision: str) -> tuple[Kernel, ...]:
-    """A few small kernels that show the steps of each family: `PROBED` widths along each axis."""
+    """A few small kernels that show the steps and grains of each family along each axis."""
     return tuple(sorted({kernel for lines in _lines(precision).values() for line in lines for kernel in line.values()}))
 
 
@@ -87,14 +130,31 @@ def find_staircase(latency_us: Mapping[Kernel, float], precision: str) -> Stairc
     """The stairs that measured latencies show, in any unit; no step along an axis that was not measured.
 
     Along each axis latency is fitted by a + b e(w) + c e(w) [w ragged] for every step s; the step whose Bayesian
-    information criterion (Schwarz 1978) is least counts, if it is below that of a straight line by `EVIDENCE`.
+    information criterion (Schwarz 1978) is least counts, if it is below that of a straight line by `EVIDENCE`. Then,
+    over the widths between too, by d e(w) [w rough] more for every grain, which counts by the same rule.
     """
     families = {}
     for family, lines in _lines(precision).items():
-        found = [_step_along({size: latency_us[k] for size, k in line.items() if k in latency_us}) for line in lines]
-        (c_in, ragged_in), (c_out, ragged_out) = found if len(found) == 2 else ((1, 0.0), found[0])
-        if any(k in latency_us for line in lines for k in line.values()):
-            families[family] = Stairs(c_in=c_in, c_out=c_out, ragged_in=ragged_in, ragged_out=ragged_out)
+        known = [{size: latency_us[k] for size, k in line.items() if k in latency_us} for line in lines]
+        if not any(known):
+            continue
+        steps = [_step_along({w: us for w, us in line.items() if w in PROBED}) for line in known]
+        grains = [_grain_along(line, step) for line, (step, _) in zip(known, steps, strict=True)]
+        pads = [_pads(line, step) for line, (step, _) in zip(known, steps, strict=True)]
+        (c_in, ragged_in), (c_out, ragged_out) = steps if len(steps) == 2 else ((1, 0.0), steps[0])
+        (grain_in, rough_in), (grain_out, rough_out) = grains if len(grains) == 2 else ((1, 0.0), grains[0])
+        families[family] = Stairs(
+            c_in=c_in,
+            c_out=c_out,
+            ragged_in=ragged_in,
+            ragged_out=ragged_out,
+            grain_in=grain_in,
+            grain_out=grain_out,
+            rough_in=rough_in,
+            rough_out=rough_out,
+            pads_in=len(pads) < 2 or pads[0],
+            pads_out=pads[-1],
+        )
     return Staircase(families=families)
 
 
@@ -110,15 +170,48 @@ def _step_along(line: Mapping[int, float]) -> tuple[int, float]:
     straight, _ = _criterion(np.stack([np.ones_like(widths), widths], axis=1), us, weights)
     best, found = straight - EVIDENCE, (1, 0.0)
     for step in STEPS:
-        worked = np.ceil(widths / step) * step
-        ragged = worked * (worked != widths)
-        columns = [np.ones_like(widths), worked] + ([ragged] if ragged.any() else [])
-        value, fitted = _criterion(np.stack(columns, axis=1), us, weights)
+        value, fitted = _criterion(_columns(widths, step), us, weights)
         if value < best and fitted[1] > 0:
-            average = fitted[0] + fitted[1] * worked.mean()
-            penalty = fitted[2] * worked.mean() / average if len(fitted) > 2 else 0.0
-            best, found = value, (step, float(np.clip(penalty, 0.0, MOST_PENALTY)))
+            best, found = value, (step, _penalty(fitted, widths, step, MOST_PENALTY) if len(fitted) > 2 else 0.0)
     return found
+
+
+def _grain_along(line: Mapping[int, float], step: int) -> tuple[int, float]:
+    """The grain of one axis, its step known, and the penalty of rough widths."""
+    line = {width: us for width, us in line.items() if width not in PROBED_NARROW}
+    if len([width for width in line if width in PROBED_BETWEEN]) < len(PROBED_BETWEEN) - 1 or min(line.values()) <= 0:
+        return 1, 0.0
+    widths = np.array(sorted(line), dtype=np.float64)
+    us = np.array([line[int(width)] for width in widths])
+    worked, columns = np.ceil(widths / step) * step, _columns(widths, step)
+    smooth, _ = _criterion(columns, us, 1 / us)
+    best, found = smooth - EVIDENCE, (1, 0.0)
+    for grain in GRAINS:
+        rough = worked * (widths % grain > 0)
+        value, fitted = _criterion(np.column_stack([columns, rough]), us, 1 / us)
+        if value < best and fitted[1] > 0 and fitted[-1] > 0:
+            best, found = value, (grain, _penalty(fitted, widths, step, MOST_ROUGH))
+    return found
+
+
+def _pads(line: Mapping[int, float], step: int) -> bool:
+    """Whether half a step takes as long as a whole one; also where that was not measured."""
+    if step == 1 or not {step // 2, step} <= line.keys():
+        return True
+    return line[step // 2] >= NARROW_SHARE * line[step]
+
+
+def _columns(widths: FloatArray, step: int) -> FloatArray:
+    """1, e(w) and, where there are such, e(w) of the ragged ones."""
+    worked = np.ceil(widths / step) * step
+    ragged = worked * (worked != widths)
+    return np.stack([np.ones_like(widths), worked, *([ragged] if ragged.any() else [])], axis=1)
+
+
+def _penalty(fitted: FloatArray, widths: FloatArray, step: int, most: float) -> float:
+    """The last coefficient as a share of the latency of a width that is neither ragged nor rough."""
+    worked = float(np.mean(np.ceil(widths / step) * step))
+    return float(np.clip(fitted[-1] * worked / (fitted[0] + fitted[1] * worked), 0.0, most))
 
 
 def _criterion(columns: FloatArray, us: FloatArray, weights: FloatArray) -> tuple[float, FloatArray]:
@@ -131,6 +224,7 @@ def _criterion(columns: FloatArray, us: FloatArray, weights: FloatArray) -> tupl
 
 def _lines(precision: str) -> dict[str, tuple[dict[int, Kernel], ...]]:
     """Family to its probed lines, along c_in and c_out (depthwise: along both at once): width to kernel."""
+    probed = sorted({*PROBED, *PROBED_BETWEEN, *PROBED_NARROW})
     conv = Kernel(
         operator="conv",
         c_in=FIXED_SIZE,
@@ -156,8 +250,8 @@ def _lines(precision: str) -> dict[str, tuple[dict[int, Kernel], ...]]:
         ),
     }
     lines = {
-        family: ({w: replace(base, c_in=w) for w in PROBED}, {w: replace(base, c_out=w) for w in PROBED})
+        family: ({w: replace(base, c_in=w) for w in probed}, {w: replace(base, c_out=w) for w in probed})
         for family, base in bases.items()
     }
-    depthwise = {w: replace(conv, c_in=w, c_out=w, groups=w, spatial=(56, 56)) for w in PROBED}
+    depthwise = {w: replace(conv, c_in=w, c_out=w, groups=w, spatial=(56, 56)) for w in probed}
     return {**lines, "depthwise": (depthwise,)}

@@ -1,7 +1,8 @@
 """Latency of one piece of work as a function of its widths, from scattered measurements, with an error estimate.
 
 A Gaussian process on the logarithm of latency (kriging; Rasmussen and Williams 2006, chapter 2), around a mean that is
-linear in the widths and their product. Legend: X widths that are worked on [n, 3]; m(X) the mean; r = log us - log m.
+linear in the widths and their product. Legend: X widths that are worked on [n, 3], with a fourth coordinate for rough
+ones; m(X) the mean; r = log us - log m.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from edgeprune.staircase import FloatArray, Staircase
 
 LEAST_US = 0.05
 """Times below this (work that the runtime found a way around) count as this."""
+ROUGH_APART = 4.0
+"""What is learned of rough widths says as much of the others as of those this many times as wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,7 @@ class Surface:
                 raise TableError(
                     f"width {column.min():g} to {column.max():g} is outside the measured {low:g} to {high:g}"
                 )
-        worked, ragged = self.stairs.worked_on(self.kernel, wanted)
+        worked, ragged = _placed(self.stairs, self.kernel, wanted)
         us = _mean(worked, self.mean) * ragged * np.exp(self._covariance(worked, self.worked) @ self.weights)
         return us, worked
 
@@ -133,7 +136,7 @@ def surfaces_of(
     points = {key: Points.of(kernels) for key, kernels in latency_us.items()}
     worked, means, residuals = {}, {}, {}
     for key, own in points.items():
-        worked[key], ragged = stairs.worked_on(own.kernel, own.sizes)
+        worked[key], ragged = _placed(stairs, own.kernel, own.sizes)
         means[key] = _fitted_mean(worked[key], own.us / ragged)
         residuals[key] = np.log(own.us / ragged / _mean(worked[key], means[key]))
     families: dict[str, list[Kernel]] = {}
@@ -197,9 +200,16 @@ def _left_out(worked: FloatArray, residual: FloatArray, roughness: Roughness) ->
     return float(-0.5 * np.sum(np.log(variance) + error**2 / variance))
 
 
+def _placed(stairs: Staircase, kernel: Kernel, sizes: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Widths that are worked on and a coordinate that is `ROUGH_APART` where they are rough, [n, 4]; the factor [n]."""
+    worked, factor = stairs.worked_on(kernel, sizes)
+    rough = np.where(stairs.is_rough(kernel, sizes), ROUGH_APART, 1.0)
+    return np.column_stack([worked, rough]), factor
+
+
 def _columns(worked: FloatArray) -> FloatArray:
     """1, g a, g b and g a b of widths (g, a, b): what reading, writing and multiplying grow with."""
-    groups, c_in, c_out = worked.T
+    groups, c_in, c_out = worked.T[:3]
     return np.stack([np.ones(len(worked)), groups * c_in, groups * c_out, groups * c_in * c_out], axis=1)
 
 

@@ -84,7 +84,12 @@ def test_before_any_network_the_table_is_believed_with_a_wide_error() -> None:
     expected = (sum(deviation**2 for deviation in whole) + TOTAL_NOISE**2) * us**2
     expected += (PRIOR["family"] ** 2 + PRIOR["bytes"] ** 2) * sum(time**2 for time in traffic.values())
     expected += PRIOR["unit"] ** 2 * (a**2 + b**2 + head**2)
-    expected += (PRIOR["each"] * np.median([a, b, head])) ** 2 * (2**2 + 1**2)  # two convolutions are off together
+    typical, cold = np.median([a, b, head]), uncorrected("net", works, BARE).cold(works)
+    assert 0 < cold < 1
+    expected += (PRIOR["each"] * typical) ** 2 * (2**2 + 1**2)
+    expected += (cold * PRIOR["cold every"] * typical) ** 2 * 3**2  # all three are off together
+    expected += (cold * PRIOR["cold each"] * typical) ** 2 * (2**2 + 1**2)  # two convolutions are
+    expected += (cold * PRIOR["weights"] * sum_us(works)) ** 2  # weights are scaled to the time of all
     assert deviation == pytest.approx(np.sqrt(expected), rel=1e-9)
 
 
@@ -119,7 +124,7 @@ def test_node_times_tell_a_factor_for_each_family_and_take_up_the_overhead() -> 
         measured(network(*widths), lambda work: FACTORS[work.kernel.family], constant_us=constant) for widths in MANY
     ]
     correction = learn(observations, BARE, known=[("net", network())])
-    for work, us in zip(UNSEEN, correction.unit_us("net", UNSEEN), strict=True):
+    for work, us in zip(UNSEEN, correction.unit_us("net", UNSEEN, correction.cold(UNSEEN)), strict=True):
         expected = FACTORS[work.kernel.family] * work.us + constant / len(UNSEEN)  # what is beside them is shared
         assert us / work.us == pytest.approx(expected / work.us, abs=0.03), work.name
     total = constant + sum(FACTORS[work.kernel.family] * work.us for work in UNSEEN)
@@ -130,11 +135,19 @@ def test_one_unit_of_its_own_kind_keeps_its_factor_to_itself() -> None:
     """`b` takes 1.4 times as long; `c`, of its family, is believed to take a little longer, `head` is not."""
     observations = [measured(network(*widths), lambda w: 1.4 if w.name == "b" else 1.0) for widths in 2 * MANY]
     correction = learn(observations, BARE, known=[("net", network())])
-    factor = dict(zip(UNITS, correction.unit_us("net", UNSEEN) / [work.us for work in UNSEEN], strict=True))
+    factor = dict(
+        zip(
+            UNITS,
+            correction.unit_us("net", UNSEEN, correction.cold(UNSEEN)) / [work.us for work in UNSEEN],
+            strict=True,
+        )
+    )
     assert factor["b"] == pytest.approx(1.4, abs=0.03)
     assert all(factor[name] == pytest.approx(1.0, abs=0.02) for name in UNITS if name != "b")
     unknown = replace(UNSEEN[2], name="another")
-    assert 1.02 < float(correction.unit_us("net", [unknown])[0]) / unknown.us < 1.4, "a name that was never seen"
+    assert 1.02 < float(correction.unit_us("net", [unknown], correction.cold(UNSEEN))[0]) / unknown.us < 1.4, (
+        "a name that was never seen"
+    )
 
 
 def posterior_by_least_squares(
@@ -151,11 +164,16 @@ def posterior_by_least_squares(
 
 
 def equations_by_hand(
-    correction: Correction, observation: Observation, bytes_us: Mapping[str, float], dense_us: float
+    correction: Correction,
+    observation: Observation,
+    bytes_us: Mapping[str, float],
+    weights_us: float,
+    dense_us: float,
 ) -> tuple[FloatArray, list[float], list[float]]:
     """One equation for each node and, last, one for the total: rows, measured us, noise in us."""
     rows, us, noise = [], [], []
     told = [work.node_us for work in observation.works if work.node_us is not None]
+    cold = correction.cold(observation.works)
     beside = (observation.total_us - sum(told)) / len(told)
     for work in observation.works:
         family = work.kernel.family
@@ -164,7 +182,10 @@ def equations_by_hand(
             ("family", family): work.us,
             ("unit", f"net/{work.name}"): work.us,
             ("bytes", family): work.kernel.num_bytes * bytes_us[family],
+            ("weights", ""): cold * work.kernel.weight_bytes * weights_us,
             ("each", family): 1.0,
+            ("cold every", ""): cold,
+            ("cold each", family): cold,
         }
         assert work.node_us is not None
         rows.append(np.array([values.get(column, 0.0) for column in correction.columns]))
@@ -193,7 +214,8 @@ def test_the_posterior_is_that_of_least_squares_drawn_to_the_prior() -> None:
     for family in ("conv", "linear"):
         own = [work for work in every if work.kernel.family == family]
         bytes_us[family] = sum_us(own) / sum(work.kernel.num_bytes for work in own)
-    parts = [equations_by_hand(correction, o, bytes_us, sum_us(works[0])) for o in observations]
+    weights_us = sum_us(every) / sum(work.kernel.weight_bytes for work in every)
+    parts = [equations_by_hand(correction, o, bytes_us, weights_us, sum_us(works[0])) for o in observations]
 
     def fitted(numbers: Sequence[int]) -> tuple[FloatArray, FloatArray]:
         rows = np.concatenate([parts[i][0] for i in numbers])
@@ -223,7 +245,7 @@ def test_an_outlier_hardly_moves_the_rest() -> None:
     clean = learn(observations, BARE, known=[("net", network())])
     moved = learn([observations[0], spoiled, *observations[2:]], BARE, known=[("net", network())])
     assert moved.total("net", UNSEEN)[0] == pytest.approx(clean.total("net", UNSEEN)[0], rel=0.01)
-    before, after = (each.unit_us("net", UNSEEN) for each in (clean, moved))
+    before, after = (each.unit_us("net", UNSEEN, each.cold(UNSEEN)) for each in (clean, moved))
     assert after[1:] == pytest.approx(before[1:], rel=0.01)
     assert after[0] == pytest.approx(before[0], rel=0.05)
 
@@ -241,7 +263,7 @@ def test_a_unit_told_as_zero_everywhere_is_absent() -> None:
     observations = [measured(network(*widths), lambda w: float(w.name != "join")) for widths in WIDTHS]
     correction = learn(observations, BARE, known=[("net", network())])
     assert correction.absent == {"net/join"}
-    us = dict(zip(UNITS, correction.unit_us("net", UNSEEN), strict=True))
+    us = dict(zip(UNITS, correction.unit_us("net", UNSEEN, correction.cold(UNSEEN)), strict=True))
     assert us["join"] == 0.0 and min(us[name] for name in UNITS if name != "join") > 0
     without = sum_us([work for work in UNSEEN if work.name != "join"])
     assert correction.total("net", UNSEEN)[0] == pytest.approx(without, rel=0.01)
@@ -255,7 +277,7 @@ def test_a_unit_that_is_absent_in_one_structure_is_there_in_another() -> None:
     observations = [measured(network(*widths), lambda w: float(w.name != "join")) for widths in WIDTHS]
     correction = learn(observations, BARE, known=[("other", network())])
     assert "other/join" not in correction.absent
-    assert float(correction.unit_us("other", [UNSEEN[4]])[0]) > 0
+    assert float(correction.unit_us("other", [UNSEEN[4]], 1.0)[0]) > 0
 
 
 def test_other_networks_teach_the_families_of_one_that_was_never_measured() -> None:
@@ -270,11 +292,42 @@ def test_other_networks_teach_the_families_of_one_that_was_never_measured() -> N
         for widths in WIDTHS
     ]
     ours = network(units={"a": CONV, "head": LINEAR})
-    conv, linear = learn(observations, BARE, known=[("ours", ours)]).unit_us("ours", ours) / [w.us for w in ours]
+    taught = learn(observations, BARE, known=[("ours", ours)])
+    conv, linear = taught.unit_us("ours", ours, taught.cold(ours)) / [w.us for w in ours]
     assert conv == pytest.approx(1.3, abs=0.06)
     assert linear == pytest.approx(1.0, abs=0.06)
     before, after = uncorrected("ours", ours, BARE), learn(observations, BARE, known=[("ours", ours)])
     assert after.total("ours", ours)[1] < before.total("ours", ours)[1]
+
+
+def test_how_cold_a_network_is_goes_by_its_weights_and_its_largest_activations() -> None:
+    """At the capacity a half; sharply less below it and all above."""
+    conv, linear = network(units={"a": CONV, "head": LINEAR})
+    activations = [4 * 64 * (conv.kernel.spatial[0] * conv.kernel.spatial[1]) * 2, 4 * 64 * 49 * 2]
+    touched = 4 * (64 * 64 * 9 + 64 * 64) + max(activations)
+    for share, cold in ((1.0, 0.5), (0.5, 1 / 17), (2.0, 16 / 17)):
+        assert Correction(stairs=BARE, capacity=touched / share).cold([conv, linear]) == pytest.approx(cold)
+
+
+def factors_of(factors: Mapping[str, float]) -> Callable[[Work], float]:
+    return lambda work: factors[work.name]
+
+
+@pytest.mark.parametrize("capacity", [2.0**19, 2.0**21])
+def test_the_capacity_is_the_one_that_explains_what_networks_take_for_their_weights(capacity: float) -> None:
+    """A megabyte of weights costs 1 ms, but only in networks beyond the capacity."""
+    deep = {f"x{i}": CONV for i in range(8)} | {"head": LINEAR}
+    cold = Correction(stairs=BARE, capacity=capacity)
+    observations = []
+    for widths in [(c, c) for c in range(16, 257, 16)]:
+        works = network(*widths, units=deep)
+        extra = cold.cold(works) * 1e-3
+        factors = {work.name: 1 + extra * work.kernel.weight_bytes / work.us for work in works}
+        observations.append(measured(works, factors_of(factors)))
+    found = learn(observations, BARE, known=[("net", network(256, 256, units=deep))])
+    assert found.capacity == capacity
+    for observation in observations:
+        assert found.total("net", observation.works)[0] == pytest.approx(observation.total_us, rel=0.01)
 
 
 def test_ragged_widths_that_take_longer_in_a_network_are_learned() -> None:

@@ -147,7 +147,8 @@ def test_units_sum_to_the_prediction_so_that_cost_tables_are_exact() -> None:
     model = taught(lambda name: 1.2, overhead_us=3.0)
     for widths in ({}, least_of(model), middle_of(model)):
         kept = {**model.graph.dense_widths, **widths}
-        units = sum(float(model.unit_us(unit, [kept])[0]) for unit in model.units)
+        cold = model.cold(widths)
+        units = sum(float(model.unit_us(unit, [kept], cold)[0]) for unit in model.units)
         assert units + model.overhead_us == pytest.approx(model.predict(widths).us, rel=1e-9)
 
 

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from edgeprune.backends.null.staircase import time_us
 from edgeprune.kernel import Kernel
-from edgeprune.staircase import LEAST_STEP, PROBED, STEPS, Staircase, Stairs, find_staircase, staircase_kernels
+from edgeprune.staircase import (
+    LEAST_STEP,
+    PROBED,
+    PROBED_BETWEEN,
+    PROBED_NARROW,
+    STEPS,
+    Staircase,
+    Stairs,
+    find_staircase,
+    staircase_kernels,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -128,7 +138,7 @@ def test_a_line_that_tells_nothing_gives_no_step(
     spoil: Callable[[dict[Kernel, float]], dict[Kernel, float]],
 ) -> None:
     line = {kernel: us for kernel, us in latencies(1, 16).items() if kernel.is_depthwise}
-    assert len(line) == len(PROBED)
+    assert len(line) == len(PROBED) + len(PROBED_BETWEEN) + len(PROBED_NARROW)
     assert find_staircase(line, "fp32").of("depthwise").c_out == 16
     assert find_staircase(spoil(line), "fp32").of("depthwise") == Stairs()
 
@@ -138,6 +148,50 @@ def test_two_failed_kernels_of_a_line_do_not_hide_its_step() -> None:
     for width in (68, 104):
         del known[replace(CONV, c_out=width, c_in=96)]
     assert find_staircase(known, "fp32").of("conv").c_out == 16
+
+
+@pytest.mark.parametrize("grain", [1, 2, 4])
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_widths_that_fall_back_to_something_slow_are_told_by_their_grain(grain: int, noise: float) -> None:
+    """Six times as long, beside steps of 16: what ONNX Runtime does to depthwise convolutions off multiples of 4."""
+    rng = np.random.default_rng(0)
+    us = {
+        k: padded(k.c_out, 16) * (1 + 5.0 * (k.c_out % grain > 0)) * (1 + noise * rng.standard_normal())
+        for k in KERNELS
+        if k.is_depthwise
+    }
+    stairs = find_staircase(us, "fp32").of("depthwise")
+    assert (stairs.c_out, stairs.grain_out, stairs.grain_in) == (16, grain, 1)
+    assert stairs.rough_out == pytest.approx(5.0 if grain > 1 else 0.0, rel=0.05)
+
+
+def test_the_grain_of_an_axis_is_its_own_and_needs_no_step() -> None:
+    us = {k: k.c_in * k.c_out * (1 + 0.3 * (k.c_in % 4 > 0)) for k in KERNELS if k.family == "pointwise"}
+    stairs = find_staircase(us, "fp32").of("pointwise")
+    assert (stairs.grain_in, stairs.grain_out, stairs.step) == (4, 1, 1)
+    assert stairs.rough_in == pytest.approx(0.3)
+    found = Staircase(families={"pointwise": stairs})
+    assert found.has_grain(["conv", "pointwise"]) and not found.has_grain(["conv"])
+
+
+def test_widths_below_the_step_are_padded_to_it_or_not_as_measured() -> None:
+    """ONNX Runtime reads fewer than 16 channels as they are, and pads 17 to 32."""
+    us = {
+        k: (k.c_in if k.c_in < 16 else padded(k.c_in, 16)) * padded(k.c_out, 16) for k in KERNELS if k.family == "conv"
+    }
+    found = find_staircase(us, "fp32")
+    assert found.of("conv") == Stairs(c_in=16, c_out=16, pads_in=False)
+    assert found.worked_on(CONV, [(1, 8, 8), (1, 24, 24)])[0].tolist() == [[1, 8, 16], [1, 32, 32]]
+
+
+def test_rough_widths_are_slower_still_and_known_as_such() -> None:
+    stairs = Staircase(families={"conv": Stairs(c_in=16, ragged_in=0.1, grain_in=4, rough_in=0.4, grain_out=2)})
+    sizes = [(1, 16, 8), (1, 20, 8), (1, 18, 8), (1, 16, 7), (1, 18, 7)]
+    worked, factor = stairs.worked_on(CONV, sizes)
+    assert worked[:, 1].tolist() == [16, 32, 32, 16, 32]
+    assert factor == pytest.approx([1.0, 1.1, 1.1 * 1.4, 1.0, 1.1 * 1.4])
+    assert stairs.is_rough(CONV, sizes).tolist() == [False, False, True, True, True]
+    assert not stairs.is_rough(DEPTHWISE, [(33, 1, 1)]).any(), "a family without a grain is never rough"
 
 
 STAIRS = Staircase(
