@@ -42,7 +42,7 @@ from edgeprune.sampling import GOAL, MOST_ROUNDS, interpolation_error, uncertain
 from edgeprune.scheduling import ONE_SHOT, Schedule, Stage, before_the_last
 from edgeprune.scopes import Scope
 from edgeprune.staircase import find_staircase, staircase_kernels
-from edgeprune.table import LatencyTable, read_table, shipped_path, table_path, without_networks
+from edgeprune.table import LatencyTable, without_networks
 from edgeprune.units import kernels_at, partition, width_options
 
 
@@ -181,13 +181,6 @@ def measured_table(
         if kernel in table.failures:
             reporter.say(f"warning: kernel '{kernel.key}' could not be measured: {table.failures[kernel]}")
     return table
-
-
-def known_steps(device: Device) -> dict[str, int]:
-    """The staircase that the device's table shows; empty where there is no table yet."""
-    precision = device.precisions[0]
-    table = read_table((shipped_path(device, precision), table_path(device, precision)), allow_other=True)
-    return find_staircase(node_latencies(table), precision).steps() if len(table) else {}
 
 
 def node_latencies(table: LatencyTable) -> dict[Kernel, float]:

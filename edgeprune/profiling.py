@@ -35,7 +35,8 @@ BATCH = 8
 MAX_DISTURBED = 0.5  # share of rounds above which a batch is measured once more
 SECONDS_EACH = 0.12  # building, loading and the shortest bursts of one kernel
 RUNS_EACH = 50
-MACS_PER_SECOND = 30e9  # a guess, for `estimate` only
+SECONDS_MODELLED = 0.01
+MACS_PER_SECOND = 30e9  # a guess, where the table has no kernel of an operator
 
 Progress = Callable[[int, int], None]
 """Called with the number of kernels done and the number to do."""
@@ -87,14 +88,31 @@ def estimate(
     """What `profile` would measure with the same arguments; measures nothing."""
     precision = precision or device.precisions[0]
     wanted = list(dict.fromkeys(kernels))
+    table = known_table(device, precision or device.precisions[0], table_path)
+    missing = missing_kernels(table, wanted)
+    return Estimate(total=len(wanted), missing=tuple(missing), seconds=seconds_for(missing, table, device))
+
+
+def known_table(device: Device, precision: str, path: Path | None = None) -> LatencyTable:
+    """What is in the device's table (or in `path`) for the device as it is today; measures nothing."""
     with open_session(device, precision=precision) as session:
         fingerprint = fingerprint_of(device, precision, session.hello())
-    table = _read(device, precision, table_path, fingerprint, allow_other=table_path is None)
-    missing = _missing(table, wanted, fingerprint, retry_failed=False)
-    seconds = sum(SECONDS_EACH + RUNS_EACH * kernel.macs / MACS_PER_SECOND for kernel in missing)
-    return Estimate(
-        total=len(wanted), missing=tuple(missing), seconds=0.01 * len(missing) if device.modelled else seconds
-    )
+    return _own(_read(device, precision, path, fingerprint, allow_other=path is None), fingerprint)
+
+
+def seconds_for(kernels: Iterable[Kernel], table: LatencyTable, device: Device) -> float:
+    """About how long measuring takes: at the pace of the tabled kernels of each operator, guessed where none is."""
+    listed = list(kernels)
+    if device.modelled:
+        return SECONDS_MODELLED * len(listed)
+    macs: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for entry in table:
+        operator = entry.kernel.operator
+        macs[operator] = macs.get(operator, 0.0) + entry.kernel.macs
+        seconds[operator] = seconds.get(operator, 0.0) + table.latency_us(entry.kernel) / 1e6
+    pace = {operator: macs[operator] / seconds[operator] for operator in macs if macs[operator]}
+    return sum(SECONDS_EACH + RUNS_EACH * k.macs / pace.get(k.operator, MACS_PER_SECOND) for k in listed)
 
 
 def profile(
@@ -130,13 +148,13 @@ def profile(
         table = _read(device, precision, table_path, fingerprint, allow_other=other)
         if allow_other and table.fingerprint != fingerprint.short_hash and len(table):
             return table
-        missing = _missing(table, wanted, fingerprint, retry_failed)
+        missing = missing_kernels(_own(table, fingerprint), wanted, retry_failed)
         if not missing:
             return table
         with open_log(path, wait_s=wait_s) as log:
             if wait_s:
                 table = _read(device, precision, table_path, fingerprint, allow_other=other)
-                missing = _missing(table, wanted, fingerprint, retry_failed)
+                missing = missing_kernels(_own(table, fingerprint), wanted, retry_failed)
             if missing:
                 profiler.measure(missing, log, on_progress or (lambda done, total: None))
     table = _read(device, precision, table_path, fingerprint, allow_other=False)
@@ -153,11 +171,14 @@ def _read(
     return table
 
 
-def _missing(
-    table: LatencyTable, wanted: Sequence[Kernel], fingerprint: Fingerprint, retry_failed: bool
-) -> list[Kernel]:
-    if table.fingerprint != fingerprint.short_hash or not table.sessions:  # ratios without a reference's time
-        return list(wanted)
+def _own(table: LatencyTable, fingerprint: Fingerprint) -> LatencyTable:
+    """The table, or an empty one where its rows are another device's, or no session timed what they are ratios to."""
+    usable = table.fingerprint == fingerprint.short_hash and table.sessions
+    return table if usable else read_table((), fingerprint.short_hash)
+
+
+def missing_kernels(table: LatencyTable, wanted: Iterable[Kernel], retry_failed: bool = False) -> list[Kernel]:
+    """Those that were not measured; what failed counts as measured unless it is to be tried again."""
     return [k for k in wanted if k not in table and (retry_failed or k not in table.failures)]
 
 

@@ -25,7 +25,7 @@ LAYERS = (
     "table_lines table_log table table_listing table_merging table_comparing table_stairs table_export foreign_tables "
     "profiling robust budget surface correction cost sampling saliency solve zero_branch comparing surgery recovery "
     "rewinding constraints scopes variables budget_rows choosing scheduling planning exporting calibration parity "
-    "verifying bundle loading benching preparing front pipeline reporting cli"
+    "verifying bundle loading benching preparing forecasting front pipeline reporting cli"
 ).split()
 
 
