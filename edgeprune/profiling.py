@@ -15,7 +15,7 @@ import numpy as np
 
 import edgeprune
 from edgeprune.backends import Backend
-from edgeprune.errors import Interrupted, MeasurementError
+from edgeprune.errors import DeviceError, Interrupted, MeasurementError
 from edgeprune.fingerprint import Fingerprint, fingerprint_of
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS, Loaded, Measurement, NodeTimes, SessionLost, Timing
@@ -86,7 +86,6 @@ def estimate(
     kernels: Iterable[Kernel], device: Device, *, precision: str | None = None, table_path: Path | None = None
 ) -> Estimate:
     """What `profile` would measure with the same arguments; measures nothing."""
-    precision = precision or device.precisions[0]
     wanted = list(dict.fromkeys(kernels))
     table = known_table(device, precision or device.precisions[0], table_path)
     missing = missing_kernels(table, wanted)
@@ -195,6 +194,7 @@ class Profiler:
         self.references: tuple[str, ...] = ()
         self.reference_us: dict[str, list[float]] = {COMPUTE: [], MEMORY: []}
         self.batches = 0
+        self.suspects: set[Kernel] = set()  # a session was lost while they ran
 
     def __enter__(self) -> Profiler:
         self.outer = ExitStack()
@@ -219,12 +219,15 @@ class Profiler:
         self.references = ()
 
     def reopen(self) -> None:
-        """Go on in a new process, with nothing loaded."""
+        """Go on in a new process, with nothing loaded; `DeviceError` where none starts any more."""
         self.inner.close()
-        self._open()
+        try:
+            self._open()
+        except MeasurementError as error:
+            raise DeviceError(f"device '{self.device.name}' has gone: {error}") from error
 
     def measure(self, kernels: Sequence[Kernel], log: TableLog, on_progress: Progress) -> None:
-        """All kernels, in batches that mix sizes as they come; a lost session costs the kernel that was running."""
+        """All kernels, in batches that mix sizes as they come; one that loses the session twice costs itself alone."""
         self.write_fingerprint(log)
         queue = [list(kernels[i : i + BATCH]) for i in range(0, len(kernels), BATCH)]
         done = 0
@@ -247,6 +250,9 @@ class Profiler:
                 on_progress(done, len(kernels))
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; {done} of {len(kernels)} kernels are saved in {log.path}") from None
+        except (DeviceError, MeasurementError) as error:
+            saved = f"{done} of {len(kernels)} kernels are saved in {log.path}; run it again to go on"
+            raise type(error)(f"{error}; {saved}") from error
 
     def write_fingerprint(self, log: TableLog) -> None:
         """What the lines that follow belong to."""
@@ -265,7 +271,10 @@ class Profiler:
         return self._session_line()
 
     def _blame(self, batch: list[Kernel], error: MeasurementError, log: TableLog) -> list[list[Kernel]]:
-        """Write down whom it failed with; gives the batches to try again."""
+        """Write down whom it failed with; gives the batches to try again.
+
+        A session that is lost may be nobody's fault: the kernel that ran gets a second try, alone.
+        """
         if self.session.busy_with in (COMPUTE, MEMORY):
             raise error
         guilty = [kernel for kernel in batch if kernel.key == self.session.busy_with or len(batch) == 1]
@@ -273,9 +282,13 @@ class Profiler:
             if self.session.busy_with not in ("load", "measure", "node_times", "unload"):
                 raise error  # a reference, or the program itself: no kernel is to blame
             return [[kernel] for kernel in batch]
-        log.append([self._failure(guilty[0], str(error))])
         rest = [kernel for kernel in batch if kernel != guilty[0]]
-        return [rest] if rest else []
+        others = [rest] if rest else []
+        if isinstance(error, SessionLost) and guilty[0] not in self.suspects:
+            self.suspects.add(guilty[0])
+            return [*others, guilty[:1]]
+        log.append([self._failure(guilty[0], str(error))])
+        return others
 
     def _batch(self, batch: Sequence[Kernel], log: TableLog) -> None:
         self.load_references()
