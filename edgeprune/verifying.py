@@ -273,10 +273,12 @@ def verification_of(timed: Timed, key: str, base: str | None, *, percentile: flo
 
 
 def undisturbed_or_raise(measurement: Measurement) -> frozenset[int]:
-    """The disturbed rounds, which the references tell; `UnstableError` when they are more than half of a process's."""
+    """The disturbed rounds, which the references tell; `UnstableError` when they are more than half, or all of a
+    process's."""
     disturbed = measurement.disturbed()
     every = max(measurement.rounds.values(), key=len)
-    if any(len(disturbed.intersection(own)) > MOST_DISTURBED * len(own) for own in measurement.by_process(every)):
+    nothing_left = any(disturbed.issuperset(own) for own in measurement.by_process(every))
+    if nothing_left or len(disturbed) > MOST_DISTURBED * len(every):
         raise UnstableError(
             f"the reference kernels ran more than 15 % off their median in {len(disturbed)} of {len(every)} rounds: "
             "something else keeps the device busy; try again when it is idle"

@@ -160,6 +160,18 @@ def test_rounds_of_two_processes_stand_side_by_side() -> None:
 
 
 @pytest.mark.unit
+def test_a_process_of_which_nothing_is_left_is_too_noisy() -> None:
+    """Half of all rounds may be disturbed, but not every round of one of the two processes."""
+    quiet = measurement([[1000.0]] * 4, [[700.0]] * 4, [[50.0]] * 4)
+    busy = measurement([[1000.0]] * 4, [[700.0]] * 4, [[50.0], [100.0], [50.0], [100.0]])
+    found = joined([quiet, busy])
+    assert found.disturbed() == {4, 5, 6, 7}
+    with pytest.raises(UnstableError, match="in 4 of 8 rounds"):
+        undisturbed_or_raise(found)
+    assert undisturbed_or_raise(joined([quiet, quiet])) == frozenset()
+
+
+@pytest.mark.unit
 def test_two_processes_only_where_engines_share_one_and_a_clock_is_asked() -> None:
     clocked = {"modelled": False, "own_bursts": False}
     assert load_orders(("dense", "pruned"), clocked) == (("dense", "pruned"), ("pruned", "dense"))
