@@ -8,27 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune import parity
 from edgeprune.budget import Budget, parse_budget
 from edgeprune.bundle import PLAN, Bundle, read_bundle
 from edgeprune.device import Device, check_modelled
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError
-from edgeprune.fingerprint import Fingerprint, fingerprint_of
+from edgeprune.fingerprint import Fingerprint
 from edgeprune.measurement import Timing
 from edgeprune.plan_json import Plan
-from edgeprune.transport import open_session
 from edgeprune.verifying import (
     CONFIRM,
     DENSE,
     PRUNED,
     Verification,
     decide,
-    latency,
-    measure_engines,
     measure_pair,
     on_todays_clock,
-    undisturbed_or_raise,
+    time_engines,
+    verification_of,
 )
 
 
@@ -74,7 +71,7 @@ def bench(
     timing: Timing = CONFIRM,
     percentile: float = 50.0,
 ) -> tuple[Verification, ...]:
-    """Time the engines of all bundles, pruned and dense, interleaved in one process on one device; no verdict.
+    """Time the engines of all bundles, pruned and dense, interleaved on one device (`time_engines`); no verdict.
 
     Dense engines with the same bytes are timed once. `InputError` when the bundles are for different devices.
     """
@@ -94,36 +91,15 @@ def bench(
             engines.setdefault(base, bundle.dense)
         engines[f"{PRUNED}{number}"] = bundle.engine
         pairs.append((f"{PRUNED}{number}", base))
-    precision = bundles[0].engine.precision
-    with open_session(device, precision=precision) as session:
-        for key, engine in engines.items():
-            session.load(key, engine.path)
-        checked = [
-            parity.check_parity(session, key, bundle.engine, bundle.samples())
-            if bundle.samples() and not device.modelled
-            else None
-            for (key, _), bundle in zip(pairs, bundles, strict=True)
-        ]
-        measurement = measure_engines(session, device, precision, tuple(engines), timing)
-        facts = fingerprint_of(device, precision, session.hello(), timing.regime).facts
-    disturbed = undisturbed_or_raise(measurement)
-    results = []
-    for (key, base), bundle, found in zip(pairs, bundles, checked, strict=True):
-        result = Verification(
-            device=device.name,
-            percentile=percentile,
-            origin="modelled" if measurement.modelled else "measured",
-            dense=latency(measurement, base, percentile=percentile, without=disturbed) if base else None,
-            pruned=latency(measurement, key, base, percentile=percentile, without=disturbed),
-            parity=found,
-            references_us={name: measurement.percentile_us(name) for name in measurement.references},
-            rounds=max(len(numbers) for numbers in measurement.rounds.values()),
-            disturbed_rounds=len(disturbed),
-            fingerprint=facts,
-            seconds={"bench": time.perf_counter() - started},
-        )
-        results.append(_named(result, bundle))
-    return tuple(results)
+    samples = {
+        key: () if device.modelled else bundle.samples() for (key, _), bundle in zip(pairs, bundles, strict=True)
+    }
+    timed = time_engines(engines, device, bundles[0].engine.precision, expected=samples, timing=timing)
+    results = [verification_of(timed, key, base, percentile=percentile) for key, base in pairs]
+    seconds = {"bench": time.perf_counter() - started}
+    return tuple(
+        replace(_named(result, bundle), seconds=seconds) for result, bundle in zip(results, bundles, strict=True)
+    )
 
 
 def _named(result: Verification, bundle: Bundle) -> Verification:

@@ -88,24 +88,27 @@ def with_networks(
     *,
     path: Path | None = None,
     on_network: Callable[[int, int], None] | None = None,
+    wait_s: float = 0.0,
 ) -> LatencyTable:
     """The table with the networks of `calibration_cuts`; those that it lacks are measured and written to `path`.
 
     Which networks is fixed by the structure alone, so that a table answers the same question once (but for the table
-    of another device: its networks are measured each time on this one). Raises
+    of another device: its networks are measured each time on this one). Where another process writes the table:
+    `TableError` that names it, after waiting `wait_s` for it; what it measured is not measured again. Raises
     `UnstableError` where the reference kernels keep changing; `Interrupted` after a Ctrl-C.
     """
-    structure = source.graph.structure_hash
-    missing = [
-        cut
-        for cut in calibration_cuts(cost)
-        if not any(n.structure == structure and n.kernels == cut.kernels(cost) for n in table.networks)
-    ]
-    if not missing:
+    if not missing_networks(table, cost):
         return table
     precision = device.precisions[0]
     own = path or table_path(device, precision)
+    paths = [path] if path else [shipped_path(device, precision), own]
     with ExitStack() as stack:
+        log = stack.enter_context(open_log(own, wait_s=wait_s))
+        if wait_s:
+            table = replace(table, networks=read_table(paths, table.fingerprint, allow_other=True).networks)
+        missing = missing_networks(table, cost)
+        if not missing:
+            return table
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-networks-")))
         engines = []
         for number, cut in enumerate(missing):
@@ -116,17 +119,23 @@ def with_networks(
             if on_network is not None:
                 on_network(number + 1, len(missing))
         profiler = stack.enter_context(Profiler(device, precision, TIMING))
-        with open_log(own) as log:
-            profiler.write_fingerprint(log)
-            measured, nodes = _measured(profiler, engines)
-            lines = [
-                _line(profiler, cost, cut, _key(number), measured, nodes[number]) for number, cut in enumerate(missing)
-            ]
-            log.append([profiler.note_references(measured), *lines])
+        profiler.write_fingerprint(log)
+        measured, nodes = _measured(profiler, engines)
+        lines = [
+            _line(profiler, cost, cut, _key(number), measured, nodes[number]) for number, cut in enumerate(missing)
+        ]
+        log.append([profiler.note_references(measured), *lines])
         fingerprint = profiler.fingerprint.short_hash
     if fingerprint != table.fingerprint:  # another device's kernels, asked for: ratios hold on its clock too
         return replace(table, networks=(*table.networks, *network_entries(lines)))
-    return read_table([path] if path else [shipped_path(device, precision), own], fingerprint)
+    return read_table(paths, fingerprint)
+
+
+def missing_networks(table: LatencyTable, cost: CostModel) -> list[Cut]:
+    """Those of `calibration_cuts` that the table does not hold."""
+    structure = cost.graph.structure_hash
+    known = [network.kernels for network in table.networks if network.structure == structure]
+    return [cut for cut in calibration_cuts(cost) if cut.kernels(cost) not in known]
 
 
 def _key(number: int) -> str:

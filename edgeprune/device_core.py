@@ -72,6 +72,7 @@ class Program:
             "runner": self.runner.NAME,
             "version": self.runner.version(),
             "modelled": hasattr(self.runner, "timed_run"),
+            "own_bursts": self.own_bursts,
             "python": platform.python_version(),
             "platform": platform.platform(),
             "pid": os.getpid(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -66,6 +67,16 @@ class Timing:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def shared_by(self, processes: int) -> Timing:
+        """For each of several processes whose measurements are joined: together as long and as certain as this."""
+        return replace(
+            self,
+            min_rounds=math.ceil(self.min_rounds / processes),
+            max_rounds=math.ceil(self.max_rounds / processes),
+            max_seconds=self.max_seconds / processes,
+            tolerance=self.tolerance * processes**0.5,
+        )
 
 
 HOT = Timing()
@@ -146,6 +157,8 @@ class Measurement:
     burst_percentile: float = 50.0
     machine: Mapping[str, float] = field(default_factory=dict)
     """`clock_mhz` and `temperature_c` right after the last round, where the device tells them."""
+    processes: tuple[int, ...] = (0,)
+    """The first round of every process, where the measurements of several were joined."""
 
     @classmethod
     def from_json(
@@ -206,27 +219,45 @@ class Measurement:
         values = [v / bases[n] for n, v in self.bursts_us(key).items() if n in bases and n not in without]
         return Ratio.of(values)
 
+    def by_process(self, rounds: Iterable[int]) -> list[list[int]]:
+        """The rounds of each process, ascending."""
+        ends = (*self.processes[1:], math.inf)
+        ordered = sorted(rounds)
+        return [
+            [number for number in ordered if first <= number < end]
+            for first, end in zip(self.processes, ends, strict=True)
+        ]
+
+    def side_by_side(self, rounds: Iterable[int]) -> list[tuple[int, ...]]:
+        """The first round of every process together, then their second ones, as far as all have one."""
+        return list(zip(*self.by_process(rounds), strict=False))
+
     def disturbed(self, tolerance: float = 0.15) -> frozenset[int]:
-        """Rounds in which a reference, and only a reference is asked, is further than `tolerance` from its median."""
+        """Rounds in which a reference, and only a reference is asked, is further than `tolerance` from its median.
+
+        The median is that of the round's process: a machine that runs slower all along in one of them disturbs nothing.
+        """
         bad: set[int] = set()
         for key in self.references:
-            medians = self.bursts_us(key)
-            middle = float(np.median(list(medians.values())))
-            bad |= {n for n, value in medians.items() if abs(value / middle - 1) > tolerance}
+            bursts = self.bursts_us(key)
+            for numbers in self.by_process(bursts):
+                middle = float(np.median([bursts[n] for n in numbers])) if numbers else 0.0
+                bad |= {n for n in numbers if abs(bursts[n] / middle - 1) > tolerance}
         return frozenset(bad)
 
 
 def joined(parts: Sequence[Measurement]) -> Measurement:
-    """One measurement of the same models out of several, in sessions one after the other; rounds are numbered on."""
+    """One measurement of the same models out of several, in processes one after the other; rounds are numbered on."""
     times: dict[str, list[Sequence[float]]] = {key: [] for key in parts[0].times_us}
     rounds: dict[str, list[int]] = {key: [] for key in parts[0].rounds}
-    before = 0
+    starts = [0]
     for part in parts:
         for key in times:
             times[key] += part.times_us[key]
-            rounds[key] += [before + number for number in part.rounds[key]]
-        before += 1 + max(max(numbers) for numbers in part.rounds.values())
-    return replace(parts[-1], times_us=times, rounds=rounds, seconds=sum(part.seconds for part in parts))
+            rounds[key] += [starts[-1] + number for number in part.rounds[key]]
+        starts.append(1 + max(max(numbers) for numbers in rounds.values()))
+    seconds = sum(part.seconds for part in parts)
+    return replace(parts[-1], times_us=times, rounds=rounds, seconds=seconds, processes=tuple(starts[:-1]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ AIM = 0.985
 """Share of the budget that a choice aims at: room for the noise of the confirmation."""
 SLACK = 0.06
 """A network this far inside the budget leaves quality on the table: one more round with a larger target."""
-QUICK = Timing(warmup_ms=100.0, min_rounds=16, max_rounds=48, max_seconds=20.0, tolerance=0.006)
+QUICK = Timing(warmup_ms=100.0, min_rounds=20, max_rounds=48, max_seconds=20.0, tolerance=0.006)
 """How an attempt is measured, before the confirmation."""
 ROUNDING = 1e-9
 UNREPAIRED = RepairReport(chosen="none", differences={}, num_fit=0, num_held_out=0)

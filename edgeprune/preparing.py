@@ -42,7 +42,7 @@ from edgeprune.sampling import GOAL, MOST_ROUNDS, interpolation_error, uncertain
 from edgeprune.scheduling import ONE_SHOT, Schedule, Stage, before_the_last
 from edgeprune.scopes import Scope
 from edgeprune.staircase import find_staircase, staircase_kernels
-from edgeprune.table import LatencyTable, read_table, shipped_path, table_path, without_networks
+from edgeprune.table import LatencyTable, without_networks
 from edgeprune.units import kernels_at, partition, width_options
 
 
@@ -72,7 +72,8 @@ class Task:
 
     `example_inputs` fix every shape. `data` is split in two by a hash of its names: one half for saliency and repair,
     the other for the report. `others` are budgets beside the latency on `device`, `devices` the other devices that they
-    name. `command` are the lines that do it all again.
+    name. `wait_s` is how long to wait for another process that writes a table. `command` are the lines that do it all
+    again.
     """
 
     model: torch.nn.Module
@@ -85,6 +86,7 @@ class Task:
     normalise: str | None = None
     seed: int = 0
     allow_other_table: bool = False
+    wait_s: float = 0.0
     command: tuple[str, ...] = ()
     others: tuple[Wanted, ...] = ()
     devices: tuple[Device, ...] = ()
@@ -181,13 +183,6 @@ def measured_table(
     return table
 
 
-def known_steps(device: Device) -> dict[str, int]:
-    """The staircase that the device's table shows; empty where there is no table yet."""
-    precision = device.precisions[0]
-    table = read_table((shipped_path(device, precision), table_path(device, precision)), allow_other=True)
-    return find_staircase(node_latencies(table), precision).steps() if len(table) else {}
-
-
 def node_latencies(table: LatencyTable) -> dict[Kernel, float]:
     """Compute time of every measured kernel in us, on the table's clock."""
     return {entry.kernel: table.latency_us(entry.kernel, node=True) for entry in table}
@@ -214,13 +209,13 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
     with timed(seconds, "score"):  # before anything is measured: not every criterion can value every model
         saliency = score(task.saliency, graph, task.model, calibration, seed=task.seed, normalise=task.normalise)
     with timed(seconds, "profile"):
-        table = measured_table(graph, task.device, reporter, allow_other=task.allow_other_table)
+        table = _measured(task, graph, task.device, reporter)
     with timed(seconds, "calibrate"):
         table, cost = _calibrated(task, graph, task.device, table, reporter)
     costs = {}
     for device in task.devices:
         with timed(seconds, f"profile {device.name}"):
-            own = measured_table(graph, device, reporter, allow_other=task.allow_other_table)
+            own = _measured(task, graph, device, reporter)
             costs[device.name] = _calibrated(task, graph, device, own, reporter)[1]
     cost, costs = with_common_options(cost, costs)
     others = rows_of(task.others, cost, costs, batch=batch_of(task), precision=task.device.precisions[0])
@@ -237,6 +232,10 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
     )
 
 
+def _measured(task: Task, graph: ModelGraph, device: Device, reporter: Reporter) -> LatencyTable:
+    return measured_table(graph, device, reporter, allow_other=task.allow_other_table, wait_s=task.wait_s)
+
+
 def _calibrated(
     task: Task, graph: ModelGraph, device: Device, table: LatencyTable, reporter: Reporter
 ) -> tuple[LatencyTable, CostModel]:
@@ -247,6 +246,7 @@ def _calibrated(
         Source(model=task.model, graph=graph, example_inputs=task.example_inputs),
         device,
         on_network=lambda done, total: reporter.progress("calibrating on whole networks", done, total),
+        wait_s=task.wait_s,
     )
     cost = cost_model(graph, table)
     where = f" of {device.name}" if device.name != task.device.name else ""

@@ -15,7 +15,7 @@ import numpy as np
 
 import edgeprune
 from edgeprune.backends import Backend
-from edgeprune.errors import Interrupted, MeasurementError
+from edgeprune.errors import DeviceError, Interrupted, MeasurementError
 from edgeprune.fingerprint import Fingerprint, fingerprint_of
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS, Loaded, Measurement, NodeTimes, SessionLost, Timing
@@ -35,7 +35,8 @@ BATCH = 8
 MAX_DISTURBED = 0.5  # share of rounds above which a batch is measured once more
 SECONDS_EACH = 0.12  # building, loading and the shortest bursts of one kernel
 RUNS_EACH = 50
-MACS_PER_SECOND = 30e9  # a guess, for `estimate` only
+SECONDS_MODELLED = 0.01
+MACS_PER_SECOND = 30e9  # a guess, where the table has no kernel of an operator
 
 Progress = Callable[[int, int], None]
 """Called with the number of kernels done and the number to do."""
@@ -85,16 +86,32 @@ def estimate(
     kernels: Iterable[Kernel], device: Device, *, precision: str | None = None, table_path: Path | None = None
 ) -> Estimate:
     """What `profile` would measure with the same arguments; measures nothing."""
-    precision = precision or device.precisions[0]
     wanted = list(dict.fromkeys(kernels))
+    table = known_table(device, precision or device.precisions[0], table_path)
+    missing = missing_kernels(table, wanted)
+    return Estimate(total=len(wanted), missing=tuple(missing), seconds=seconds_for(missing, table, device))
+
+
+def known_table(device: Device, precision: str, path: Path | None = None) -> LatencyTable:
+    """What is in the device's table (or in `path`) for the device as it is today; measures nothing."""
     with open_session(device, precision=precision) as session:
         fingerprint = fingerprint_of(device, precision, session.hello())
-    table = _read(device, precision, table_path, fingerprint, allow_other=table_path is None)
-    missing = _missing(table, wanted, fingerprint, retry_failed=False)
-    seconds = sum(SECONDS_EACH + RUNS_EACH * kernel.macs / MACS_PER_SECOND for kernel in missing)
-    return Estimate(
-        total=len(wanted), missing=tuple(missing), seconds=0.01 * len(missing) if device.modelled else seconds
-    )
+    return _own(_read(device, precision, path, fingerprint, allow_other=path is None), fingerprint)
+
+
+def seconds_for(kernels: Iterable[Kernel], table: LatencyTable, device: Device) -> float:
+    """About how long measuring takes: at the pace of the tabled kernels of each operator, guessed where none is."""
+    listed = list(kernels)
+    if device.modelled:
+        return SECONDS_MODELLED * len(listed)
+    macs: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for entry in table:
+        operator = entry.kernel.operator
+        macs[operator] = macs.get(operator, 0.0) + entry.kernel.macs
+        seconds[operator] = seconds.get(operator, 0.0) + table.latency_us(entry.kernel) / 1e6
+    pace = {operator: macs[operator] / seconds[operator] for operator in macs if macs[operator]}
+    return sum(SECONDS_EACH + RUNS_EACH * k.macs / pace.get(k.operator, MACS_PER_SECOND) for k in listed)
 
 
 def profile(
@@ -130,13 +147,13 @@ def profile(
         table = _read(device, precision, table_path, fingerprint, allow_other=other)
         if allow_other and table.fingerprint != fingerprint.short_hash and len(table):
             return table
-        missing = _missing(table, wanted, fingerprint, retry_failed)
+        missing = missing_kernels(_own(table, fingerprint), wanted, retry_failed)
         if not missing:
             return table
         with open_log(path, wait_s=wait_s) as log:
             if wait_s:
                 table = _read(device, precision, table_path, fingerprint, allow_other=other)
-                missing = _missing(table, wanted, fingerprint, retry_failed)
+                missing = missing_kernels(_own(table, fingerprint), wanted, retry_failed)
             if missing:
                 profiler.measure(missing, log, on_progress or (lambda done, total: None))
     table = _read(device, precision, table_path, fingerprint, allow_other=False)
@@ -153,11 +170,14 @@ def _read(
     return table
 
 
-def _missing(
-    table: LatencyTable, wanted: Sequence[Kernel], fingerprint: Fingerprint, retry_failed: bool
-) -> list[Kernel]:
-    if table.fingerprint != fingerprint.short_hash or not table.sessions:  # ratios without a reference's time
-        return list(wanted)
+def _own(table: LatencyTable, fingerprint: Fingerprint) -> LatencyTable:
+    """The table, or an empty one where its rows are another device's, or no session timed what they are ratios to."""
+    usable = table.fingerprint == fingerprint.short_hash and table.sessions
+    return table if usable else read_table((), fingerprint.short_hash)
+
+
+def missing_kernels(table: LatencyTable, wanted: Iterable[Kernel], retry_failed: bool = False) -> list[Kernel]:
+    """Those that were not measured; what failed counts as measured unless it is to be tried again."""
     return [k for k in wanted if k not in table and (retry_failed or k not in table.failures)]
 
 
@@ -174,6 +194,7 @@ class Profiler:
         self.references: tuple[str, ...] = ()
         self.reference_us: dict[str, list[float]] = {COMPUTE: [], MEMORY: []}
         self.batches = 0
+        self.suspects: set[Kernel] = set()  # a session was lost while they ran
 
     def __enter__(self) -> Profiler:
         self.outer = ExitStack()
@@ -198,12 +219,15 @@ class Profiler:
         self.references = ()
 
     def reopen(self) -> None:
-        """Go on in a new process, with nothing loaded."""
+        """Go on in a new process, with nothing loaded; `DeviceError` where none starts any more."""
         self.inner.close()
-        self._open()
+        try:
+            self._open()
+        except MeasurementError as error:
+            raise DeviceError(f"device '{self.device.name}' has gone: {error}") from error
 
     def measure(self, kernels: Sequence[Kernel], log: TableLog, on_progress: Progress) -> None:
-        """All kernels, in batches that mix sizes as they come; a lost session costs the kernel that was running."""
+        """All kernels, in batches that mix sizes as they come; one that loses the session twice costs itself alone."""
         self.write_fingerprint(log)
         queue = [list(kernels[i : i + BATCH]) for i in range(0, len(kernels), BATCH)]
         done = 0
@@ -226,6 +250,9 @@ class Profiler:
                 on_progress(done, len(kernels))
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; {done} of {len(kernels)} kernels are saved in {log.path}") from None
+        except (DeviceError, MeasurementError) as error:
+            saved = f"{done} of {len(kernels)} kernels are saved in {log.path}; run it again to go on"
+            raise type(error)(f"{error}; {saved}") from error
 
     def write_fingerprint(self, log: TableLog) -> None:
         """What the lines that follow belong to."""
@@ -244,7 +271,10 @@ class Profiler:
         return self._session_line()
 
     def _blame(self, batch: list[Kernel], error: MeasurementError, log: TableLog) -> list[list[Kernel]]:
-        """Write down whom it failed with; gives the batches to try again."""
+        """Write down whom it failed with; gives the batches to try again.
+
+        A session that is lost may be nobody's fault: the kernel that ran gets a second try, alone.
+        """
         if self.session.busy_with in (COMPUTE, MEMORY):
             raise error
         guilty = [kernel for kernel in batch if kernel.key == self.session.busy_with or len(batch) == 1]
@@ -252,9 +282,13 @@ class Profiler:
             if self.session.busy_with not in ("load", "measure", "node_times", "unload"):
                 raise error  # a reference, or the program itself: no kernel is to blame
             return [[kernel] for kernel in batch]
-        log.append([self._failure(guilty[0], str(error))])
         rest = [kernel for kernel in batch if kernel != guilty[0]]
-        return [rest] if rest else []
+        others = [rest] if rest else []
+        if isinstance(error, SessionLost) and guilty[0] not in self.suspects:
+            self.suspects.add(guilty[0])
+            return [*others, guilty[:1]]
+        log.append([self._failure(guilty[0], str(error))])
+        return others
 
     def _batch(self, batch: Sequence[Kernel], log: TableLog) -> None:
         self.load_references()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -55,6 +56,32 @@ def uncertain_kernels(cost: CostModel, known: Mapping[Kernel, object], count: in
         else:
             scores[key] = _scores(surfaces[key], left[key], units[key])
     return tuple(sorted(chosen))
+
+
+def foreseen_rounds(cost: CostModel, known: Mapping[Kernel, object]) -> list[tuple[Kernel, ...]]:
+    """The rounds of `uncertain_kernels` up to `GOAL` if every measurement came out as predicted.
+
+    The first is what a profile measures next; how rough a surface is may turn out otherwise then, and the later ones
+    with it.
+    """
+    rounds: list[tuple[Kernel, ...]] = []
+    known = dict(known)
+    while len(rounds) < MOST_ROUNDS and interpolation_error(cost) > GOAL:
+        more = uncertain_kernels(cost, known)
+        if not more:
+            break
+        rounds.append(more)
+        known |= dict.fromkeys(more)
+        cost = _as_certain_as_with(cost, more)
+    return rounds
+
+
+def _as_certain_as_with(cost: CostModel, kernels: Sequence[Kernel]) -> CostModel:
+    sizes: dict[Kernel, list[tuple[int, int, int]]] = {}
+    for kernel in kernels:
+        sizes.setdefault(shape_key(kernel), []).append(kernel.sizes)
+    added = {key: cost.surfaces[key].with_points(points) for key, points in sizes.items()}
+    return replace(cost, surfaces={**cost.surfaces, **added})
 
 
 def _scores(surface: Surface, kernels: Sequence[Kernel], units: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -209,7 +209,7 @@ class UnknownSchema(ValueError):
 
 
 Line = FingerprintLine | SessionLine | RowLine | FailureLine | NetworkLine | ImportedLine
-_TYPES: dict[str, type[Line]] = {
+LINES: dict[str, type[Line]] = {
     "fingerprint": FingerprintLine,
     "session": SessionLine,
     "row": RowLine,
@@ -229,7 +229,7 @@ def parse_line(line: bytes) -> Line:
         raise ValueError("not a JSON object: torn or corrupt") from None
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
-    kind = _TYPES.get(str(document.get("type")))
+    kind = LINES.get(str(document.get("type")))
     if kind is None:
         raise ValueError(f"unknown type {document.get('type')!r}")
     if "schema_" in kind.model_fields and document.get("schema", SCHEMA) != SCHEMA:

@@ -71,7 +71,7 @@ def locked(path: Path, *, wait_s: float = 0.0) -> Iterator[None]:
         _acquire(lock, owner, wait_s)
     except Timeout:
         waited = f" (waited {wait_s:g} s)" if wait_s else ""
-        advice = "try again when it has ended (`profile` and `table gc` wait with --wait)"
+        advice = "try again when it has ended (`profile`, `prune`, `fit` and `table gc` wait with --wait)"
         raise TableError(f"is being written by {_holder(owner)}{waited}; {advice}", file=path) from None
     except OSError as error:
         raise StorageError.from_os(path, error) from error

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import geometric_mean, median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from edgeprune.device import Device
 from edgeprune.engine import Engine
 from edgeprune.errors import UnstableError
 from edgeprune.fingerprint import fingerprint_of
-from edgeprune.measurement import Measurement, Timing
+from edgeprune.measurement import Measurement, Timing, joined
 from edgeprune.profiling import load_references
 from edgeprune.transport import Session, open_session
 
@@ -70,8 +71,9 @@ class Latency:
 class Verification:
     """What was measured and whether it is inside the budget. Latencies are *measured*, or *modelled* (`origin`).
 
-    `met` is None without a budget. `why` says what decided. `predicted_ms`, `attempts`, `quality`, `bundle` and
-    `seconds` are filled in by whoever knows them (`dataclasses.replace`).
+    `met` is None without a budget. `why` says what decided. `loaded` is the order in which each process loaded the two
+    engines. `predicted_ms`, `attempts`, `quality`, `bundle` and `seconds` are filled in by whoever knows them
+    (`dataclasses.replace`).
     """
 
     model: str = ""
@@ -90,6 +92,7 @@ class Verification:
     references_us: Mapping[str, float] = field(default_factory=dict)
     rounds: int = 0
     disturbed_rounds: int = 0
+    loaded: tuple[tuple[str, ...], ...] = ()
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     attempts: tuple[Mapping[str, Any], ...] = ()
     quality: Mapping[str, Any] = field(default_factory=dict)
@@ -114,6 +117,7 @@ class Verification:
             "parity": self.parity.to_json() if self.parity else None,
             "rounds": self.rounds,
             "disturbed_rounds": self.disturbed_rounds,
+            "loaded": [list(order) for order in self.loaded],
             "references_us": {name: _digits(value) for name, value in self.references_us.items()},
             "attempts": list(self.attempts),
             "quality": dict(self.quality),
@@ -167,47 +171,116 @@ def measure_pair(
     timing: Timing = CONFIRM,
     percentile: float = 50.0,
 ) -> Verification:
-    """Parity, then the latency of an engine, and of the dense one beside it, interleaved in one process; no verdict."""
+    """Parity, then the latency of an engine, and of the dense one beside it, interleaved; no verdict."""
     engines = {PRUNED: engine} if dense is None else {DENSE: dense, PRUNED: engine}
-    with open_session(device, precision=engine.precision) as session:
-        for key, one in engines.items():
-            session.load(key, one.path)
-        checked = parity.check_parity(session, PRUNED, engine, expected) if expected else None
-        measurement = measure_engines(session, device, engine.precision, tuple(engines), timing)
-        facts = fingerprint_of(device, engine.precision, session.hello(), timing.regime).facts
-    disturbed = undisturbed_or_raise(measurement)
-    return Verification(
-        device=device.name,
-        percentile=percentile,
-        origin="modelled" if measurement.modelled else "measured",
-        dense=latency(measurement, DENSE, percentile=percentile, without=disturbed) if dense else None,
-        pruned=latency(measurement, PRUNED, DENSE if dense else None, percentile=percentile, without=disturbed),
+    timed = time_engines(engines, device, engine.precision, expected={PRUNED: expected}, timing=timing)
+    return verification_of(timed, PRUNED, DENSE if dense else None, percentile=percentile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Engines that were timed beside the session references.
+
+    `loaded` is the order in which each process loaded them, `parity` that of the engines for which samples were given.
+    """
+
+    device: Device
+    measurement: Measurement
+    loaded: tuple[tuple[str, ...], ...]
+    parity: Mapping[str, parity.Parity]
+    fingerprint: Mapping[str, Any]
+
+
+def time_engines(
+    engines: Mapping[str, Engine],
+    device: Device,
+    precision: str,
+    *,
+    expected: Mapping[str, Sequence[parity.Sample]],
+    timing: Timing,
+) -> Timed:
+    """All engines and the two session references interleaved in one process, then, loaded in the opposite order, in
+    another: the same file loaded twice into one process is 1 to 2 % faster the second time on some runtimes."""
+    parts: list[Measurement] = []
+    with open_session(device, precision=precision) as session:
+        hello = session.hello()
+        orders = load_orders(tuple(engines), hello)
+        share = timing.shared_by(len(orders))
+        _load(session, engines, orders[0])
+        checked = {
+            key: parity.check_parity(session, key, engines[key], samples)
+            for key, samples in expected.items()
+            if samples
+        }
+        parts.append(measure_engines(session, device, precision, tuple(engines), share))
+    for seed, order in enumerate(orders[1:], 1):
+        rounds = max(map(len, parts[0].rounds.values()))  # as many, so that none of the orders counts more
+        with open_session(device, precision=precision) as session:
+            _load(session, engines, order)
+            same = replace(share, min_rounds=rounds, max_rounds=rounds)
+            parts.append(measure_engines(session, device, precision, tuple(engines), same, seed=seed))
+    return Timed(
+        device=device,
+        measurement=joined(parts),
+        loaded=orders,
         parity=checked,
-        references_us={key: measurement.percentile_us(key) for key in measurement.references},
-        rounds=max(len(numbers) for numbers in measurement.rounds.values()),
-        disturbed_rounds=len(disturbed),
-        fingerprint=facts,
+        fingerprint=fingerprint_of(device, precision, hello, timing.regime).facts,
     )
 
 
+def load_orders(keys: tuple[str, ...], hello: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """As given and the other way round; the first alone where no two engines share a process, or a formula tells times.
+
+    `hello` is the device program's answer.
+    """
+    alone = len(keys) < 2 or hello.get("own_bursts") or hello["modelled"]
+    return (keys,) if alone else (keys, keys[::-1])
+
+
+def _load(session: Session, engines: Mapping[str, Engine], order: Iterable[str]) -> None:
+    for key in order:
+        session.load(key, engines[key].path)
+
+
 def measure_engines(
-    session: Session, device: Device, precision: str, keys: Sequence[str], timing: Timing
+    session: Session, device: Device, precision: str, keys: Sequence[str], timing: Timing, *, seed: int = 0
 ) -> Measurement:
     """Time loaded engines and the two session references, interleaved; ratios settle against the first key."""
     with tempfile.TemporaryDirectory(prefix="edgeprune-references-") as folder:
         references = load_references(session, device, precision, Path(folder))
         first, *others = keys
         anchors = {first: references[0], **dict.fromkeys(others, first)}
-        return session.measure(list(keys), references, timing=timing, anchors=anchors)
+        return session.measure(list(keys), references, timing=timing, anchors=anchors, seed=seed)
+
+
+def verification_of(timed: Timed, key: str, base: str | None, *, percentile: float) -> Verification:
+    """What was measured of one engine and the dense one (`base`) beside it; `UnstableError` where it was too noisy."""
+    measurement = timed.measurement
+    disturbed = undisturbed_or_raise(measurement)
+    return Verification(
+        device=timed.device.name,
+        percentile=percentile,
+        origin="modelled" if measurement.modelled else "measured",
+        dense=latency(measurement, base, percentile=percentile, without=disturbed) if base else None,
+        pruned=latency(measurement, key, base, percentile=percentile, without=disturbed),
+        parity=timed.parity.get(key),
+        references_us={name: measurement.percentile_us(name) for name in measurement.references},
+        rounds=max(len(numbers) for numbers in measurement.rounds.values()),
+        disturbed_rounds=len(disturbed),
+        loaded=tuple(tuple(each for each in order if each in (key, base)) for order in timed.loaded),
+        fingerprint=timed.fingerprint,
+    )
 
 
 def undisturbed_or_raise(measurement: Measurement) -> frozenset[int]:
-    """The disturbed rounds, which the references tell; `UnstableError` when they are more than half."""
+    """The disturbed rounds, which the references tell; `UnstableError` when they are more than half, or all of a
+    process's."""
     disturbed = measurement.disturbed()
-    total = max(len(numbers) for numbers in measurement.rounds.values())
-    if len(disturbed) > MOST_DISTURBED * total:
+    every = max(measurement.rounds.values(), key=len)
+    nothing_left = any(disturbed.issuperset(own) for own in measurement.by_process(every))
+    if nothing_left or len(disturbed) > MOST_DISTURBED * len(every):
         raise UnstableError(
-            f"the reference kernels ran more than 15 % off their median in {len(disturbed)} of {total} rounds: "
+            f"the reference kernels ran more than 15 % off their median in {len(disturbed)} of {len(every)} rounds: "
             "something else keeps the device busy; try again when it is idle"
         )
     return disturbed
@@ -221,37 +294,43 @@ def latency(
     percentile: float = 50.0,
     without: frozenset[int] = frozenset(),
 ) -> Latency:
-    """Percentiles in ms of one key, and its ratio to `base` by round, without the given rounds."""
+    """Percentiles in ms of one key, and its ratio to `base` by round, without the given rounds.
+
+    Rounds of several processes stand side by side: what differs between these is no drift from round to round.
+    """
     bursts = zip(measurement.rounds[key], measurement.times_us[key], strict=True)
     rounds_ms = {number: np.asarray(burst) / 1e3 for number, burst in bursts if number not in without}
     runs = np.concatenate(list(rounds_ms.values()))
-    ratio = None
-    if base is not None:
-        ratio = _ratio(measurement, key, base, percentile, without)
+    sides = [np.concatenate([rounds_ms[n] for n in side]) for side in measurement.side_by_side(rounds_ms)]
     return Latency(
         p50_ms=float(np.percentile(runs, 50)),
         p90_ms=float(np.percentile(runs, 90)),
         n=len(runs),
-        at=robust.percentile([burst.tolist() for burst in rounds_ms.values()], percentile),
-        ratio=ratio,
+        at=robust.percentile([side.tolist() for side in sides], percentile),
+        ratio=None if base is None else _ratio(measurement, key, base, percentile, without),
     )
 
 
 def _ratio(
     measurement: Measurement, key: str, base: str, percentile: float, without: frozenset[int]
 ) -> robust.Estimate:
-    """At p50 the median of the per-round ratios of burst medians. Elsewhere the percentile over runs of `key`, each
-    divided by the base's median in its round, over the same percentile of the base's own runs."""
-    bases = measurement.burst_medians_us(base)
-    numbers = sorted((bases.keys() & measurement.burst_medians_us(key).keys()) - without)
+    """At p50 the median of the per-round ratios of burst medians, of rounds side by side the geometric mean. Elsewhere
+    the percentile over runs of `key`, each divided by the base's median in its round, over that of the base's runs; a
+    process counts as one whose median ratio is the geometric mean of those of all."""
+    medians, bases = measurement.burst_medians_us(key), measurement.burst_medians_us(base)
+    ratios = {n: medians[n] / bases[n] for n in (bases.keys() & medians.keys()) - without}
+    sides = measurement.side_by_side(ratios)
     if percentile == 50.0:
-        medians = measurement.burst_medians_us(key)
-        return robust.ratio([medians[n] for n in numbers], [bases[n] for n in numbers])
-    above, below = (
+        above, below = ([geometric_mean(us[n] for n in side) for side in sides] for us in (medians, bases))
+        return robust.ratio(above, below)
+    processes = measurement.by_process(ratios)
+    typical = [median(ratios[n] for n in own) for own in processes]
+    even = {n: geometric_mean(typical) / one for own, one in zip(processes, typical, strict=True) for n in own}
+    runs, base_runs = (
         dict(zip(measurement.rounds[name], measurement.times_us[name], strict=True)) for name in (key, base)
     )
-    own = robust.percentile([[t / bases[n] for t in above[n]] for n in numbers], percentile)
-    scale = robust.percentile([[t / bases[n] for t in below[n]] for n in numbers], percentile).value
+    own = robust.percentile([[t / bases[n] * even[n] for n in side for t in runs[n]] for side in sides], percentile)
+    scale = robust.percentile([[t / bases[n] for n in side for t in base_runs[n]] for side in sides], percentile).value
     return replace(own, value=own.value / scale, low=own.low / scale, high=own.high / scale, upper=own.upper / scale)
 
 

@@ -32,6 +32,7 @@ from edgeprune.graph import ModelGraph, trace
 from edgeprune.measurement import Measurement, NodeTimes
 from edgeprune.preparing import Silent, measured_table
 from edgeprune.table import LatencyTable, NetworkEntry, read_lines, read_table, table_path
+from edgeprune.table_log import open_log
 from edgeprune.transport import Session
 from edgeprune.units import kernels_at, width_options
 
@@ -347,3 +348,21 @@ def test_ctrl_c_leaves_the_kernels_and_no_half_network(cache: Path, monkeypatch:
         calibrated(graph, null, table)
     kept = read_table(table_path(null, "fp32"))
     assert kept.entries.keys() == table.entries.keys() and kept.networks == () and kept.warnings == ()
+
+
+def test_one_that_waited_measures_no_network_that_the_other_did(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process ends while we wait for its lock; here it runs just before we get it."""
+    null, graph = load_device("null"), trace(SMALL, X)
+    kernels = measured_table(graph, null, Silent())
+
+    def after_the_other(path: Path, *, wait_s: float) -> Any:
+        monkeypatch.setattr(calibration_module, "open_log", open_log)
+        calibrated(graph, null, kernels)
+        monkeypatch.setattr(calibration_module, "Profiler", None)  # would fail if a device were opened
+        return open_log(path, wait_s=wait_s)
+
+    monkeypatch.setattr(calibration_module, "open_log", after_the_other)
+    found = calibrated(graph, null, kernels, wait_s=60.0)
+    assert found.entries == kernels.entries
+    assert found.networks == read_table(table_path(null, "fp32")).networks
+    assert len(found.networks) == len(read_lines([table_path(null, "fp32")]).networks) > 3

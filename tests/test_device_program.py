@@ -13,7 +13,7 @@ import pytest
 from edgeprune import device_core
 from edgeprune.backends import backend_names, find_backend
 from edgeprune.device_core import Program, median, serve
-from edgeprune.device_program import CORE, assemble
+from edgeprune.device_program import CORE, assemble, self_contained
 
 pytestmark = pytest.mark.unit
 
@@ -42,15 +42,47 @@ def test_core_imports_the_standard_library_only() -> None:
 
 @pytest.mark.parametrize("name", backend_names())
 def test_runner_imports_its_runtime_only(name: str) -> None:
-    runner = find_backend(name).runner_path().read_text()
+    runner = self_contained(find_backend(name).runner_path())
     assert imported(runner) <= sys.stdlib_module_names | RUNTIMES.get(name, set())
+
+
+def test_parts_beside_a_runner_are_pasted_in_once(tmp_path: Path) -> None:
+    """The runner and one part both use the other part; nothing of the package is imported over there."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "runner.py").write_text(
+        '"""A runner."""\nfrom __future__ import annotations\nimport math\n'
+        "from pkg.mine.runner_a import (\n    half,\n)\n"
+        "from pkg.mine.runner_b import TWO\nNAME = 'x'\ndef version(): return str(math.floor(half(TWO)))\n"
+    )
+    (folder / "runner_a.py").write_text(
+        '"""A part."""\nfrom __future__ import annotations\n'
+        "from pkg.mine.runner_b import TWO\ndef half(x): return x / TWO\n"
+    )
+    (folder / "runner_b.py").write_text('"""Another."""\nTWO = 2\n')
+    text = self_contained(folder / "runner.py")
+    assert text.count("TWO = 2") == text.count("def half") == text.count("from __future__") == 1
+    assert imported(text) <= sys.stdlib_module_names
+    (hello,) = converse(assemble({"x": folder / "runner.py"}).text, [{"id": 1, "op": "hello"}], "x")
+    assert hello["version"] == "1"
+    (folder / "runner_b.py").write_text("TWO = 2\nNAME = 'y'\n")
+    with pytest.raises(ValueError, match="its parts define NAME twice"):
+        self_contained(folder / "runner.py")
+    (folder / "runner.py").write_text("from pkg.mine.runner_b import TWO as DOS\n")
+    with pytest.raises(ValueError, match=r"runner.py:1: a part is imported by its names"):
+        self_contained(folder / "runner.py")
+
+
+def test_a_runner_of_one_file_goes_over_as_it_is() -> None:
+    runner = find_backend("null").runner_path()
+    assert self_contained(runner) == runner.read_text()
 
 
 def test_program_is_python_3_8() -> None:
     program = assemble({name: find_backend(name).runner_path() for name in backend_names()})
     ast.parse(program.text, feature_version=(3, 8))
     for name in backend_names():
-        ast.parse(find_backend(name).runner_path().read_text(), feature_version=(3, 8))
+        ast.parse(self_contained(find_backend(name).runner_path()), feature_version=(3, 8))
 
 
 def test_hash_follows_the_text() -> None:

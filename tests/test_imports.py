@@ -22,10 +22,10 @@ LAYERS = (
     "errors folders measurement kernel roofline graph plan_json weights pruned engine kernel_sizes attention fusion "
     "kernel_weights kernel_onnx tflite_file kernel_tflite onnx_export onnx_half backends device modelled staircase "
     "units models preprocessing data quality device_core device_program local_channel transport fingerprint "
-    "table_lines table_log table table_listing table_merging table_comparing table_stairs table_export foreign_tables "
+    "table_lines table_log table table_listing table_merging table_comparing table_curve table_export foreign_tables "
     "profiling robust budget surface correction cost sampling saliency solve zero_branch comparing surgery recovery "
     "rewinding constraints scopes variables budget_rows choosing scheduling planning exporting calibration parity "
-    "verifying bundle loading benching preparing front pipeline reporting cli"
+    "verifying bundle loading benching preparing forecasting front pipeline reporting cli"
 ).split()
 
 

@@ -144,6 +144,24 @@ def test_a_kernel_that_fails_is_remembered_and_the_rest_goes_on(
     assert len(profile(KERNELS, NULL, table_path=path, retry_failed=True)) == 20
 
 
+def test_a_session_that_was_lost_once_costs_no_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody killed the device program: the kernel that ran is measured in the next one, after the rest."""
+    real, lost = Session.measure, list[str]()
+
+    def measure(self: Session, candidates: list[str], *arguments: Any, **options: Any) -> Measurement:
+        if KERNELS[3].key in candidates and not lost:
+            lost.append(self.busy_with)
+            self.busy_with = KERNELS[3].key
+            raise SessionLost("it was killed")
+        return real(self, candidates, *arguments, **options)
+
+    monkeypatch.setattr(Session, "measure", measure)
+    told: list[tuple[int, int]] = []
+    table = profile(KERNELS, NULL, table_path=tmp_path / "t.jsonl", on_progress=lambda *at: told.append(at))
+    assert (len(lost), len(table), dict(table.failures)) == (1, 20, {})
+    assert [done for done, _ in told] == [0, 0, 7, 8, 16, 20]
+
+
 def test_a_session_lost_with_nobody_to_blame_tries_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Session.measure
     culprit = KERNELS[2].key

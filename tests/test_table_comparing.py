@@ -9,8 +9,8 @@ import pytest
 from edgeprune.errors import InputError, TableError
 from edgeprune.kernel import Kernel
 from edgeprune.table_comparing import compare
+from edgeprune.table_curve import Step, curve_of, draw, find_steps
 from edgeprune.table_listing import Listing, find_tables, list_tables, read_listing
-from edgeprune.table_stairs import Step, draw, find_steps, staircase
 from tests.test_table import HERE, THERE, fingerprint, row, session, written
 
 pytestmark = pytest.mark.unit
@@ -86,24 +86,24 @@ def test_steps_are_rises_steeper_than_the_mean_slope() -> None:
 
 def test_a_staircase_has_a_period(tmp_path: Path) -> None:
     stairs = {c_out: 1.0 + -(-c_out // 16) for c_out in range(64, 129, 8)}
-    stair = staircase(listing(tmp_path / "t.jsonl", stairs))
-    assert (stair.kernel, stair.axis, stair.period) == ("linear 8>* g1 b1 fp32 dense", "c_out", 16)
-    assert stair.describe() == "steps of 16 channels, after 64, 80, 96, 112"
+    curve = curve_of(listing(tmp_path / "t.jsonl", stairs))
+    assert (curve.kernel, curve.axis, curve.period) == ("linear 8>* g1 b1 fp32 dense", "c_out", 16)
+    assert curve.describe() == "steps of 16 channels, after 64, 80, 96, 112"
     straight = listing(tmp_path / "u.jsonl", {c_out: float(c_out) for c_out in range(64, 129, 8)})
-    assert staircase(straight).describe() == "no steps found"
+    assert curve_of(straight).describe() == "no steps found"
 
 
 def test_what_has_no_staircase(tmp_path: Path) -> None:
     two = listing(tmp_path / "t.jsonl", {8: 1.0, 16: 2.0})
     with pytest.raises(TableError, match="no kernel that was timed at 3 widths"):
-        staircase(two)
+        curve_of(two)
     with pytest.raises(TableError, match="has no kernel 'conv'"):
-        staircase(two, "conv")
+        curve_of(two, "conv")
 
 
 def test_the_plot_is_a_png(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    stair = staircase(listing(tmp_path / "t.jsonl", {8: 1.0, 16: 2.0, 24: 2.0, 32: 1.5}))
-    png = draw(stair, "test")
+    curve = curve_of(listing(tmp_path / "t.jsonl", {8: 1.0, 16: 2.0, 24: 2.0, 32: 1.5}))
+    png = draw(curve, "test")
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    assert png == draw(stair, "test")
+    assert png == draw(curve, "test")

@@ -16,13 +16,15 @@ from edgeprune.device import Device, load_device
 from edgeprune.engine import Engine
 from edgeprune.errors import QualityError, UnstableError
 from edgeprune.exporting import export, export_dense
-from edgeprune.measurement import Measurement, Timing
+from edgeprune.measurement import Measurement, Timing, joined
 from edgeprune.parity import output_errors, samples
+from edgeprune.transport import Session
 from edgeprune.verifying import (
     Latency,
     Verification,
     decide,
     latency,
+    load_orders,
     on_todays_clock,
     undisturbed_or_raise,
     verify,
@@ -121,6 +123,91 @@ def test_latencies_leave_out_rounds_that_the_references_disown() -> None:
         undisturbed_or_raise(measurement(dense, small, slow[:20] + [[9.0]] * 20))
 
 
+def later_is_faster(rounds: int, noise: float = 0.0) -> Measurement:
+    """Two processes: in the first dense is loaded first, in the second pruned; the later one runs 2 % faster."""
+    rng = np.random.default_rng(0)
+
+    def bursts(us: float) -> list[list[float]]:
+        return (us * (1 + noise * rng.standard_normal((rounds, 4)))).tolist()  # type: ignore[no-any-return]
+
+    first = measurement(bursts(1000.0), bursts(0.98 * 700.0), bursts(50.0))
+    second = measurement(bursts(0.98 * 1000.0), bursts(700.0), bursts(50.0))
+    return joined([first, second])
+
+
+@pytest.mark.unit
+def test_what_the_order_of_loading_does_cancels_in_the_ratio() -> None:
+    found = later_is_faster(20)
+    assert found.processes == (0, 20)
+    seen = latency(found, "pruned", "dense").ratio
+    assert seen is not None and seen.value == pytest.approx(0.7) and seen.upper == pytest.approx(0.7)
+    one_way = latency(replace(found, processes=(0,)), "pruned", "dense").ratio
+    assert one_way is not None and one_way.upper > 0.714  # as if it were drift from round to round
+    for percentile in (50.0, 90.0):
+        noisy = latency(later_is_faster(20, noise=0.005), "pruned", "dense", percentile=percentile).ratio
+        assert noisy is not None and noisy.value == pytest.approx(0.7, rel=0.005)
+        assert noisy.value < noisy.upper < 1.01 * noisy.value
+
+
+@pytest.mark.unit
+def test_rounds_of_two_processes_stand_side_by_side() -> None:
+    found = replace(later_is_faster(3), processes=(0, 3))
+    assert found.by_process([5, 0, 3, 1]) == [[0, 1], [3, 5]]
+    assert found.side_by_side([5, 0, 3, 1, 2]) == [(0, 3), (1, 5)]
+    slower = {key: [[2 * us for us in burst] for burst in bursts] for key, bursts in found.times_us.items()}
+    both = joined([replace(found, processes=(0,)), replace(found, processes=(0,), times_us=slower)])
+    assert both.disturbed() == frozenset()  # each process has a median of its own
+
+
+@pytest.mark.unit
+def test_a_process_of_which_nothing_is_left_is_too_noisy() -> None:
+    """Half of all rounds may be disturbed, but not every round of one of the two processes."""
+    quiet = measurement([[1000.0]] * 4, [[700.0]] * 4, [[50.0]] * 4)
+    busy = measurement([[1000.0]] * 4, [[700.0]] * 4, [[50.0], [100.0], [50.0], [100.0]])
+    found = joined([quiet, busy])
+    assert found.disturbed() == {4, 5, 6, 7}
+    with pytest.raises(UnstableError, match="in 4 of 8 rounds"):
+        undisturbed_or_raise(found)
+    assert undisturbed_or_raise(joined([quiet, quiet])) == frozenset()
+
+
+@pytest.mark.unit
+def test_two_processes_only_where_engines_share_one_and_a_clock_is_asked() -> None:
+    clocked = {"modelled": False, "own_bursts": False}
+    assert load_orders(("dense", "pruned"), clocked) == (("dense", "pruned"), ("pruned", "dense"))
+    assert load_orders(("pruned",), clocked) == (("pruned",),)
+    for hello in ({"modelled": True, "own_bursts": False}, {"modelled": False, "own_bursts": True}):
+        assert load_orders(("dense", "pruned"), hello) == (("dense", "pruned"),)
+
+
+@pytest.mark.unit
+def test_two_processes_share_the_time_of_one() -> None:
+    half = Timing(min_rounds=15, max_rounds=60, max_seconds=30.0, tolerance=0.01).shared_by(2)
+    assert (half.min_rounds, half.max_rounds, half.max_seconds) == (8, 30, 15.0)
+    assert half.tolerance == pytest.approx(0.01 * 2**0.5)
+
+
+@pytest.mark.integration
+def test_engines_are_loaded_in_both_orders_and_the_result_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The null device's program, said to tell times by a clock."""
+    real_hello, real_load, loads = Session.hello, Session.load, list[str]()
+
+    def load(self: Session, key: str, *arguments: Any, **options: Any) -> Any:
+        loads.append(key)
+        return real_load(self, key, *arguments, **options)
+
+    monkeypatch.setattr(Session, "hello", lambda self: {**real_hello(self), "modelled": False})
+    monkeypatch.setattr(Session, "load", load)
+    engine = export(pruned(redrawn(Net(8))), load_device("null"), tmp_path / "engine")
+    dense = export_dense(redrawn(Net(64)), engine.pruned.example_inputs, load_device("null"), tmp_path / "dense")  # type: ignore[union-attr]
+    found = verify(engine, dense=dense, timing=replace(QUICK, burst_ms=0, min_rounds=9, max_rounds=9))
+    assert [key for key in loads if key in ("dense", "pruned")] == ["dense", "pruned", "pruned", "dense"]
+    assert found.to_json()["loaded"] == [["dense", "pruned"], ["pruned", "dense"]]
+    assert (found.rounds, found.pruned.n) == (10, 40)  # 5 in each process, of 4 runs
+
+
 @pytest.mark.unit
 def test_predictions_move_with_the_references() -> None:
     assert on_todays_clock(100, {"a": 10, "b": 10}, {"a": 20, "b": 5}) == pytest.approx(100)
@@ -160,6 +247,7 @@ def test_a_real_runtime_is_measured_and_compared_with_torch(name: str, require: 
     assert found.pruned.ratio is not None and 0 < found.pruned.ratio.value < 1
     assert found.fingerprint["backend"] == device.backend
     assert found.references_us.keys() == {"compute", "memory"}
+    assert found.loaded == (("dense", "pruned"), ("pruned", "dense"))
 
 
 @pytest.mark.integration

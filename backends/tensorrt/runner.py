@@ -1,4 +1,4 @@
-"""Device half for TensorRT through `trtexec`: standard library only, Python 3.8 or later.
+"""Device half for TensorRT through `trtexec`: standard library only, Python 3.8 or later; its parts are beside it.
 
 A burst is a `trtexec` process of its own and timed from inside: the time of a run is trtexec's *Latency*, H2D + GPU
 compute + D2H. What differs between 8.5, 8.6, 10.x and 11.x is read off `trtexec --help`.
@@ -11,26 +11,34 @@ Options: `cuda_graph` (true), `warmup_ms` (200, of every burst), `burst_ms` (300
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
 import re
 import shutil
-import signal
 import struct
 import subprocess
 import tempfile
 import time
-from typing import Any, Iterator
+from typing import Any
+
+from edgeprune.backends.tensorrt.runner_onnx import read_onnx
+from edgeprune.backends.tensorrt.runner_output import (
+    failure,
+    last_words,
+    layers_by_name,
+    parse_profile,
+    parse_times,
+    parse_version,
+    read_json,
+    sparse_layers,
+)
 
 NAME = "tensorrt"
 OLDEST = (8, 5, 0)
 PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec", "/usr/local/tensorrt/bin/trtexec")
-ELEMENT_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 FORMATS = {"float32": "f", "float16": "e", "float64": "d", "int32": "i", "int64": "q", "int8": "b", "uint8": "B"}
 FORMATS["bool"] = "?"
-NOT_COMPUTE = ("Reformat", "NoOp", "Constant")
 MOST_RUNS = 1000
 
 
@@ -99,18 +107,6 @@ def trtexec() -> Trtexec:
             raise RuntimeError("%s is TensorRT %s; 8.5 is the oldest supported" % (path, ".".join(map(str, number))))
         _found[path] = Trtexec(path, number, flags)
     return _found[path]
-
-
-def parse_version(text: str) -> tuple[int, ...] | None:
-    """From `[TensorRT v8601]` or `[TensorRT v101303] [b9]`: 1000 or 10000 a major version, then 100 a minor one."""
-    found = re.search(r"\[TensorRT v(\d[\d.]*)\]", text)
-    if found is None:
-        return None
-    if "." in found.group(1):
-        return tuple(int(part) for part in found.group(1).split(".")[:3])
-    number = int(found.group(1))
-    unit = 1000 if number < 10000 else 10000
-    return number // unit, number % unit // 100, number % 100
 
 
 def version() -> str:
@@ -217,7 +213,7 @@ def run(handle: Handle) -> None:
     arguments = [*run_arguments(trtexec(), handle, 1, 0), "--exportOutput=" + path]
     _run(arguments, "running the engine", handle.options.get("run_timeout_s", 120))
     try:
-        handle.outputs = {str(entry["name"]): entry["values"] for entry in _json(path)}
+        handle.outputs = {str(entry["name"]): entry["values"] for entry in read_json(path)}
     except (KeyError, TypeError) as error:
         raise RuntimeError("trtexec's outputs are not in the documented form: %r" % error) from None
 
@@ -241,32 +237,12 @@ def burst(handle: Handle, untimed: int, runs: int) -> list[float]:
     # two more: the first after the warm-up may count as one of it
     arguments = [*run_arguments(trtexec(), handle, count + 2, warmup_ms), "--exportTimes=" + path]
     _run(arguments, "timing the engine", options.get("run_timeout_s", 120))
-    latency_ms, compute_ms = parse_times(_json(path))
+    latency_ms, compute_ms = parse_times(read_json(path))
     if len(latency_ms) < runs:
         raise RuntimeError("trtexec told the times of %d runs, %d were asked for" % (len(latency_ms), runs))
     handle.typical_ms = sorted(latency_ms)[len(latency_ms) // 2]
     handle.compute_ms += compute_ms[-count:]
     return [round(time_ms * 1e3, 3) for time_ms in latency_ms[-count:]]
-
-
-def parse_times(document: Any) -> tuple[list[float], list[float]]:
-    """Latency and compute time of each run in ms, from the file of `--exportTimes`.
-
-    `latencyMs` must be the sum of its parts: were transfers left out it would be short of them.
-    """
-    latency_ms, compute_ms = [], []
-    for entry in document if isinstance(document, list) else [document]:
-        try:
-            h2d, compute, d2h, latency = (float(entry[name + "Ms"]) for name in ("h2d", "compute", "d2h", "latency"))
-        except (KeyError, TypeError, ValueError):
-            raise RuntimeError("trtexec's times are not in the documented form: %.200r" % (entry,)) from None
-        if not all(0 <= value < math.inf for value in (h2d, compute, d2h)) or not 0 < latency < math.inf:
-            raise RuntimeError("trtexec told a time that is not positive: %.200r" % (entry,))
-        if abs(latency - h2d - compute - d2h) > 0.01 * latency + 0.002:
-            raise RuntimeError("trtexec's latency is not H2D + compute + D2H: %.200r" % (entry,))
-        latency_ms.append(latency)
-        compute_ms.append(compute)
-    return latency_ms, compute_ms
 
 
 def node_times(handle: Handle) -> dict[str, Any] | None:
@@ -279,69 +255,9 @@ def node_times(handle: Handle) -> dict[str, Any] | None:
     arguments += ["--dumpProfile", "--exportProfile=" + path]
     arguments += ["--separateProfileRun"] if program.version[0] < 11 else []
     _run(arguments, "profiling the engine", handle.options.get("run_timeout_s", 120))
-    nodes = parse_profile(_json(path), layers_by_name(handle.layers), handle.model["nodes"])
+    nodes = parse_profile(read_json(path), layers_by_name(handle.layers), handle.model["nodes"])
     middle = sorted(handle.compute_ms)[len(handle.compute_ms) // 2] if handle.compute_ms else None
     return {"nodes": nodes, "total_us": None, "device_us": None if middle is None else middle * 1e3}
-
-
-def parse_profile(document: Any, layers: dict[str, dict[str, Any]], named: list[str]) -> list[dict[str, Any]]:
-    """Layers with their time, from the file of `--exportProfile`; `named` are the nodes of the ONNX file in order."""
-    nodes = []
-    for entry in document if isinstance(document, list) else [document]:
-        if isinstance(entry, dict) and set(entry) == {"count"}:
-            continue
-        try:
-            name, time_ms = str(entry["name"]), float(entry.get("medianMs", entry["averageMs"]))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise RuntimeError("trtexec's profile is not in the documented form: %.200r" % (entry,)) from None
-        if not 0 <= time_ms < math.inf:
-            raise RuntimeError("trtexec told a time that is no time: %.200r" % (entry,))
-        layer = layers.get(name, {})
-        kind = str(layer.get("LayerType", "Reformat" if name.startswith("Reformatting CopyNode") else ""))
-        covers = covered(name, str(layer.get("Metadata", "")), named)
-        compute = kind not in NOT_COMPUTE
-        nodes.append({"name": name, "type": kind, "time_us": time_ms * 1e3, "compute": compute, "covers": covers})
-    return nodes
-
-
-def layers_by_name(path: str) -> dict[str, dict[str, Any]]:
-    """From the file of `--exportLayerInfo`: `{"Layers": [{"Name", "LayerType", "Metadata", ...}]}`, or names alone."""
-    try:
-        layers = _json(path)["Layers"]
-        return {layer["Name"]: layer for layer in layers if isinstance(layer, dict)}
-    except (KeyError, TypeError, RuntimeError):
-        return {}  # it only adds to what the profile tells
-
-
-def covered(name: str, metadata: str, named: list[str]) -> list[str]:
-    """Nodes of the file that went into a layer: as its metadata says, else as its name does (`conv1 + relu1`).
-
-    `{ForeignNode[first...last]}` holds all between the two.
-    """
-    told = re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)
-    if told:
-        return [node for node in dict.fromkeys(told) if node in set(named)]
-    spans = re.findall(r"ForeignNode\[(.*?)\.\.\.(.*?)\]", name)
-    within = [
-        node
-        for first, last in spans
-        if first in named and last in named
-        for node in named[named.index(first) : named.index(last) + 1]
-    ]
-    parts = re.split(r" \+ | \|\| |[(),\[\]{}]+ ?", name)
-    return within or [node for node in dict.fromkeys(part.strip() for part in parts) if node in set(named)]
-
-
-def sparse_layers(log: str) -> list[str] | None:
-    """Layers that run a sparse implementation, as the log of a build says: in the words of 8.x, or of 10.x."""
-    found = re.search(r"\(Sparsity\) TRT inference plan picked sparse implementation for layers:(.*)", log)
-    if found is not None:
-        return [name.strip() for name in found.group(1).split(", ") if name.strip()]
-    found = re.search(r"\(Sparsity\) Chose (\d+) layer\(s\) using sparse tactics:?(.*)", log)
-    if found is None:
-        return None
-    names = [name.strip() for name in found.group(2).split(", ") if name.strip()]
-    return names or ["?"] * int(found.group(1))
 
 
 def unload(handle: Handle) -> None:
@@ -372,102 +288,6 @@ def _run(arguments: list[str], doing: str, timeout_s: float) -> str:
     if child.returncode or "&&&& FAILED" in text or "&&&& PASSED" not in text:
         raise RuntimeError("%s failed: %s" % (doing, failure(text, child.returncode)))
     return text
-
-
-def failure(text: str, code: int) -> str:
-    """What trtexec says went wrong: how it ended, and its first error lines."""
-    errors = [match.strip() for match in re.findall(r"^.*?\[E\](?: \[TRT\])?(.*)$", text, re.MULTILINE)]
-    words = "; ".join(dict.fromkeys(error for error in errors[:4] if error)) or last_words(text)
-    if re.search(r"out of memory|OutOfMemory|insufficient memory", text, re.IGNORECASE):
-        words = "out of memory: " + words
-    if code < 0:
-        return "trtexec was ended by %s: %s" % (signal.Signals(-code).name, words)
-    return words
-
-
-def last_words(text: str) -> str:
-    return " / ".join(line.strip() for line in text.strip().splitlines()[-3:])[-500:] or "it printed nothing"
-
-
-def read_onnx(path: str) -> dict[str, Any]:
-    """Inputs, outputs and names of the nodes of an ONNX file, off its protobuf: nothing else is needed of it."""
-    with open(path, "rb") as file:
-        data = memoryview(file.read())
-    try:
-        graph = _part(data, 7)
-        parts = [(number, value) for number, value in _fields(graph) if number in (1, 5, 11, 12)]
-        weights = {_text(value, 8) for number, value in parts if number == 5}
-        model = {
-            "inputs": [spec for spec in (_spec(v) for n, v in parts if n == 11) if spec["name"] not in weights],
-            "outputs": [_spec(value) for number, value in parts if number == 12],
-            "nodes": [_text(value, 3) for number, value in parts if number == 1],
-        }
-    except (ValueError, IndexError, KeyError, TypeError):
-        raise ValueError("not an ONNX model with static shapes: %s" % os.path.basename(path)) from None
-    return model
-
-
-def _fields(data: Any) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of one protobuf message: an int, or the bytes of what is nested or fixed."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        if key & 7 == 0:
-            value, at = _varint(data, at)
-            yield key >> 3, value
-            continue
-        size = {1: 8, 5: 4}.get(key & 7)
-        if size is None:
-            if key & 7 != 2:
-                raise ValueError("not protobuf")
-            size, at = _varint(data, at)
-        if at + size > len(data):
-            raise ValueError("truncated")
-        yield key >> 3, data[at : at + size]
-        at += size
-
-
-def _varint(data: Any, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value, at
-
-
-def _spec(value_info: Any) -> dict[str, Any]:
-    tensor = _part(_part(value_info, 2), 1)
-    shape = [_part(dim, 1) for number, dim in _fields(_part(tensor, 2)) if number == 1]
-    if not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError("a dimension without a size")
-    return {"name": _text(value_info, 1), "dtype": ELEMENT_TYPES[_part(tensor, 1)], "shape": shape}
-
-
-def _part(data: Any, number: int) -> Any:
-    for found, value in _fields(data):
-        if found == number:
-            return value
-    raise KeyError(number)
-
-
-def _text(data: Any, number: int) -> str:
-    return next((bytes(value).decode() for found, value in _fields(data) if found == number), "")
-
-
-def _json(path: str) -> Any:
-    """`RuntimeError` for a file that is missing, empty, cut off or has `nan` in it, which is no JSON number."""
-
-    def refuse(name: str) -> float:
-        raise ValueError("%s is no number" % name)
-
-    try:
-        with open(path) as file:
-            return json.load(file, parse_constant=refuse)
-    except (OSError, ValueError) as error:
-        raise RuntimeError("trtexec's %s can't be read: %s" % (os.path.basename(path), error)) from None
 
 
 def _ask(*command: str) -> str:

@@ -27,7 +27,7 @@ def command(
     as_json: bool,
     **timing: int | float | None,
 ) -> None:
-    """Time bundles side by side: all engines, dense and pruned, interleaved in one process.
+    """Time bundles side by side: all engines, dense and pruned, interleaved in the same processes.
 
     With --json, one bundle gives its document, several give {"bundles": [..]}.
     """

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import rich_click
@@ -9,6 +9,11 @@ import rich_click
 from edgeprune.cli.output import json_option, print_json
 from edgeprune.cli.task import modelled_option, reporter
 from edgeprune.cli.timing import make_timing
+
+if TYPE_CHECKING:
+    from edgeprune.device import Device
+    from edgeprune.forecasting import Forecast
+    from edgeprune.table import LatencyTable
 
 EXAMPLE = "Example: edgeprune profile torchvision:mobilenet_v2 --shape 1x3x224x224 --device host-openvino --dry-run"
 
@@ -43,54 +48,90 @@ def command(
     """
     from edgeprune.device import load_device
     from edgeprune.measurement import KERNELS
-    from edgeprune.profiling import estimate, profile
-    from edgeprune.staircase import staircase_kernels
-    from edgeprune.table import table_path
-    from edgeprune.units import kernels
 
     device = load_device(device_name, allow_modelled=allow_modelled)
-    precision = device.precisions[0]
     graphs = [_graph(model, shape) for model in models]
-    console = reporter()
-    # the staircase first: it decides on which widths the models' kernels are sampled
-    stairs = staircase_kernels(precision)
     if dry_run:
-        from edgeprune.preparing import known_steps
+        from edgeprune.forecasting import forecast
 
-        steps = known_steps(device)
-        wanted = {*stairs, *(kernel for graph in graphs for kernel in kernels(graph, device, steps))}
-        found = estimate(sorted(wanted), device)
-        document: dict[str, Any] = {
-            "device": device.name,
-            "kernels": found.total,
-            "missing": len(found.missing),
-            "estimated_seconds": round(found.seconds, 1),
-            "origin": "modelled" if device.modelled else "measured",
-        }
-        doing = "model" if device.modelled else "measure"
-        text = f"{len(found.missing)} of {found.total} kernels to {doing}, about {found.seconds:.0f} s"
+        found = forecast(graphs, device, retry_failed=retry_failed)
+        document, lines = forecast_document(found, device), forecast_lines(found, device)
     else:
-        from edgeprune.preparing import measured_table
-
         pace = make_timing(**timing, base=KERNELS)  # type: ignore[arg-type]
-        how: dict[str, Any] = {"timing": pace, "retry_failed": retry_failed, "wait_s": math.inf if wait else 0.0}
-        profile(stairs, device, on_progress=_progress(console, device.name), **how)
-        for graph in graphs:
-            measured_table(graph, device, console, **how)
-        table = profile(stairs, device)
-        document = {
-            "device": device.name,
-            "table": str(table_path(device, precision)),
-            "kernels": len(table),
-            "failures": {kernel.key: reason for kernel, reason in table.failures.items()},
-            "origin": table.origin,
-            "warnings": list(table.warnings),
-        }
-        text = f"{len(table)} kernels {table.origin}, {len(table.failures)} failed: {document['table']}"
+        table = _measured(graphs, device, timing=pace, retry_failed=retry_failed, wait_s=math.inf if wait else 0.0)
+        document = _document(table, device)
+        lines = [f"{len(table)} kernels {table.origin}, {len(table.failures)} failed: {document['table']}"]
     if as_json:
         print_json(document)
     else:
-        click.echo(text)
+        click.echo("\n".join(lines))
+
+
+def _measured(graphs: list[Any], device: Device, **how: Any) -> LatencyTable:
+    """The staircase first: it decides on which widths the models' kernels are sampled."""
+    from edgeprune.preparing import measured_table
+    from edgeprune.profiling import profile
+    from edgeprune.staircase import staircase_kernels
+
+    console = reporter()
+    stairs = staircase_kernels(device.precisions[0])
+    profile(stairs, device, on_progress=_progress(console, device.name), **how)
+    for graph in graphs:
+        measured_table(graph, device, console, **how)
+    return profile(stairs, device)
+
+
+def _document(table: LatencyTable, device: Device) -> dict[str, Any]:
+    from edgeprune.table import table_path
+
+    return {
+        "device": device.name,
+        "table": str(table_path(device, device.precisions[0])),
+        "kernels": len(table),
+        "failures": {kernel.key: reason for kernel, reason in table.failures.items()},
+        "origin": table.origin,
+        "warnings": list(table.warnings),
+    }
+
+
+def forecast_document(found: Forecast, device: Device) -> dict[str, Any]:
+    """Keys of `profile --dry-run --json`; null where it is not known before measuring."""
+    return {
+        "device": device.name,
+        "kernels": found.grid,
+        "missing": len(found.missing),
+        "by_need": {
+            "next": None if found.following is None else len(found.following),
+            "expected": found.expected,
+            "at_most": found.at_most,
+        },
+        "estimated_seconds": round(found.seconds, 1),
+        "most_seconds": round(found.most_seconds, 1),
+        "paced_by": found.paced_by,
+        "unknown": list(found.unknown),
+        "origin": "modelled" if device.modelled else "measured",
+    }
+
+
+def forecast_lines(found: Forecast, device: Device) -> list[str]:
+    """What is certain, what is expected, how long it takes, and what is not known, for a person."""
+    doing = "model" if device.modelled else "measure"
+    lines = [f"{len(found.missing)} of {found.grid} kernels of the first grid to {doing}"]
+    if found.expected is None:
+        lines.append(f"then by need: at most {found.at_most}")
+    elif found.expected:
+        after = "" if found.following is None else f"{len(found.following)} next, "
+        lines.append(f"then by need: {after}about {found.expected} in all, at most {found.at_most}")
+    time = f"about {_duration(found.seconds)}"
+    if found.at_most:
+        time += f", at most {_duration(found.most_seconds)}"
+    how = f"at the pace of {found.paced_by} kernels in the table" if found.paced_by else "guessed"
+    lines.append(time if device.modelled else f"{time} ({how})")
+    return lines + [f"not known: {text}" for text in found.unknown]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def _graph(model: str, shape: str) -> Any:

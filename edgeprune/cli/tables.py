@@ -94,20 +94,20 @@ def plot_command(table: str, out: Path, kernel: str | None, axis: str | None, as
 
     from edgeprune.errors import UsageError
     from edgeprune.folders import write_atomically
+    from edgeprune.table_curve import curve_of, draw
     from edgeprune.table_listing import read_listing
-    from edgeprune.table_stairs import draw, staircase
 
     if out.suffix != ".png":
         raise UsageError(f"--out {out}: the plot is a .png")
     listing = read_listing(table)
-    stair = staircase(listing, kernel, axis)
-    write_atomically(out, draw(stair, f"{Path(listing.name).stem}: {listing.description}"))
+    curve = curve_of(listing, kernel, axis)
+    write_atomically(out, draw(curve, f"{Path(listing.name).stem}: {listing.description}"))
     if as_json:
-        print_json({"out": str(out), "table": listing.name, **asdict(stair), "steps": stair.describe()})
+        print_json({"out": str(out), "table": listing.name, **asdict(curve), "steps": curve.describe()})
     else:
         _warn(listing)
-        click.echo(f"{stair.kernel}: {len(stair.widths)} widths of {stair.axis}, {stair.describe()} ({stair.origin})")
-        for step in stair.falls:
+        click.echo(f"{curve.kernel}: {len(curve.widths)} widths of {curve.axis}, {curve.describe()} ({curve.origin})")
+        for step in curve.falls:
             click.echo(f"  {step.after} is {-step.change:.0%} faster than {step.before}")
         click.echo(str(out))
 

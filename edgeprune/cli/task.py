@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def modelled_option(function: Command) -> Command:
 
 
 def choice_options(function: Command) -> Command:
-    """--device, --saliency, --normalise, --data, --preprocess, --allow-other-table and --allow-modelled."""
+    """--device, --saliency, --normalise, --data, --preprocess, --allow-other-table, --wait and --allow-modelled."""
     function = modelled_option(function)
     for option in reversed(
         (
@@ -69,6 +70,7 @@ def choice_options(function: Command) -> Command:
                 "--preprocess", type=click.Path(path_type=Path), metavar="FILE.json", help="Instead of the model's own."
             ),
             click.option("--allow-other-table", is_flag=True, help="Use a table that was measured on another machine."),
+            click.option("--wait", is_flag=True, help="Where another process writes the table, wait for it to end."),
         )
     ):
         function = option(function)
@@ -98,6 +100,7 @@ def make_task(
     data: str | None,
     preprocess: Path | None,
     allow_other_table: bool,
+    wait: bool,
     allow_modelled: bool,
 ) -> Task:
     """Resolve what the options name; every fault is an `InputError` before anything long starts."""
@@ -134,6 +137,7 @@ def make_task(
         normalise=normalise,
         seed=seed,
         allow_other_table=allow_other_table,
+        wait_s=math.inf if wait else 0.0,
         command=("edgeprune " + shlex.join(sys.argv[1:]),),
     )
 

@@ -62,7 +62,9 @@ def pair_lines(result: Verification) -> list[str]:
         rows.append(f"  {'predicted':<12}{modelled(result):<12}{_ms(result.predicted_ms)}   {off}")
     if result.parity is not None:
         rows.append(f"  {'parity':<12}{'':<12}{result.parity.error:.1e} of at most {result.parity.tolerance:g}")
-    rows.append(f"  {result.origin}, n={pruned.n}, {result.disturbed_rounds} of {result.rounds} rounds disturbed")
+    processes = f", {len(result.loaded)} processes" if len(result.loaded) > 1 else ""
+    disturbed = f"{result.disturbed_rounds} of {result.rounds} rounds disturbed"
+    rows.append(f"  {result.origin}, n={pruned.n}, {disturbed}{processes}")
     if result.met is not None:
         rows.append(f"  budget {result.budget}  {'MET' if result.met else 'MISSED'}   {result.why}")
     return rows

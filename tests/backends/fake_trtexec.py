@@ -5,7 +5,7 @@ in tests alone.
 
 Environment: FAKE_TRTEXEC_DIALECT (8.5, 8.6, 10.3, 11.1), FAKE_TRTEXEC_FAULT (what goes wrong, see FAULTS) and
 FAKE_TRTEXEC_FAULT_IN (only for models whose file name or engine holds this text), FAKE_TRTEXEC_LOG (a file to which
-each command line is appended), FAKE_TRTEXEC_RUNNER (the runner, for its reader of ONNX).
+each command line is appended), FAKE_TRTEXEC_RUNNER (the part of the runner that reads ONNX).
 
 Forms and flags: samples/common/sampleOptions.cpp and sampleReporting.cpp of https://github.com/NVIDIA/TensorRT (8.5 to
 10.x at commits 768d994b and 147005ff, 11.x at d5883286) and

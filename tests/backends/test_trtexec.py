@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.backends.tensorrt import partition, runner
-from edgeprune.backends.tensorrt.runner import Handle, Trtexec, build_arguments, covered, parse_times, run_arguments
+from edgeprune.backends.tensorrt import partition, runner, runner_onnx, runner_output
+from edgeprune.backends.tensorrt.runner import Handle, Trtexec, build_arguments, run_arguments
+from edgeprune.backends.tensorrt.runner_output import covered, parse_times
 from edgeprune.graph import analyse, tracing
 from edgeprune.kernel_onnx import model_from_kernel
 from tests.backends.test_contract import KERNELS
@@ -74,14 +75,14 @@ class Activations(nn.Module):
 
 @pytest.mark.parametrize(("banner", "version"), BANNERS.items())
 def test_quoted_banners_tell_their_version(banner: str, version: tuple[int, int, int]) -> None:
-    assert runner.parse_version(banner) == version
+    assert runner_output.parse_version(banner) == version
 
 
 @pytest.mark.parametrize(
     ("told", "version"), [("v8601", (8, 6, 1)), ("v101303] [b9", (10, 13, 3)), ("v110100] [b106", (11, 1, 0))]
 )
 def test_numbers_of_other_versions(told: str, version: tuple[int, int, int]) -> None:
-    assert runner.parse_version(f"&&&& RUNNING TensorRT.trtexec [TensorRT {told}] # trtexec --help") == version
+    assert runner_output.parse_version(f"&&&& RUNNING TensorRT.trtexec [TensorRT {told}] # trtexec --help") == version
 
 
 @pytest.mark.parametrize(
@@ -162,13 +163,13 @@ def test_a_file_that_is_no_json_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "times.json"
     path.write_text(text)
     with pytest.raises(RuntimeError, match="trtexec's times.json can't be read: "):
-        runner._json(str(path))
+        runner_output.read_json(str(path))
 
 
 def test_a_profile_with_the_layers_quoted(tmp_path: Path) -> None:
     """Reformatting is no compute; the nodes that went into a layer are read off its name."""
     (tmp_path / "layers.json").write_text(LAYER_INFO)
-    layers = runner.layers_by_name(str(tmp_path / "layers.json"))
+    layers = runner_output.layers_by_name(str(tmp_path / "layers.json"))
     reformat, convolution = layers
     profile: Any = [
         {"count": 50},
@@ -176,7 +177,7 @@ def test_a_profile_with_the_layers_quoted(tmp_path: Path) -> None:
         {"name": convolution, "timeMs": 1.6, "averageMs": 0.032, "percentage": 80},  # no median before 8.4
     ]
     named = ["resnetv15_conv0_fwd", "resnetv15_batchnorm0_fwd", "resnetv15_relu0_fwd", "resnetv15_pool0_fwd", "fc"]
-    first, second = runner.parse_profile(profile, layers, named)
+    first, second = runner_output.parse_profile(profile, layers, named)
     assert (first["type"], first["time_us"], first["compute"]) == ("Reformat", 7.5, False)
     assert (second["type"], second["time_us"], second["compute"]) == ("CaskConvActPool", 32.0, True)
     assert second["covers"] == named[:4]
@@ -185,7 +186,7 @@ def test_a_profile_with_the_layers_quoted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("entry", [{"name": "a"}, {"averageMs": 1.0}, {"name": "a", "averageMs": -1.0}, 3])
 def test_a_profile_that_is_none(entry: Any) -> None:
     with pytest.raises(RuntimeError, match="trtexec"):
-        runner.parse_profile([{"count": 1}, entry], {}, [])
+        runner_output.parse_profile([{"count": 1}, entry], {}, [])
 
 
 @pytest.mark.parametrize(
@@ -206,28 +207,28 @@ def test_nodes_that_went_into_a_layer(name: str, metadata: str, nodes: list[str]
 
 
 def test_proof_of_a_sparse_tactic() -> None:
-    assert runner.sparse_layers(SPARSE_PICKED) == ["conv2", "conv3"]
-    assert runner.sparse_layers(SPARSE_NONE) == []
-    assert runner.sparse_layers("[I] Engine built in 31.1935 sec.") is None
+    assert runner_output.sparse_layers(SPARSE_PICKED) == ["conv2", "conv3"]
+    assert runner_output.sparse_layers(SPARSE_NONE) == []
+    assert runner_output.sparse_layers("[I] Engine built in 31.1935 sec.") is None
 
 
 def test_proof_of_a_sparse_tactic_in_the_words_of_10() -> None:
     """Synthetic: no document of NVIDIA's quotes these lines."""
-    assert runner.sparse_layers("[V] [TRT] (Sparsity) Chose 2 layer(s) using sparse tactics: a, b + c") == [
+    assert runner_output.sparse_layers("[V] [TRT] (Sparsity) Chose 2 layer(s) using sparse tactics: a, b + c") == [
         "a",
         "b + c",
     ]
-    assert runner.sparse_layers("[V] [TRT] (Sparsity) Chose 0 layer(s) using sparse tactics") == []
-    assert runner.sparse_layers("[V] [TRT] (Sparsity) Chose 1 layer(s) using sparse tactics") == ["?"]
+    assert runner_output.sparse_layers("[V] [TRT] (Sparsity) Chose 0 layer(s) using sparse tactics") == []
+    assert runner_output.sparse_layers("[V] [TRT] (Sparsity) Chose 1 layer(s) using sparse tactics") == ["?"]
 
 
 def test_failures_say_what_trtexec_says() -> None:
-    assert runner.failure(OUT_OF_MEMORY, 1).startswith("out of memory: 2: [virtualMemoryBuffer.cpp")
-    assert runner.failure("[I] loading\n", -11) == "trtexec was ended by SIGSEGV: [I] loading"
-    assert runner.failure("", 1) == "it printed nothing"
+    assert runner_output.failure(OUT_OF_MEMORY, 1).startswith("out of memory: 2: [virtualMemoryBuffer.cpp")
+    assert runner_output.failure("[I] loading\n", -11) == "trtexec was ended by SIGSEGV: [I] loading"
+    assert runner_output.failure("", 1) == "it printed nothing"
     # synthetic, after trtexec.cpp
     unknown = "[E] Unknown option: --workspace 2048\n[E] Unknown option: --buildOnly \n"
-    assert runner.failure(unknown, 1) == "Unknown option: --workspace 2048; Unknown option: --buildOnly"
+    assert runner_output.failure(unknown, 1) == "Unknown option: --workspace 2048; Unknown option: --buildOnly"
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.key)
@@ -237,7 +238,7 @@ def test_onnx_is_read_without_its_package(kernel: Any, tmp_path: Path) -> None:
     model = model_from_kernel(kernel)
     path = tmp_path / "kernel.onnx"
     path.write_bytes(model.SerializeToString())
-    read = runner.read_onnx(str(path))
+    read = runner_onnx.read_onnx(str(path))
     for found, wanted in ((read["inputs"], model.graph.input), (read["outputs"], model.graph.output)):
         specs = specs_of_onnx(wanted)
         assert found == [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in specs]
@@ -248,7 +249,7 @@ def test_onnx_is_read_without_its_package(kernel: Any, tmp_path: Path) -> None:
 def test_what_is_no_onnx(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(data)
     with pytest.raises(ValueError, match="not an ONNX model with static shapes: broken.onnx"):
-        runner.read_onnx(str(tmp_path / "broken.onnx"))
+        runner_onnx.read_onnx(str(tmp_path / "broken.onnx"))
 
 
 def test_a_dynamic_dimension_is_refused(tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_a_dynamic_dimension_is_refused(tmp_path: Path) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
     (tmp_path / "dynamic.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ValueError, match="static shapes"):
-        runner.read_onnx(str(tmp_path / "dynamic.onnx"))
+        runner_onnx.read_onnx(str(tmp_path / "dynamic.onnx"))
 
 
 def test_random_inputs_have_the_size_of_their_type(tmp_path: Path) -> None:

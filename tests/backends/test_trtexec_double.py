@@ -55,7 +55,8 @@ def double(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     )
     script.chmod(0o755)
     monkeypatch.setenv("TRTEXEC", str(script))
-    monkeypatch.setenv("FAKE_TRTEXEC_RUNNER", str(find_backend("tensorrt").runner_path().resolve()))
+    reader = find_backend("tensorrt").runner_path().resolve().with_name("runner_onnx.py")
+    monkeypatch.setenv("FAKE_TRTEXEC_RUNNER", str(reader))
 
     def configure(**settings: object) -> None:
         for name, value in settings.items():

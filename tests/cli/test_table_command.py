@@ -24,6 +24,7 @@ from tests.test_table import HOLD, row, session, written
 
 pytestmark = pytest.mark.integration
 
+ROOT = Path(__file__).parents[2]
 NULL = load_device("null")
 PLAIN: dict[str, Any] = {"window": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "spatial": (28, 28)}
 KERNELS = [Kernel(operator="conv", c_in=64, c_out=c_out, **PLAIN) for c_out in range(64, 129, 8)]
@@ -185,21 +186,32 @@ def test_a_table_that_is_torn_and_contradicting_is_shown_with_warnings(
     assert "2 rows contradict each other" in err
 
 
-def test_a_second_profiler_is_told_or_waits(null_table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+SIZED = ["tests.small_models:plain", "--shape", "1x3x32x32", "--saliency", "l2"]
+
+
+@pytest.mark.parametrize("command", ["profile", "prune", "fit"])
+def test_a_second_writer_is_told_or_waits(
+    command: str, null_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choosing = [*SIZED, "--budget", "0.6x", "--out", str(tmp_path / "out")] if command != "profile" else []
+    argv = [command, *choosing, "--device", "null"]
     with subprocess.Popen([sys.executable, "-c", HOLD, str(null_table)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        assert main(["profile", "--device", "null"]) == 2
+        assert main(argv) == 2
         assert f"is being written by process {holder.pid}, since 20" in capsys.readouterr().err
-        command = [sys.executable, "-m", "edgeprune", "profile", "--device", "null", "--wait"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert not (tmp_path / "out").is_file() and not list(tmp_path.glob("out/*"))
+        run = [sys.executable, "-m", "edgeprune", *argv, "--wait"]
+        with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as waiting:
             assert waiting.stderr is not None
-            told = waiting.stderr.readline()
+            told = next(line for line in waiting.stderr if "waiting" in line)
             assert f"waiting for the table: it is being written by process {holder.pid}" in told
             assert waiting.poll() is None
             holder.kill()
-            assert waiting.wait(60) == 0
+            _, err = waiting.communicate(timeout=60)
+            assert waiting.returncode == 0, err
     assert len(read_lines([null_table]).rows) > len(KERNELS)
+    assert (tmp_path / "out").exists() == (command != "profile")
 
 
 def test_ctrl_c_while_waiting(null_table: Path) -> None:

@@ -1,4 +1,4 @@
-"""The staircase of one kernel shape: latency against one width, and where it steps."""
+"""The curve of one kernel shape: its latency over one width, and where it steps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Staircase:
+class Curve:
     """`latency_us` over `widths` of one axis (`c_in`, `c_out` or `channels`), all else of the kernel fixed.
 
     `period`: rises come after its multiples, and after each of them; None where no such number is found.
@@ -59,31 +59,31 @@ class Staircase:
         return f"steps of {self.period} channels, after {where}" if self.period else f"steps after {where}"
 
 
-def staircase(listing: Listing, kernel: str | None = None, axis: str | None = None) -> Staircase:
+def curve_of(listing: Listing, kernel: str | None = None, axis: str | None = None) -> Curve:
     """The shape with most widths along one axis, or that of the named kernel (a key of `table show`).
 
     `TableError` where there is no shape with three widths.
     """
-    stairs: dict[tuple[str, Kernel], dict[int, Item]] = {}
+    curves: dict[tuple[str, Kernel], dict[int, Item]] = {}
     for item in listing.items:
         for name, base, width in _axes(item.kernel) if item.kernel else ():
-            stairs.setdefault((name, base), {})[width] = item
+            curves.setdefault((name, base), {})[width] = item
     if kernel is not None and kernel not in {item.name for item in listing.items}:
         raise TableError(f"'{listing.name}' has no kernel '{kernel}' (edgeprune table show {listing.name})")
     fitting = {
         (name, base): items
-        for (name, base), items in stairs.items()
+        for (name, base), items in curves.items()
         if len(items) >= LEAST_WIDTHS
         and (axis is None or name == axis)
         and (kernel is None or any(item.name == kernel for item in items.values()))
     }
     if not fitting:
         raise TableError(f"'{listing.name}' has no kernel that was timed at {LEAST_WIDTHS} widths, all else the same")
-    found = [_staircase(name, base, items) for (name, base), items in fitting.items()]
-    return min(found, key=lambda stair: (-len(stair.widths), -len(stair.rises), stair.kernel, stair.axis))
+    found = [_curve(name, base, items) for (name, base), items in fitting.items()]
+    return min(found, key=lambda curve: (-len(curve.widths), -len(curve.rises), curve.kernel, curve.axis))
 
 
-def _staircase(axis: str, base: Kernel, items: dict[int, Item]) -> Staircase:
+def _curve(axis: str, base: Kernel, items: dict[int, Item]) -> Curve:
     widths = sorted(items)
     node = all(items[width].node_us for width in widths)
     latency_us = [items[width].best_us if node else items[width].latency_us for width in widths]
@@ -91,7 +91,7 @@ def _staircase(axis: str, base: Kernel, items: dict[int, Item]) -> Staircase:
     operator, _, groups, rest = base.key.split(" ", 3)
     shape = {"c_in": f"*>{base.c_out}", "c_out": f"{base.c_in}>*", "channels": "*>*"}[axis]
     groups = "g*" if axis == "channels" and operator == "conv" else groups  # depthwise
-    return Staircase(
+    return Curve(
         kernel=f"{operator} {shape} {groups} {rest}",
         axis=axis,
         quantity="compute node" if node else "end to end",
@@ -142,7 +142,7 @@ def _axes(kernel: Kernel) -> list[tuple[str, Kernel, int]]:
     ]
 
 
-def draw(stair: Staircase, title: str) -> bytes:
+def draw(curve: Curve, title: str) -> bytes:
     """A PNG: the measured points, every step marked and named. `RuntimeMissing` without matplotlib."""
     from io import BytesIO
 
@@ -154,23 +154,23 @@ def draw(stair: Staircase, title: str) -> bytes:
         raise RuntimeMissing(f"matplotlib is missing: {install_line('plot')}") from None
     figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(stair.widths, stair.latency_us, "o-", color="#1f4e79", linewidth=1, markersize=4)
-    top = 1.08 * max(stair.latency_us)
-    largest = sorted((*stair.rises, *stair.falls), key=lambda step: -abs(step.change))[:MOST_NAMED]
-    for step in (*stair.rises, *stair.falls):
+    axes.plot(curve.widths, curve.latency_us, "o-", color="#1f4e79", linewidth=1, markersize=4)
+    top = 1.08 * max(curve.latency_us)
+    largest = sorted((*curve.rises, *curve.falls), key=lambda step: -abs(step.change))[:MOST_NAMED]
+    for step in (*curve.rises, *curve.falls):
         axes.axvline(_middle(step), color=_colour(step), linewidth=0.8, linestyle="--")
     for index, step in enumerate(sorted(largest, key=_middle)):
         name = f"{step.before}→{step.after}\n{step.change:+.0%}"
         height = (0.02 + 0.07 * (index % 3)) * top  # the axis starts at 0: mostly below the curve
         label = axes.text(_middle(step), height, name, fontsize=7, ha="center", color=_colour(step))
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
-    narrowest = min(b - a for a, b in pairwise(stair.widths))
-    if (stair.widths[-1] - stair.widths[0]) / narrowest < MOST_TICKS:  # else their numbers would overlap
-        axes.set_xticks(stair.widths)
-    axes.set_xlabel("channels in and out" if stair.axis == "channels" else f"{stair.axis}, channels")
-    axes.set_ylabel(f"{stair.origin} latency, {stair.quantity} (µs)")
+    narrowest = min(b - a for a, b in pairwise(curve.widths))
+    if (curve.widths[-1] - curve.widths[0]) / narrowest < MOST_TICKS:  # else their numbers would overlap
+        axes.set_xticks(curve.widths)
+    axes.set_xlabel("channels in and out" if curve.axis == "channels" else f"{curve.axis}, channels")
+    axes.set_ylabel(f"{curve.origin} latency, {curve.quantity} (µs)")
     lines = "\n".join(wrap(title, LINE))
-    axes.set_title(f"{lines}\n{stair.kernel} ({stair.origin})\n{stair.describe()}", fontsize=9)
+    axes.set_title(f"{lines}\n{curve.kernel} ({curve.origin})\n{curve.describe()}", fontsize=9)
     axes.set_ylim(bottom=0, top=top)
     axes.grid(alpha=0.25)
     buffer = BytesIO()
