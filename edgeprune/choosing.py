@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edgeprune.budget_rows import LATENCY, Row, Spent, latency_row
+from edgeprune.climbing import Options, climbed
 from edgeprune.constraints import NONE, Constraints
 from edgeprune.cost import CostModel
 from edgeprune.errors import BudgetError, InputError
@@ -31,7 +32,7 @@ from edgeprune.variables import (
 )
 
 ROUNDS = 8
-"""How often costs of concatenations are tabulated anew around the last answer before the best one is taken."""
+"""How often costs of concatenations are tabulated anew around the last answer, at most, to find where to climb from."""
 ROUNDING = 1e-9
 """What sums in another order may differ by: a budget of exactly the dense latency keeps the dense network."""
 DAMPING = 0.7
@@ -68,6 +69,11 @@ class Choice:
     def proof(self) -> str:
         """`proven within 0.01%`, or that nothing is."""
         return f"proven within {self.gap:.2%}" if self.gap is not None else f"{self.how}, nothing proven"
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is predicted is inside every budget."""
+        return all(spent.value <= spent.row.limit * (1 + ROUNDING) for spent in self.spent)
 
     @property
     def reached(self) -> Reached:
@@ -110,34 +116,58 @@ def choose(
     if rules.scope in BISECTED:
         return _bisected(cost, saliency, rows, rules)
     variables = rules.variables(cost)
-    wide = [row.name for row in rows if row.is_wide(variables)]
-    point = {name: options[-1] for name, options in variables.options.items()}
-    best: Choice | None = None
-    limits = {row.name: row.limit * (1 + ROUNDING / 2) for row in rows}
-    dropped = tuple[str, ...]()
-    for _ in range(ROUNDS if wide else 1):
+    if any(row.is_wide(variables) for row in rows):
+        best = _climbed(cost, saliency, rows, rules, _approached(cost, saliency, rows, rules, start))
+    else:
+        problem = selection_problem(cost.graph, saliency, rows, _limits(rows), variables, _widest(variables))
+        best = _read(cost, rows, variables, _solved(problem, start), exact=True)
+    if not best.fits:
+        raise BudgetError(_out_of_reach(cost, saliency, rows, rules))
+    return best
+
+
+def _widest(variables: Variables) -> dict[str, int]:
+    return {name: options[-1] for name, options in variables.options.items()}
+
+
+def _limits(rows: Sequence[Row]) -> dict[str, float]:
+    return {row.name: row.limit * (1 + ROUNDING / 2) for row in rows}
+
+
+def _approached(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Rules, start: Choice | None) -> Choice:
+    """The best that fits of some answers, each of tables around the one before; the least network where none does."""
+    variables = rules.variables(cost)
+    point, limits, found = _widest(variables), _limits(rows), list[Choice]()
+    for _ in range(ROUNDS):
         solution = _solved(selection_problem(cost.graph, saliency, rows, limits, variables, point), start)
         if not solution.choice:
             break
-        choice = _read(cost, rows, variables, solution, exact=not wide)
-        lowered = any(limits[row.name] < row.limit for row in rows)
-        if lowered or not solution.feasible:  # the proof is of a tighter problem than was asked, or that none fits
-            choice = replace(choice, solution=replace(solution, gap=math.inf), how="by tables taken anew")
-        if all(spent.value <= spent.row.limit * (1 + ROUNDING) for spent in choice.spent):
-            if best is None or solution.value > best.solution.value:
-                best = choice
-            if choice.widths == point and choice.dropped == dropped:
-                if not lowered:
-                    break
-                limits = {row.name: row.limit * (1 + ROUNDING / 2) for row in rows}
-                continue
-        elif not wide:
+        choice = _read(cost, rows, variables, solution, exact=False)
+        found.append(choice)
+        if choice.fits and choice.widths == point:
             break
-        point, dropped = dict(choice.widths), choice.dropped
+        point = dict(choice.widths)
         limits |= {spent.row.name: _moved(spent, solution, limits, len(rows)) for spent in choice.spent}
-    if best is None:
-        raise BudgetError(_out_of_reach(cost, saliency, rows, rules))
-    return best
+    fitting = [choice for choice in found if choice.fits]
+    return max(fitting, key=lambda choice: choice.solution.value, default=None) or _nearest(cost, saliency, rows, rules)
+
+
+def _climbed(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Rules, start: Choice) -> Choice:
+    """The best network near a start, judged by the whole prediction; the start where that does not fit."""
+    variables = rules.variables(cost)
+
+    def tabulated(options: Options) -> Problem:
+        widths, _ = _network(cost.graph, variables, options)
+        return selection_problem(cost.graph, saliency, rows, _limits(rows), variables, widths)
+
+    def fits(options: Options) -> bool:
+        widths, dropped = _network(cost.graph, variables, options)
+        return all(row.predict(widths, dropped)[0] <= row.limit * (1 + ROUNDING) for row in rows)
+
+    if not start.fits:
+        return start
+    gone = [name for name in variables.counts() if variables.widths(name)[0] == 0]
+    return _read(cost, rows, variables, climbed(start.solution.choice, tabulated, fits, gone), exact=False)
 
 
 def _moved(spent: Spent, solution: Solution, limits: Mapping[str, float], rows: int) -> float:
@@ -243,18 +273,19 @@ def selection_problem(
     return Problem(variables={**variables.counts(), constant: 1}, budgets=dict(limits), factors=factors)
 
 
-def _read(cost: CostModel, rows: Sequence[Row], variables: Variables, solution: Solution, *, exact: bool) -> Choice:
-    """The chosen network; of nested blocks that are gone the outermost is dropped."""
-    gone = [
-        block
-        for block, carrier in variables.carrier.items()
-        if variables.widths(carrier)[solution.choice[carrier]] == 0
-    ]
-    dropped = tuple(sorted(block.id for block in cost.graph.outermost(gone)))
+def _network(graph: ModelGraph, variables: Variables, options: Options) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Widths and dropped blocks under these options; of nested blocks that are gone the outermost is dropped."""
+    gone = [block for block, carrier in variables.carrier.items() if variables.widths(carrier)[options[carrier]] == 0]
     widths = {}
-    for group, options in variables.options.items():
+    for group, offered in variables.options.items():
         name = variables.name_of[group]
-        widths[group] = variables.widths(name)[solution.choice[name]] or options[-1]
+        widths[group] = variables.widths(name)[options[name]] or offered[-1]
+    return widths, tuple(sorted(block.id for block in graph.outermost(gone)))
+
+
+def _read(cost: CostModel, rows: Sequence[Row], variables: Variables, solution: Solution, *, exact: bool) -> Choice:
+    """The chosen network."""
+    widths, dropped = _network(cost.graph, variables, solution.choice)
     spent = tuple(_spent(row, widths, dropped) for row in rows)
     return Choice(
         widths=widths,
@@ -263,6 +294,7 @@ def _read(cost: CostModel, rows: Sequence[Row], variables: Variables, solution: 
         error_us=spent[0].error,
         solution=solution,
         exact_cost=exact and all(row.is_exact for row in rows),
+        how="by tables taken anew",
         spent=spent,
     )
 
