@@ -42,18 +42,19 @@ def climbed(
     for _ in range(STEPS):
         if radius == 0:
             found = _one_moved(problem, best, fits)
+            if found is None:
+                break
         else:
             solution = solve(within(problem, best, radius, gone), start=[best])
-            found = solution.choice if _is_better(solution, problem, best) else None
-            if found is None and radius == widest:
-                return _as_answer(solution, problem, best)
-        if found is None:
-            break
-        if radius == 0 or fits(found):
-            best, radius = found, min(max(1, 2 * radius), widest)
-            problem = tabulated(best)
-        else:
-            radius //= 2
+            if not _is_better(solution, problem, best):
+                radius = 0  # nothing by more than the solver's gap
+                continue
+            if not fits(solution.choice):
+                radius //= 2
+                continue
+            found = solution.choice
+        best, radius = found, min(max(1, 2 * radius), widest)
+        problem = tabulated(best)
     return _as_answer(solve(problem, start=[best]), problem, best)
 
 

@@ -158,16 +158,13 @@ def _extended(
     with np.errstate(invalid="ignore"):
         added = np.broadcast_to(buckets[0].best_weight[at] - first, (first.shape[0], labels.loss.shape[1]))
         option, before = np.nonzero(labels.loss[0] + added < rooms[0])
-    place = (option, *(options[before] for options in at))
-    above = place[1:]
+    above: tuple[Any, ...] = tuple(options[before] for options in at)
+    place: tuple[Any, ...] = (option, *above)
     with np.errstate(invalid="ignore"):
         loss = np.stack([b.best_weight[above] - b.weight[place] for b in buckets]) + labels.loss[:, before]
-    stack: tuple[Any, ...] = (slice(None), *place)
-    cost = (
-        labels.cost[:, before]
-        + buckets[0].cost[stack]
-        - buckets[0].best_cost[(slice(None), *above)].reshape(len(labels.cost), -1)
-    )
+    rows, stack, stack_above = len(labels.cost), (slice(None), *place), (slice(None), *above)
+    best_cost = buckets[0].best_cost[stack_above].reshape(rows, -1)
+    cost = labels.cost[:, before] + buckets[0].cost[stack] - best_cost
     live = {u: options[before] for u, options in labels.live.items()} | {v: option}
     kept = np.flatnonzero((loss < rooms).all(axis=0))
     return _Labels(loss=loss, cost=cost, live=live).at(kept), before[kept], option[kept]

@@ -39,7 +39,7 @@ NO_GOODS = 20
 POLISHINGS = 10
 LABELS = 1 << 17  # of a beam, times variables
 FEW_LABELS, MANY_LABELS = 1 << 12, 1 << 14
-SEEN = 64  # choices that an answer passes on
+SEEN = 8  # choices that an answer passes on: the last cuts; each one costs its evaluation at the next limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def _polish(model: Model, score: Score, effort: Effort, dual: Dual) -> Found:
     with more labels as long as the bound is not down to it.
     """
     best, top, offset = dual.best, dual.best.bound, constant(dual.weights, "value")
-    spare = effort.tolerance / 2
+    spare = effort.tolerance / 8
     room = top - best.score if best.score > -math.inf else 1.0
     width = min(FEW_LABELS, max(128, LABELS // len(model.sizes)))
     for _ in range(POLISHINGS):
