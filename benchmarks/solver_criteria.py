@@ -98,7 +98,7 @@ def models_of(network: str, device_name: str) -> tuple[Any, Any, Any]:
 
 def rows_of(network: str, criteria: list[str], budgets: list[float], device: str) -> Iterator[Row]:
     from edgeprune.choosing import choose, dense_choice
-    from edgeprune.errors import BudgetError, TableError
+    from edgeprune.errors import BudgetError, InputError, TableError
     from edgeprune.saliency import score
 
     try:
@@ -108,7 +108,11 @@ def rows_of(network: str, criteria: list[str], budgets: list[float], device: str
         return
     solving_s = timed_solver()
     for name in criteria:
-        saliency = score(name, graph, model)
+        try:
+            saliency = score(name, graph, model)
+        except InputError as error:
+            print(f"{network}: {error}")
+            continue
         dense = dense_choice(cost, saliency)
         for budget in budgets:
             started = time.perf_counter()
