@@ -27,7 +27,7 @@ from typing import Any
 import numpy
 import scipy
 
-from benchmarks.solver_problems import LATENCY, chain, network_problem
+from benchmarks.solver_problems import LATENCY, chain, network_problem, recorded
 from edgeprune.solve import Problem, front, solve
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,6 +55,13 @@ class Case:
 
 CASES = (
     Case(name="resnet50", build=partial(network_problem, "resnet50", step=8), gap=1e-4, seconds=2.0),
+    Case(
+        name="resnet50-l2",
+        build=partial(recorded, "resnet50_l2"),
+        gap=1e-4,
+        seconds=2.0,
+        shares=(0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8),
+    ),
     Case(name="resnet101", build=partial(network_problem, "resnet101", step=8), gap=1e-4, seconds=5.0),
     Case(
         name="resnet50-two-budgets",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,9 @@ def chain(length: int, options: int, *, share: float = 0.4, seed: int = 0) -> Pr
         factors.append(Factor(variables=(f"g{i}", f"g{i + 1}"), value=np.zeros_like(cost), cost={LATENCY: cost}))
     names = {f"g{i}": options for i in range(length)}
     return Problem(variables=names, budgets={LATENCY: share * total}, factors=factors)
+
+
+def recorded(name: str, *, share: float) -> Problem:
+    """A whole problem as `benchmarks.solver_criteria --record` wrote it, within a share of the dense latency."""
+    problem = Problem.from_json(FOLDER / f"problem_{name}.json")
+    return replace(problem, budgets={budget: share * dense for budget, dense in problem.budgets.items()})

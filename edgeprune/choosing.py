@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edgeprune.budget_rows import LATENCY, Row, Spent, latency_row
+from edgeprune.climbing import Options, climbed
 from edgeprune.constraints import NONE, Constraints
 from edgeprune.cost import CostModel
 from edgeprune.errors import BudgetError, InputError
@@ -31,7 +32,7 @@ from edgeprune.variables import (
 )
 
 ROUNDS = 8
-"""How often costs are tabulated anew around the last answer before the best one is taken."""
+"""How often costs are tabulated anew around the last answer, at most, to find where to climb from."""
 SETTLED = 1e-4
 """Tables that come this close to the prediction of their own answer need no other round."""
 ROUNDING = 1e-9
@@ -73,6 +74,16 @@ class Choice:
         return f"proven within {self.gap:.2%}" if self.gap is not None else f"{self.how}, nothing proven"
 
     @property
+    def fits(self) -> bool:
+        """Whether what is predicted is inside every budget."""
+        return all(spent.value <= spent.row.limit * (1 + ROUNDING) for spent in self.spent)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the tables of the whole problem told what is predicted for the answer."""
+        return self.exact_cost and self.solution.status == "solved"
+
+    @property
     def reached(self) -> Reached:
         """What a schedule goes on from."""
         return Reached(widths=self.widths, dropped=self.dropped)
@@ -112,37 +123,77 @@ def choose(
     rows = (latency_row(cost, target_us), *others)
     if rules.scope in BISECTED:
         return _bisected(cost, saliency, rows, rules)
-    variables = rules.variables(cost)
-    wide = [row.name for row in rows if row.is_wide(variables)]
-    point = {name: options[-1] for name, options in variables.options.items()}
-    best: Choice | None = None
-    limits = {row.name: row.limit * (1 + ROUNDING / 2) for row in rows}
-    dropped = tuple[str, ...]()
-    for _ in range(ROUNDS):
-        here = [row.near(point, dropped) for row in rows]
-        solution = _solved(selection_problem(cost.graph, saliency, here, limits, variables, point), start)
-        if not solution.choice:
-            break
-        choice = start = _read(cost, rows, variables, solution, exact=not wide)
-        settled = choice.exact_cost and solution.feasible
-        lowered = any(limits[row.name] < row.limit for row in rows)
-        if lowered or not solution.feasible:  # the proof is of a tighter problem than was asked, or that none fits
-            choice = replace(choice, solution=replace(solution, gap=math.inf), how="by tables taken anew")
-        if all(spent.value <= spent.row.limit * (1 + ROUNDING) for spent in choice.spent):
-            if best is None or solution.value > best.solution.value:
-                best = choice
-            if settled or (choice.widths == point and choice.dropped == dropped):
-                if not lowered:
-                    break
-                limits = {row.name: row.limit * (1 + ROUNDING / 2) for row in rows}
-                continue
-        elif settled:
-            break
-        point, dropped = dict(choice.widths), choice.dropped
-        limits |= {spent.row.name: _moved(spent, solution, limits, len(rows)) for spent in choice.spent}
-    if best is None:
+    best = _approached(cost, saliency, rows, rules, start)
+    if best.fits and not best.is_settled:
+        best = _climbed(cost, saliency, rows, rules, best)
+    if not best.fits:
         raise BudgetError(_out_of_reach(cost, saliency, rows, rules))
     return best
+
+
+def _widest(variables: Variables) -> dict[str, int]:
+    return {name: options[-1] for name, options in variables.options.items()}
+
+
+def _limits(rows: Sequence[Row]) -> dict[str, float]:
+    return {row.name: row.limit * (1 + ROUNDING / 2) for row in rows}
+
+
+def _tabulated(
+    cost: CostModel,
+    saliency: Saliency,
+    rows: Sequence[Row],
+    limits: Mapping[str, float],
+    variables: Variables,
+    point: Reached,
+) -> Problem:
+    """The selection problem with the costs around a network."""
+    near = [row.near(point.widths, point.dropped) for row in rows]
+    return selection_problem(cost.graph, saliency, near, limits, variables, point.widths)
+
+
+def _approached(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Rules, start: Choice | None) -> Choice:
+    """The best that fits of some answers, each of tables around the one before; the least network where none does.
+
+    One that is settled, if the tables around some answer say of theirs what is predicted: nothing is better there.
+    """
+    variables = rules.variables(cost)
+    is_wide = any(row.is_wide(variables) for row in rows)
+    point, limits, found = Reached(widths=_widest(variables), dropped=()), _limits(rows), list[Choice]()
+    for _ in range(ROUNDS):
+        solution = _solved(_tabulated(cost, saliency, rows, limits, variables, point), start)
+        if not solution.choice:
+            break
+        choice = start = _read(cost, rows, variables, solution, exact=not is_wide)
+        found.append(choice)
+        if choice.is_settled:
+            return choice
+        if choice.fits and choice.reached == point:
+            break
+        point = choice.reached
+        if is_wide:
+            limits |= {spent.row.name: _moved(spent, solution, limits, len(rows)) for spent in choice.spent}
+    fitting = [choice for choice in found if choice.fits]
+    return max(fitting, key=lambda choice: choice.solution.value, default=None) or _nearest(cost, saliency, rows, rules)
+
+
+def _climbed(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Rules, start: Choice) -> Choice:
+    """The best network near a start, judged by the whole prediction; the start where that does not fit."""
+    variables = rules.variables(cost)
+
+    def tabulated(options: Options) -> Problem:
+        widths, dropped = _network(cost.graph, variables, options)
+        point = Reached(widths=widths, dropped=dropped)
+        return _tabulated(cost, saliency, rows, _limits(rows), variables, point)
+
+    def fits(options: Options) -> bool:
+        widths, dropped = _network(cost.graph, variables, options)
+        return all(row.predict(widths, dropped)[0] <= row.limit * (1 + ROUNDING) for row in rows)
+
+    if not start.fits:
+        return start
+    gone = [name for name in variables.counts() if variables.widths(name)[0] == 0]
+    return _read(cost, rows, variables, climbed(start.solution.choice, tabulated, fits, gone), exact=False)
 
 
 def _moved(spent: Spent, solution: Solution, limits: Mapping[str, float], rows: int) -> float:
@@ -248,18 +299,19 @@ def selection_problem(
     return Problem(variables={**variables.counts(), constant: 1}, budgets=dict(limits), factors=factors)
 
 
-def _read(cost: CostModel, rows: Sequence[Row], variables: Variables, solution: Solution, *, exact: bool) -> Choice:
-    """The chosen network; of nested blocks that are gone the outermost is dropped."""
-    gone = [
-        block
-        for block, carrier in variables.carrier.items()
-        if variables.widths(carrier)[solution.choice[carrier]] == 0
-    ]
-    dropped = tuple(sorted(block.id for block in cost.graph.outermost(gone)))
+def _network(graph: ModelGraph, variables: Variables, options: Options) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Widths and dropped blocks under these options; of nested blocks that are gone the outermost is dropped."""
+    gone = [block for block, carrier in variables.carrier.items() if variables.widths(carrier)[options[carrier]] == 0]
     widths = {}
-    for group, options in variables.options.items():
+    for group, offered in variables.options.items():
         name = variables.name_of[group]
-        widths[group] = variables.widths(name)[solution.choice[name]] or options[-1]
+        widths[group] = variables.widths(name)[options[name]] or offered[-1]
+    return widths, tuple(sorted(block.id for block in graph.outermost(gone)))
+
+
+def _read(cost: CostModel, rows: Sequence[Row], variables: Variables, solution: Solution, *, exact: bool) -> Choice:
+    """The chosen network."""
+    widths, dropped = _network(cost.graph, variables, solution.choice)
     spent = tuple(_spent(row, widths, dropped) for row in rows)
     return Choice(
         widths=widths,
@@ -267,12 +319,13 @@ def _read(cost: CostModel, rows: Sequence[Row], variables: Variables, solution: 
         predicted_us=spent[0].value,
         error_us=spent[0].error,
         solution=solution,
-        exact_cost=exact and all(row.is_exact for row in rows) and _is_settled(spent, solution),
+        exact_cost=exact and all(row.is_exact for row in rows) and _is_told(spent, solution),
+        how="by tables taken anew",
         spent=spent,
     )
 
 
-def _is_settled(spent: Sequence[Spent], solution: Solution) -> bool:
+def _is_told(spent: Sequence[Spent], solution: Solution) -> bool:
     """Whether the tables told what the rows predict for the answer."""
     return all(abs(each.value - solution.cost[each.row.name]) <= SETTLED * each.value for each in spent)
 
@@ -294,7 +347,7 @@ def _nearest(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Ru
     if rules.scope in BISECTED:
         return _unproven(cost, saliency, rows, point)
     limits = {row.name: row.limit for row in rows}
-    solution = solve(selection_problem(cost.graph, saliency, rows, limits, variables, point))
+    solution = solve(_tabulated(cost, saliency, rows, limits, variables, Reached(widths=point, dropped=())))
     return _read(cost, rows, variables, solution, exact=not any(row.is_wide(variables) for row in rows))
 
 
@@ -330,9 +383,8 @@ def floor_layers(cost: CostModel, choice: Choice, count: int = 3) -> list[str]:
     """The units that take most of a network's latency: `name (share)`."""
     gone = cost.vanishing(choice.dropped)
     cold = cost.cold(choice.widths, choice.dropped)
-    us = {
-        unit.name: float(cost.unit_us(unit, [choice.widths], cold)[0]) for unit in cost.units if unit.name not in gone
-    }
+    stays = [unit for unit in cost.units if unit.name not in gone]
+    us = {unit.name: float(cost.unit_us(unit, [choice.widths], cold)[0]) for unit in stays}
     total = sum(us.values()) + cost.overhead_us
     top: Sequence[str] = sorted(us, key=lambda name: (-us[name], name))[:count]
     return [f"{name} ({us[name] / total:.0%})" for name in top]

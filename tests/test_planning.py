@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgeprune.backends.null import partition
 from edgeprune.backends.null.staircase import time_us
+from edgeprune.budget_rows import Piece, Points, Row
 from edgeprune.cost import CostModel, cost_model_from
 from edgeprune.errors import BudgetError
 from edgeprune.graph import Block, trace
@@ -30,6 +31,7 @@ from edgeprune.saliency import Saliency
 from edgeprune.staircase import find_staircase, staircase_kernels
 from edgeprune.surgery import apply
 from edgeprune.units import kernels_at, width_options
+from edgeprune.variables import FloatArray
 
 pytestmark = pytest.mark.unit
 
@@ -341,7 +343,52 @@ def test_behind_a_concatenation_the_answer_is_checked_by_the_cost_model(net: typ
     assert choice.predicted_us == cost.predict(choice.widths, choice.dropped).us
     assert choice.predicted_us <= target * (1 + 1e-9)
     best = max(value(cost, saliency, w, d) for w, d in everything(cost) if cost.predict(w, d).us <= target)
-    assert choice.solution.value >= 0.95 * best, "first order, tabulated anew around each answer"
+    assert choice.solution.value >= 0.98 * best, "first order, tabulated anew around each answer"
+
+
+@pytest.mark.parametrize("net", [Concatenated, ConcatenatedInABranch, ConcatenatedInNestedBranches])
+def test_behind_a_concatenation_no_width_can_grow_alone_and_the_floor_is_reached(net: type[nn.Module]) -> None:
+    cost = cost_of(net())
+    networks = [(w, d, cost.predict(w, d).us) for w, d in everything(cost)]
+    for seed, share in product((0, 1, 2), (0.7, 0.55, 0.42)):
+        saliency, target = saliency_of(cost, seed), share * cost.predict({}).us
+        choice = choose(cost, saliency, target)
+        best = max(value(cost, saliency, w, d) for w, d, us in networks if us <= target)
+        assert choice.predicted_us <= target and choice.solution.value >= 0.98 * best
+        hidden = {group for block in cost.graph.blocks if block.id in choice.dropped for group in block.inside}
+        for group in set(cost.options) - hidden:
+            wider = [{**choice.widths, group: w} for w in cost.options[group] if w > choice.widths[group]]
+            assert all(cost.predict(widths, choice.dropped).us > target for widths in wider)
+    saliency, floor = saliency_of(cost), min(us for _, _, us in networks)
+    assert choose(cost, saliency, 1.0001 * floor).predicted_us == pytest.approx(floor)
+    with pytest.raises(BudgetError, match="the least latency in reach"):
+        choose(cost, saliency, 0.9999 * floor)
+
+
+def test_the_least_network_is_the_start_where_no_answer_of_tables_fits() -> None:
+    """A peak is a maximum: tables around the dense network say that narrowing one branch alone takes nothing away."""
+    cost = cost_of(Concatenated())
+    saliency = saliency_of(cost)
+    branches = tuple(group for group in cost.options if group.startswith("branches"))
+
+    def widest(points: Points) -> FloatArray:
+        return np.array([float(max(widths[group] for group in branches)) for widths in points])
+
+    peak = Row(
+        name="peak",
+        of="peak",
+        unit="MACs",
+        limit=16.0,
+        dense=32.0,
+        pieces=(Piece(groups=branches, gone_with=frozenset(), at=widest),),
+        predict=lambda widths, dropped: (float(widest([widths])[0]), 0.0),
+    )
+    target = 0.8 * cost.predict({}).us
+    choice = choose(cost, saliency, target, others=(peak,))
+    assert max(choice.widths[group] for group in branches) <= 16
+    fitting = [(w, d) for w, d in everything(cost) if max(w[group] for group in branches) <= 16]
+    best = max(value(cost, saliency, w, d) for w, d in fitting if cost.predict(w, d).us <= target)
+    assert choice.solution.value >= 0.98 * best
 
 
 @pytest.mark.parametrize(("net", "groups"), [(ConcatenatedInABranch, 3), (ConcatenatedInNestedBranches, 4)])

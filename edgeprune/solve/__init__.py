@@ -59,19 +59,19 @@ def front(
     gap: float = 1e-4,
     in_process: bool = False,
 ) -> list[Solution]:
-    """The problem at each of these limits, in the order given; each one starts from what the ones before have met.
+    """The problem at each of these limits, in the order given; each one starts from what the one before has met.
 
     An entry replaces the limits that it names. Every answer has its own proof; time_limit_s is that of each.
     """
     found: list[Solution] = []
-    known: dict[Choice, None] = {}
+    known: Sequence[Choice] = ()
     for limits in budgets:
         for name in limits:
             if name not in problem.budgets:
                 raise ValueError(f"unknown budget {name!r}{did_you_mean(name, problem.budgets)}")
         own = replace(problem, budgets={**problem.budgets, **limits})
-        answer, seen = _solved(own, time_limit_s, gap, in_process, list(known))
-        known.update(dict.fromkeys(seen))
+        answer, seen = _solved(own, time_limit_s, gap, in_process, known)
+        known = seen or known
         found.append(answer)
     return found
 

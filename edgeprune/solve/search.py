@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 RATIO_TOLERANCE = 1e-6
 ROUNDING = 1e-9  # slack of every comparison that takes something out
 NO_GOODS = 20
-POLISHINGS = 8
-SEEN = 64  # choices that an answer passes on
+POLISHINGS = 10
+LABELS = 1 << 17  # of a beam, times variables
+FEW_LABELS, MANY_LABELS = 1 << 12, 1 << 14
+SEEN = 8  # choices that an answer passes on: the last cuts; each one costs its evaluation at the next limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,30 +161,40 @@ def _is_done(best: Found, effort: Effort) -> bool:
 
 
 def _polish(model: Model, score: Score, effort: Effort, dual: Dual) -> Found:
-    """Better answers next to the Lagrangian maximum, again with a smaller loss as long as they get better."""
-    best, offset = dual.best, constant(dual.weights, "value")
-    bound = best.bound + offset
-    loss = best.bound - best.score if best.score > -math.inf else 1.0
+    """Better answers next to the Lagrangian maximum, and a lower bound where none can be much better.
+
+    What may score above the floor is looked at: first near the maximum, then all that is better than the best there is,
+    with more labels as long as the bound is not down to it.
+    """
+    best, top, offset = dual.best, dual.best.bound, constant(dual.weights, "value")
+    spare = effort.tolerance / 8
+    room = top - best.score if best.score > -math.inf else 1.0
+    width = min(FEW_LABELS, max(128, LABELS // len(model.sizes)))
     for _ in range(POLISHINGS):
         if _is_done(best, effort):
             break
-        found = core(model, dual.weights, bound - loss - ROUNDING, dual.anchor(model))
+        floor = max(top - room, best.score + spare)
+        found = core(model, dual.weights, floor + offset - ROUNDING, dual.anchor(model))
         if found.model is None:
-            loss *= 2
+            best = replace(best, bound=max(best.score, min(best.bound, floor)))
+            room *= 2
             continue
         if found.recipe is None or found.recipe.work > LARGEST_WORK:
-            loss /= 2
+            room /= 2
             continue
-        before = best
-        for numbers in polished(found.model, found.recipe, dual.weights, loss):
+        before = best.score
+        offered, bound = polished(found.model, found.recipe, dual.weights, floor, spare=spare, width=width)
+        for numbers in offered:
             best = best.better(found.model.choice(numbers), score)
-        missing = best.bound - best.score
+        best = replace(best, bound=max(best.score, min(best.bound, max(floor, bound))))
         if best.score == -math.inf:
-            loss *= 4
-        elif missing < loss:
-            loss = missing
-        elif best.score <= before.score:
-            loss /= 2
+            room *= 4
+        elif best.score > before:
+            room = top - best.score
+        elif width < MANY_LABELS:
+            width *= 4
+        else:
+            break
     return best
 
 
