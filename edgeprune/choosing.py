@@ -38,7 +38,11 @@ SETTLED = 1e-4
 ROUNDING = 1e-9
 """What sums in another order may differ by: a budget of exactly the dense latency keeps the dense network."""
 DAMPING = 0.7
-"""Share of the miss by which the solver's limit is moved for the next of these rounds."""
+"""Share of what is left by which the solver's limit is raised for the next of these rounds."""
+MARGIN = 2e-3
+"""Share of the budget by which the limit is lowered beyond a miss, so that the rounds come to fit, not only near."""
+OUT_OF_REACH = 1e-6
+"""Share of each limit that nothing meets: then the solver tells which network comes nearest to all of them."""
 BINDING = 0.95
 """A row whose tables come to less of its limit does not bind; of several rows, only those that do are moved."""
 
@@ -201,7 +205,8 @@ def _moved(spent: Spent, solution: Solution, limits: Mapping[str, float], rows: 
     limit, target = limits[spent.row.name], spent.row.limit
     if rows > 1 and spent.value <= target and solution.cost[spent.row.name] < BINDING * limit:
         return limit
-    return max(0.5 * limit, limit + DAMPING * (target - spent.value))
+    missed = target - spent.value
+    return max(0.5 * limit, limit + (DAMPING * missed if missed >= 0 else missed - MARGIN * target))
 
 
 def _solved(problem: Problem, start: Choice | None) -> Solution:
@@ -346,7 +351,7 @@ def _nearest(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Ru
     point = {name: options[0] for name, options in variables.options.items()}
     if rules.scope in BISECTED:
         return _unproven(cost, saliency, rows, point)
-    limits = {row.name: row.limit for row in rows}
+    limits = {row.name: OUT_OF_REACH * row.limit for row in rows}
     solution = solve(_tabulated(cost, saliency, rows, limits, variables, Reached(widths=point, dropped=())))
     return _read(cost, rows, variables, solution, exact=not any(row.is_wide(variables) for row in rows))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 
@@ -389,6 +389,24 @@ def test_the_least_network_is_the_start_where_no_answer_of_tables_fits() -> None
     fitting = [(w, d) for w, d in everything(cost) if max(w[group] for group in branches) <= 16]
     best = max(value(cost, saliency, w, d) for w, d in fitting if cost.predict(w, d).us <= target)
     assert choice.solution.value >= 0.98 * best
+
+
+def test_a_budget_that_no_table_knows_of_is_held_by_what_is_predicted() -> None:
+    """All channels together, counted when a network is judged and in no table: steps from the least network on."""
+    cost = cost_of(Concatenated())
+    saliency = saliency_of(cost)
+
+    def total(widths: Mapping[str, int], dropped: Iterable[str]) -> tuple[float, float]:
+        return float(sum(widths[group] for group in cost.options)), 0.0
+
+    least = total({group: options[0] for group, options in cost.options.items()}, ())[0]
+    unseen = Row(name="channels", of="channels", unit="MACs", limit=least + 24, dense=120.0, pieces=(), predict=total)
+    target = 0.9 * cost.predict({}).us
+    choice = choose(cost, saliency, target, others=(unseen,))
+    assert total(choice.widths, ())[0] <= least + 24
+    for group in cost.options:
+        wider = [{**choice.widths, group: w} for w in cost.options[group] if w > choice.widths[group]]
+        assert all(total(w, ())[0] > least + 24 or cost.predict(w).us > target for w in wider)
 
 
 @pytest.mark.parametrize(("net", "groups"), [(ConcatenatedInABranch, 3), (ConcatenatedInNestedBranches, 4)])
