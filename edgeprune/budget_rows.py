@@ -162,8 +162,18 @@ def latency_row(cost: CostModel, limit_us: float, *, of: str = "", name: str = L
         found = cost.predict(widths, dropped)
         return found.us, found.error_us
 
+    known: dict[Any, tuple[FloatArray, FloatArray]] = {}
+
     def us_of(unit: Unit, cold: float) -> Callable[[Points], FloatArray]:
-        return lambda points: cost.unit_us(unit, points, cold)
+        def at(points: Points) -> FloatArray:
+            key = unit.name, tuple(tuple(widths[group] for group in unit.groups) for widths in points)
+            if key not in known:
+                known[key] = cost.unit_us_inside_and_beyond(unit, points)
+            inside, beyond = known[key]
+            us: FloatArray = inside + cold * (beyond - inside)
+            return us
+
+        return at
 
     def pieces_near(widths: Mapping[str, int], dropped: Iterable[str]) -> tuple[Piece, ...]:
         cold = cost.cold(widths, dropped)

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 
 from edgeprune.kernel import Kernel
 from edgeprune.staircase import LEAST_STEP, FloatArray, Staircase
@@ -131,7 +132,14 @@ class Correction:
 
     def unit_us(self, structure: str, works: Sequence[Work], cold: float) -> FloatArray:
         """Time of units in a network that is `cold` to that degree, float64 [n] in us."""
-        return self._rows(structure, works) * self._scale(cold) @ self.mean
+        inside, beyond = self.unit_us_inside_and_beyond(structure, works)
+        us: FloatArray = inside + cold * (beyond - inside)
+        return us
+
+    def unit_us_inside_and_beyond(self, structure: str, works: Sequence[Work]) -> tuple[FloatArray, FloatArray]:
+        """Time of units in a network inside the cache, and in one far beyond it, float64 [n] each in us."""
+        rows = self._rows(structure, works)
+        return rows @ (self._scale(0.0) * self.mean), rows @ self.mean
 
     def cold(self, works: Sequence[Work]) -> float:
         """How far a network is beyond the cache, 0 to 1."""
@@ -198,7 +206,7 @@ class Correction:
         if ragged:
             yield ("ragged bytes", family), traffic_us
             yield ("cold ragged each", family), 1.0
-        if self.stairs.is_rough(work.kernel, work.kernel.sizes)[0]:
+        if self.stairs.has_rough_size(work.kernel):
             yield ("rough", family), work.us
             yield ("rough bytes", family), traffic_us
             yield ("rough each", family), 1.0
@@ -240,10 +248,8 @@ def learn(
     if not observations:
         return prior
     equations = [_equations(prior, observation) for observation in observations]
-    colds = [replace(prior, capacity=capacity) for capacity in CAPACITIES]
-    found = [_weighted(each, equations, [each.cold(o.works) for o in observations]) for each in colds]
-    best = int(np.argmax([evidence for _, evidence in found]))
-    prior, (parts, _) = colds[best], found[best]
+    prior = replace(prior, capacity=_likeliest_capacity(prior, observations, equations))
+    parts = _weighted(prior, equations, [prior.cold(o.works) for o in observations])
     gram, moment = _squares(parts)
     structures = {structure for structure, _ in known}
     own = [i for i, observation in enumerate(observations) if observation.structure in structures]
@@ -319,29 +325,54 @@ def _posterior(prior: Correction, gram: FloatArray, moment: FloatArray) -> Corre
     return replace(prior, mean=prior.mean + covariance @ moment, covariance=covariance)
 
 
+def _likeliest_capacity(
+    prior: Correction, observations: Sequence[Observation], equations: Sequence[Equations]
+) -> float:
+    """The one of `CAPACITIES` with the most evidence; outliers count as little as under the middle one.
+
+    Only the columns of `COLD` kinds depend on it: the others are solved once (Schur complement).
+    """
+    middle = replace(prior, capacity=CAPACITIES[len(CAPACITIES) // 2])
+    parts = _weighted(middle, equations, [middle.cold(o.works) for o in observations], of_cold=True)
+    rows, left = np.concatenate([rows for rows, _ in parts]), np.concatenate([left for _, left in parts])
+    certainty = 1 / np.diag(prior.covariance)
+    is_cold = np.array([kind in COLD for kind, _ in prior.columns])
+    hot, cold = rows[:, ~is_cold], rows[:, is_cold]
+    factor = cho_factor(hot.T @ hot + np.diag(certainty[~is_cold]))
+    solved = cho_solve(factor, hot.T @ left)
+    evidence = []
+    for capacity in CAPACITIES:
+        colds = [replace(prior, capacity=capacity).cold(o.works) for o in observations]
+        own = cold * np.repeat(colds, [len(each) for each, _ in parts])[:, None]
+        across = hot.T @ own
+        gram = own.T @ own + np.diag(certainty[is_cold]) - across.T @ cho_solve(factor, across)
+        moment = own.T @ left - across.T @ solved
+        evidence.append(0.5 * moment @ np.linalg.solve(gram, moment) - 0.5 * np.linalg.slogdet(gram)[1])
+    return CAPACITIES[int(np.argmax(evidence))]
+
+
 def _weighted(
-    prior: Correction, equations: Sequence[Equations], colds: Sequence[float]
-) -> tuple[list[tuple[FloatArray, FloatArray]], float]:
-    """Rows and what is left of the measured times, over their noise, for each network, and the logarithm of their
-    evidence but for a constant; outliers are weighed down, in three rounds."""
-    rows = np.concatenate([rows * prior._scale(cold) for (rows, _, _), cold in zip(equations, colds, strict=True)])
+    prior: Correction, equations: Sequence[Equations], colds: Sequence[float], *, of_cold: bool = False
+) -> list[tuple[FloatArray, FloatArray]]:
+    """Rows and what is left of the measured times, over their noise; outliers are weighed down, in three rounds.
+
+    The rows are those of the networks as cold as they are, or as if they were cold (`of_cold`).
+    """
+    whole = np.concatenate([rows for rows, _, _ in equations])
+    scales = [np.tile(prior._scale(cold), (len(us), 1)) for (_, us, _), cold in zip(equations, colds, strict=True)]
+    rows = whole * np.concatenate(scales)
     left = np.concatenate([us for _, us, _ in equations]) - rows @ prior.mean
     precision = 1 / np.concatenate([noise for _, _, noise in equations])
     certainty = np.diag(1 / np.diag(prior.covariance))
     weights = precision
-    for last in (False, False, True):
+    for _ in range(2):
         scaled = rows * weights[:, None]
-        gram, moment = scaled.T @ scaled + certainty, scaled.T @ (left * weights)
-        shift = np.linalg.solve(gram, moment)
-        if last:
-            break
+        shift = np.linalg.solve(scaled.T @ scaled + certainty, scaled.T @ (left * weights))
         far = np.abs((left - rows @ shift) * precision)
         weights = precision * np.sqrt(np.minimum(1.0, OUTLIER / np.maximum(far, 1e-9)))
-    evidence = np.log(weights).sum() - 0.5 * (np.sum((left * weights) ** 2) - moment @ shift)
-    evidence -= 0.5 * float(np.linalg.slogdet(gram)[1])
     ends = np.cumsum([len(us) for _, us, _ in equations])[:-1]
-    parts = zip(np.split(rows * weights[:, None], ends), np.split(left * weights, ends), strict=True)
-    return list(parts), float(evidence)
+    shown = (whole if of_cold else rows) * weights[:, None]
+    return list(zip(np.split(shown, ends), np.split(left * weights, ends), strict=True))
 
 
 def _equations(prior: Correction, observation: Observation) -> Equations:

@@ -69,13 +69,19 @@ class CostModel:
 
         `cold` is how far the whole network is beyond the cache.
         """
+        inside, beyond = self.unit_us_inside_and_beyond(unit, kept)
+        us: FloatArray = inside + cold * (beyond - inside)
+        return us
+
+    def unit_us_inside_and_beyond(self, unit: Unit, kept: Sequence[Mapping[str, int]]) -> tuple[FloatArray, FloatArray]:
+        """The same for a network inside the cache and for one far beyond it: between them it is linear."""
         surface = self.surfaces[shape_key(unit.dense)]
         tabled = surface.at([unit.sizes(widths) for widths in kept])
         works = [
             Work(name=unit.name, kernel=unit.kernel(widths), us=us)
             for widths, us in zip(kept, tabled.tolist(), strict=True)
         ]
-        return self.correction.unit_us(self.graph.structure_hash, works, cold)
+        return self.correction.unit_us_inside_and_beyond(self.graph.structure_hash, works)
 
     def cold(self, widths: Mapping[str, int], dropped: Iterable[str] = ()) -> float:
         """How far the network with these widths, dense where not named, is beyond the cache: 0 to 1."""

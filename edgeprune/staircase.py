@@ -112,6 +112,11 @@ class Staircase:
         """Whether one of these families is slower at rough widths."""
         return any(max(self.of(family).grain_in, self.of(family).grain_out) > 1 for family in families)
 
+    def has_rough_size(self, kernel: Kernel) -> bool:
+        """Whether any of a kernel's sizes is no multiple of its grain."""
+        axes = self.of(kernel.family).axes(is_depthwise=kernel.is_depthwise)
+        return any(kernel.sizes[place] > 1 and kernel.sizes[place] % axis.grain > 0 for place, axis in axes)
+
     def is_rough(self, kernel: Kernel, sizes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """bool [n] for `Kernel.sizes` [n, 3]: whether any of them is no multiple of its grain."""
         sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 3)
