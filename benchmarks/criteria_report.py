@@ -38,10 +38,10 @@ def report(rows: Sequence[Row], network: str, conditions: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _by_run(rows: Iterable[Row]) -> dict[tuple[str, str | None], list[Row]]:
-    parts: dict[tuple[str, str | None], list[Row]] = {}
+def _by_run(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    parts: dict[str, list[Row]] = {}
     for row in rows:
-        parts.setdefault((row["criterion"], row["only"]), []).append(row)
+        parts.setdefault(_name(row), []).append(row)
     return parts
 
 
@@ -61,7 +61,8 @@ def _line(rows: Sequence[Row]) -> str:
 
 
 def _name(row: Row) -> str:
-    return f"`{row['criterion']}`" + (f", only {row['only']}" if row["only"] else "")
+    only = f", only {row['only']}" if row["only"] else ""
+    return f"`{row['criterion']}`{only}" + (f", `--normalise {row['normalise']}`" if row.get("normalise") else "")
 
 
 def _need(row: Row) -> str:

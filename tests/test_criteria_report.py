@@ -19,10 +19,13 @@ def row(criterion: str, seed: int, repaired: float, **more: Any) -> dict[str, An
 
 def test_a_line_is_the_median_over_the_seeds_and_the_best_comes_first() -> None:
     rows = [row("random", 0, 0.2), row("random", 1, 0.5), row("random", 2, 0.4), row("taylor", 0, 0.8, seconds=2.54)]
+    rows += [row("l2", 0, 0.5), row("l2", 0, 0.6, normalise="layers")]
     document = report(rows, "resnet20", ["Dense: 91.73%."])
     lines = [line for line in document.splitlines() if line.startswith("| `")]
     assert lines == [
         "| `taylor` | unlabelled | 80.00% | 80.00% | 10.00% | 0.710x | 0.700x | 0 | 2.5 |",
+        "| `l2`, `--normalise layers` | none | 60.00% | 60.00% | 10.00% | 0.710x | 0.700x | 0 | 1.0 |",
+        "| `l2` | none | 50.00% | 50.00% | 10.00% | 0.710x | 0.700x | 0 | 1.0 |",
         "| `random` | none | 40.00% | 20.00%, 50.00%, 40.00% | 10.00% | 0.720x | 0.700x | 0, 1 | 1.0 |",
     ]
     assert "Dense: 91.73%." in document
