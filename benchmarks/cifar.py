@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those that the weights were trained with
+BATCH = 50  # pictures whose activations stay in the cache: half the time of 500
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
@@ -55,9 +56,9 @@ def accuracy(model: torch.nn.Module, images: Images, labels: Labels) -> float:
     """Share of the pictures whose class comes first."""
     right = 0
     with torch.inference_mode():
-        for start in range(0, len(images), 500):
-            answers = model(as_input(images[start : start + 500])).argmax(1).numpy()
-            right += int((answers == labels[start : start + 500]).sum())
+        for start in range(0, len(images), BATCH):
+            answers = model(as_input(images[start : start + BATCH])).argmax(1).numpy()
+            right += int((answers == labels[start : start + BATCH]).sum())
     return right / len(images)
 
 

@@ -62,7 +62,7 @@ def choice_options(function: Command) -> Command:
             ),
             click.option(
                 "--normalise",
-                metavar="none|sum|max|mean|euclid|rank",
+                metavar="none|sum|max|mean|euclid|layers|rank",
                 help="Values within each group, so that groups compare.  [default: the criterion's own]",
             ),
             click.option("--data", metavar="FOLDER|CSV|NPZ|pkg.mod:loader", help="For saliency, repair and report."),

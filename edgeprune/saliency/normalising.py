@@ -13,17 +13,22 @@ from scipy.stats import rankdata
 
 from edgeprune.errors import InputError, did_you_mean
 from edgeprune.graph.structure import ModelGraph
+from edgeprune.saliency.members import contractions
 from edgeprune.saliency.registry import Saliency, Values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """`change` maps the values of one group, float64 [num_channels], some of them > 0; `unit` is what they are then."""
+    """`change` maps the values of one group, float64 [num_channels], some of them > 0; `unit` is what they are then.
+
+    `by_layers` multiplies them by the number of layers that the group couples: its producers and consumers.
+    """
 
     name: str
     text: str
     unit: str
     change: Callable[[Values], Values]
+    by_layers: bool = False
 
 
 def _ranks(values: Values) -> Values:
@@ -48,6 +53,13 @@ NORMALISATIONS: dict[str, Normalisation] = {
             unit="share of the norm",
             change=lambda v: v / np.sqrt(np.square(v).sum()),
         ),
+        Normalisation(
+            name="layers",
+            text="shares of the group's sum, in every layer that the group couples",
+            unit="layers",
+            change=lambda v: v / v.sum(),
+            by_layers=True,
+        ),
         Normalisation(name="rank", text="rank in the group / its channels, ties alike", unit="rank", change=_ranks),
     )
 }
@@ -69,7 +81,8 @@ def normalised(saliency: Saliency, how: Normalisation, graph: ModelGraph) -> Sal
     """
     if how.name == "none":
         return saliency
-    channels = {name: how.change(v) if (v > 0).any() else v for name, v in saliency.channels.items()}
+    layers = {group.id: len(contractions(group)) if how.by_layers else 1 for group in graph.groups}
+    channels = {n: how.change(v) * layers[n] if (v > 0).any() else v for n, v in saliency.channels.items()}
     everywhere = _factor(saliency.channels, channels, tuple(channels), 1.0)
     blocks = {
         block.id: saliency.blocks[block.id] * _factor(saliency.channels, channels, block.inside, everywhere)

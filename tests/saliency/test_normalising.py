@@ -30,6 +30,7 @@ def of(graph: ModelGraph) -> Saliency:
         ("sum", [0.0, 1 / 6, 2 / 6, 3 / 6]),
         ("max", [0.0, 1 / 3, 2 / 3, 1.0]),
         ("mean", [0.0, 4 / 6, 8 / 6, 2.0]),
+        ("layers", [0.0, 3 / 6, 6 / 6, 9 / 6]),  # two layers make it (one of them depthwise), one reads it
         ("euclid", [0.0, 1 / np.sqrt(14), 2 / np.sqrt(14), 3 / np.sqrt(14)]),
         ("rank", [1 / 4, 2 / 4, 3 / 4, 1.0]),
     ],
@@ -43,6 +44,21 @@ def test_by_hand(how: str, expected: list[float]) -> None:
     assert block.inside == (group.id,)
     assert found.blocks[block.id] == pytest.approx(10 * sum(expected)), "ten times what is inside of it, as before"
     assert found.normalise == how and (found.unit == "apples") == (how == "none")
+
+
+def test_a_stream_counts_in_every_layer_that_it_couples() -> None:
+    """`l2` takes the mean over the stream's two producers and two consumers, `layers` the sum.
+
+    With the mean, a stream through twenty layers is as cheap to cut as the two layers of one block.
+    """
+    model, graph = residual()
+    sums = {
+        how: [float(score("l2", graph, model, normalise=how).channels[group.id].sum()) for group in graph.groups]
+        for how in ("none", "layers")
+    }
+    assert [group.id for group in graph.groups] == ["depthwise.bias:0", "head.weight:1", "inner.weight:1"]
+    assert sums["none"] == pytest.approx([1.0, 1.0, 1.0])
+    assert sums["layers"] == pytest.approx([3.0, 2.0, 4.0]), "the last one is the stream"
 
 
 def test_equal_values_have_equal_ranks() -> None:
