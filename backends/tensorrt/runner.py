@@ -31,6 +31,9 @@ ELEMENT_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9:
 FORMATS = {"float32": "f", "float16": "e", "float64": "d", "int32": "i", "int64": "q", "int8": "b", "uint8": "B"}
 FORMATS["bool"] = "?"
 NOT_COMPUTE = ("Reformat", "NoOp", "Constant")
+PRECISIONS = ("fp32", "fp16", "int8")
+TYPES = {"int8": "int8", "half": "fp16", "fp16": "fp16", "float": "fp32", "fp32": "fp32"}
+"""Words of a tensor's `Format/Datatype` that name its type."""
 MOST_RUNS = 1000
 
 
@@ -148,17 +151,17 @@ def load(path: str, options: dict[str, Any]) -> Handle:
 
 
 def build_arguments(program: Trtexec, handle: Handle, path: str) -> list[str]:
-    """Precision lives in the ONNX: strongly typed from 10.x on; 8.x takes half-precision tensors with `--fp16`."""
+    """Precision lives in the ONNX: strongly typed from 10.x on; 8.x takes other tensors with `--fp16` or `--int8`."""
     options = handle.options
-    if options["precision"] not in ("fp32", "fp16"):
-        raise ValueError("precision %s is not supported; fp32 and fp16 are" % options["precision"])
+    if options["precision"] not in PRECISIONS:
+        raise ValueError("precision %s is not supported; %s are" % (options["precision"], ", ".join(PRECISIONS)))
     arguments = ["--onnx=" + path, "--saveEngine=" + handle.engine, "--exportLayerInfo=" + handle.layers]
     arguments += ["--profilingVerbosity=detailed", "--noTF32", "--sparsity=enable"]
     arguments += ["--timingCacheFile=" + os.path.join(os.getcwd(), "timing.cache")]
     arguments += program.one_of("--skipInference", "--buildOnly")
     if program.version[0] < 11:
         typed = program.one_of("--stronglyTyped")
-        arguments += typed or (["--fp16"] if options["precision"] == "fp16" else [])
+        arguments += typed or (["--" + options["precision"]] if options["precision"] != "fp32" else [])
     return arguments + (["--verbose"] if options.get("verbose") else [])
 
 
@@ -192,13 +195,18 @@ def notes(handle: Handle) -> dict[str, Any]:
 
 
 def fill(handle: Handle, seed: int) -> None:
-    """Random values between -1 and 1; 0 or 1 for integers."""
+    """Random values between -1 and 1, all of int8's, 0 or 1 for other integers."""
     generator = random.Random(seed)
     for index, spec in enumerate(inputs(handle)):
         count, kind = math.prod(spec["shape"]), FORMATS[spec["dtype"]]
-        draw = (lambda: generator.uniform(-1, 1)) if kind in "fed" else (lambda: generator.randint(0, 1))
-        few = [draw() for _ in range(min(count, 4096))]
+        few = [_drawn(generator, kind) for _ in range(min(count, 4096))]
         set_input(handle, index, struct.pack("<%d%s" % (count, kind), *(few * (count // len(few) + 1))[:count]))
+
+
+def _drawn(generator: random.Random, kind: str) -> float:
+    if kind in "fed":
+        return generator.uniform(-1, 1)
+    return generator.randint(*((-128, 127) if kind == "b" else (0, 1)))
 
 
 def set_input(handle: Handle, index: int, data: bytes) -> None:
@@ -300,8 +308,18 @@ def parse_profile(document: Any, layers: dict[str, dict[str, Any]], named: list[
         kind = str(layer.get("LayerType", "Reformat" if name.startswith("Reformatting CopyNode") else ""))
         covers = covered(name, str(layer.get("Metadata", "")), named)
         compute = kind not in NOT_COMPUTE
-        nodes.append({"name": name, "type": kind, "time_us": time_ms * 1e3, "compute": compute, "covers": covers})
+        node = {"name": name, "type": kind, "time_us": time_ms * 1e3, "compute": compute, "covers": covers}
+        nodes.append(dict(node, precision=precision_of(layer)))
     return nodes
+
+
+def precision_of(layer: dict[str, Any]) -> str | None:
+    """Of a layer: the type of its first input, as `Format/Datatype` says it (`Thirty-two wide ... Int8 format`)."""
+    try:
+        words = re.findall(r"[a-z0-9]+", str(layer["Inputs"][0]["Format/Datatype"]).lower())
+    except (KeyError, IndexError, TypeError):
+        return None  # the inspector told names alone
+    return next((TYPES[word] for word in words if word in TYPES), None)
 
 
 def layers_by_name(path: str) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import click
 import rich_click
 
 from edgeprune.cli.output import json_option, print_json
-from edgeprune.cli.task import modelled_option, reporter
+from edgeprune.cli.task import modelled_option, precision_option, reporter
 from edgeprune.cli.timing import make_timing
 
 EXAMPLE = "Example: edgeprune profile torchvision:mobilenet_v2 --shape 1x3x224x224 --device host-openvino --dry-run"
@@ -16,6 +16,7 @@ EXAMPLE = "Example: edgeprune profile torchvision:mobilenet_v2 --shape 1x3x224x2
 @click.command("profile", cls=rich_click.RichCommand, epilog=EXAMPLE)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml.")
+@precision_option
 @click.option("--shape", default="1x3x224x224", show_default=True, help="One float32 input, for every MODEL.")
 @click.option("--dry-run", is_flag=True, help="Tell how many kernels would be measured, and about how long it takes.")
 @click.option("--warmup-ms", type=click.FloatRange(0), help="Of each kernel, untimed.  [default: 10]")
@@ -28,6 +29,7 @@ EXAMPLE = "Example: edgeprune profile torchvision:mobilenet_v2 --shape 1x3x224x2
 def command(
     models: tuple[str, ...],
     device_name: str,
+    precision: str | None,
     shape: str,
     dry_run: bool,
     retry_failed: bool,
@@ -41,19 +43,18 @@ def command(
     Without a MODEL the kernels that show the device's staircase; with models also theirs, at sampled widths. What is in
     the table is not measured again; interrupted, the next run goes on.
     """
-    from edgeprune.device import load_device
+    from edgeprune.device import in_precision, load_device
     from edgeprune.measurement import KERNELS
     from edgeprune.profiling import estimate, profile
     from edgeprune.staircase import staircase_kernels
     from edgeprune.table import table_path
     from edgeprune.units import kernels
 
-    device = load_device(device_name, allow_modelled=allow_modelled)
-    precision = device.precisions[0]
+    device = in_precision(load_device(device_name, allow_modelled=allow_modelled), precision)
     graphs = [_graph(model, shape) for model in models]
     console = reporter()
     # the staircase first: it decides on which widths the models' kernels are sampled
-    stairs = staircase_kernels(precision)
+    stairs = staircase_kernels(device.precisions[0])
     if dry_run:
         from edgeprune.preparing import known_steps
 
@@ -80,7 +81,8 @@ def command(
         table = profile(stairs, device)
         document = {
             "device": device.name,
-            "table": str(table_path(device, precision)),
+            "precision": device.precisions[0],
+            "table": str(table_path(device, device.precisions[0])),
             "kernels": len(table),
             "failures": {kernel.key: reason for kernel, reason in table.failures.items()},
             "origin": table.origin,
