@@ -82,7 +82,7 @@ def test_every_kernel_is_valid_with_integers_at_its_border(kernel: Kernel, form:
     import onnx.checker
 
     model = int8(kernel, FORMS[form])
-    onnx.checker.check_model(model, full_check=True)
+    onnx.checker.check_model(model, full_check=all(not node.domain for node in model.graph.node))
     assert set(values(model).values()) <= {"int8", "uint8"}
     assert values(model).keys() == values(model_from_kernel(kernel)).keys()
 
@@ -159,7 +159,8 @@ def test_its_values_are_those_of_integer_arithmetic(form: str, clamp: tuple[str,
         pytest.param(kernel, form, id=f"{form} {kernel.key}")
         for kernel in KERNELS
         for form, given in FORMS.items()
-        if kernel.operator not in ("attention", "layer_norm") and not (given.every_step and "gelu" in kernel.epilogue)
+        if kernel.operator not in ("attention", "layer_norm")
+        and not (given.every_step and ("gelu" in kernel.epilogue or kernel.operator == "max_pool"))
     ],
 )
 def test_every_kernel_computes_what_it_does_in_floats_to_a_few_steps(kernel: Kernel, form: str) -> None:
@@ -178,6 +179,18 @@ def test_every_kernel_computes_what_it_does_in_floats_to_a_few_steps(kernel: Ker
     error = np.abs(out.step * (q.astype(np.float64) - out.zero) - np.clip(expected, -LIMIT, LIMIT))
     steps = 1.5 if not given.every_step else 4.0  # ONNX Runtime rounds after every node
     assert error.max() <= steps * LIMIT / 127 + 0.02 * np.abs(expected).max()
+
+
+def test_onnx_runtime_pools_channels_last_by_its_own_operator() -> None:
+    """As it does between convolutions of integers; a `MaxPool` of them alone would run channels first."""
+    pool = next(kernel for kernel in KERNELS if kernel.operator == "max_pool")
+    model = int8(pool, ONNXRUNTIME)
+    assert [(node.domain, node.op_type) for node in model.graph.node] == [("com.microsoft", "NhwcMaxPool")]
+    shapes = [
+        [dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in (*model.graph.input, *model.graph.output)
+    ]
+    assert shapes == [[1, 14, 14, 24], [1, 7, 7, 24]]
+    assert "MaxPool" in {node.op_type for node in int8(pool, OPENVINO).graph.node}
 
 
 def test_a_pattern_of_zeros_stays() -> None:
