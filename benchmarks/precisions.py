@@ -25,7 +25,7 @@ from edgeprune.measurement import KERNELS
 from edgeprune.modelled import backend_of
 from edgeprune.precision import refusal, shares_of
 from edgeprune.preparing import node_latencies
-from edgeprune.profiling import COMPUTE, MEMORY, load_references, profile
+from edgeprune.profiling import COMPUTE, MEMORY, load_references, profile, statistics_of
 from edgeprune.staircase import Stairs, find_staircase, staircase_kernels
 from edgeprune.transport import open_session
 
@@ -123,7 +123,7 @@ def measured(device: Device, precision: str) -> tuple[dict[str, Timed], str]:
         result = session.measure(keys, [COMPUTE, MEMORY], timing=KERNELS, anchors=anchors, seed=0)
         for name, note in notes.items():
             key, nodes = kernels[name].key, session.node_times(kernels[name].key)
-            ratio = result.ratio(key, without=result.disturbed()).value
+            ratio = float(statistics_of(key, result)["reference_ratio"])
             alone = nodes.within(result.percentile_us(key)) / result.percentile_us(key) if nodes else 1.0
             kinds = [node["type"] for node in nodes.nodes if node["compute"]] if nodes else ["its operators"]
             shares = shares_of(nodes) or note.get("ran_in")
