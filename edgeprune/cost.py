@@ -305,7 +305,6 @@ def describe(model: CostModel) -> dict[str, Any]:
     """What a manifest says about the model that made a prediction."""
     return {
         "origin": model.origin,
-        "basis": model.basis,
         "networks": model.networks,
         "taught_by": model.correction.networks,
         "overhead_us": round(model.overhead_us, 2),

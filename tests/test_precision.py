@@ -147,6 +147,19 @@ class Told:
 
 
 @pytest.mark.integration
+def test_fit_refuses_int8_before_anything_is_measured(tmp_path: Any) -> None:
+    from edgeprune.budget import parse_budget
+    from edgeprune.pipeline import fit
+    from tests.small_models import plain
+
+    device = in_precision(Device(name="null8", backend="null", precisions=("fp32", "int8")), "int8")
+    task = Task(model=plain(), name="plain", example_inputs=(torch.randn(1, 3, 32, 32),), device=device)
+    with pytest.raises(InputError, match="can't be exported in int8 yet"):
+        fit(task, parse_budget("0.9x"), tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.integration
 def test_a_plan_in_int8_rests_on_kernels_alone_and_says_so(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No whole network can be exported in int8, so none is timed; the prediction names what it rests on."""
     from tests.small_models import plain
