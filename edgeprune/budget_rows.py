@@ -26,7 +26,8 @@ LATENCY = "latency_us"
 Points: TypeAlias = Sequence[Mapping[str, int]]
 Tables: TypeAlias = list[tuple[tuple[str, ...], FloatArray]]
 RowUnit: TypeAlias = Literal["us", "parameters", "bytes", "MACs"]
-BYTES = {"fp32": 4, "fp16": 2}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 4, "int8": 1}
+"""Of a stored parameter: bf16 is how a runtime computes, its weights stay float32 in the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +189,7 @@ def latency_row(cost: CostModel, limit_us: float, *, of: str = "", name: str = L
         pieces=pieces_near({}, ()),
         predict=predict,
         fixed=cost.overhead_us,
-        origin=f"predicted from {cost.origin} kernels",
+        origin=f"predicted from {cost.basis}",
         pieces_near=pieces_near,
     )
 

@@ -42,7 +42,8 @@ class Prediction:
 class CostModel:
     """Predicts the latency of `graph` cut to any widths in the measured range; `options[group]` are the offered ones.
 
-    `networks` counts the networks of this structure that were measured, `taught_by` all that taught the correction.
+    `networks` counts the networks of this structure that were measured. `precision` is that of the network; some of its
+    kernels may be in fp32, where the runtime has no others.
     """
 
     graph: ModelGraph
@@ -52,6 +53,13 @@ class CostModel:
     correction: Correction
     origin: str
     networks: int = 0
+    precision: str = "fp32"
+
+    @property
+    def basis(self) -> str:
+        """What predictions rest on: `measured kernels`, and that they rest on no whole network where it is so."""
+        alone = "" if self.correction.networks else f" alone (no whole network was timed in {self.precision})"
+        return f"{self.origin} kernels{alone}"
 
     @property
     def overhead_us(self) -> float:
@@ -145,6 +153,7 @@ def cost_model(graph: ModelGraph, table: LatencyTable) -> CostModel:
         stairs=stairs,
         networks=table.networks,
         references_us=table.references_us,
+        precision=precision,
     )
 
 
@@ -158,6 +167,7 @@ def cost_model_from(
     stairs: Staircase | None = None,
     networks: Sequence[NetworkEntry] = (),
     references_us: Mapping[str, float] | None = None,
+    precision: str = "fp32",
 ) -> CostModel:
     """Surfaces from compute times of kernels in us and a correction from networks, on the table's clock.
 
@@ -192,6 +202,7 @@ def cost_model_from(
         correction=learn(observed, stairs, known=[(graph.structure_hash, dense)]),
         origin=origin,
         networks=sum(network.structure == graph.structure_hash for network in networks),
+        precision=precision,
     )
 
 

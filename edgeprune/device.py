@@ -27,7 +27,7 @@ from edgeprune.roofline import Roofline
 SCHEMA = 1
 SHIPPED = Path(__file__).with_name("devices.yaml")
 
-Precision: TypeAlias = Literal["fp32", "fp16"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 _Positive = Annotated[StrictInt, Field(ge=1)]
 _Cpu = Annotated[StrictInt, Field(ge=0)]
 _Place: TypeAlias = tuple[str | int, ...]  # keys and indices that lead to a value
@@ -81,6 +81,25 @@ class Device(BaseModel, frozen=True, extra="forbid"):
     def computes(self) -> bool:
         """Its engines hold weights and give outputs, somewhere if not here; those of the null device don't."""
         return not find_backend(self.backend).modelled
+
+
+def in_precision(device: Device, precision: str | None) -> Device:
+    """The device with that precision as its first, which is the one that counts; as it is without one.
+
+    `InputError` where the device has it not.
+    """
+    if precision is None:
+        return device
+    check_precision(device, precision)
+    others = (known for known in device.precisions if known != precision)
+    return device.model_copy(update={"precisions": (precision, *others)})
+
+
+def check_precision(device: Device, precision: str) -> None:
+    """`InputError` where the device has it not."""
+    if precision not in device.precisions:
+        known = ", ".join(device.precisions)
+        raise InputError(f"device '{device.name}' has no precision '{precision}' (known: {known})")
 
 
 def load_device(name: str, path: Path | None = None, *, allow_modelled: bool = False) -> Device:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprune.device import Device
+from edgeprune.device import Device, check_precision
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError, RuntimeMissing
 from edgeprune.folders import atomic_folder
@@ -40,10 +40,7 @@ def export(
     With `only_to_time` a modelled device gets the list of kernels alone, which takes no time to write.
     """
     precision = precision or device.precisions[0]
-    if precision not in device.precisions:
-        raise InputError(
-            f"device '{device.name}' has no precision '{precision}' (known: {', '.join(device.precisions)})"
-        )
+    check_precision(device, precision)
     backend = backend_of(device, only_to_time=only_to_time)
     if fix := backend.available():
         raise RuntimeMissing(fix)

@@ -11,6 +11,7 @@ from edgeprune.attention import MATMULS, Attention, computed, find_attention, mo
 from edgeprune.graph.structure import ModelGraph, Node, Width
 from edgeprune.kernel import CONTRACTIONS, Kernel
 from edgeprune.kernel_sizes import ONE, ConvolutionGroups, Product, Size, width_of
+from edgeprune.precision import KINDS, Computes, precision_of
 
 ACTIVATIONS = {
     "relu": "relu",
@@ -73,20 +74,27 @@ class Unit:
         return self.dense.resized(self.sizes(widths))
 
 
-def fuse(graph: ModelGraph, precision: str, *, activations: frozenset[str], adds: bool) -> tuple[Unit, ...]:
+def fuse(
+    graph: ModelGraph, precision: str, *, activations: frozenset[str], adds: bool, computes: Computes | None = None
+) -> tuple[Unit, ...]:
     """Partition a graph for a runtime that folds norms into contractions and fuses what follows them.
 
-    `activations` are the epilogues it fuses; `adds` whether a residual add goes into the contraction before it.
+    `activations` are the epilogues it fuses; `adds` whether a residual add goes into the contraction before it. Kernels
+    are in `precision` where the runtime `computes` such in it (all of them unless told), else in fp32.
     """
-    builder = _Builder(graph=graph, precision=precision, activations=activations, adds=adds)
+    computes = {precision: KINDS} if computes is None else computes
+    builder = _Builder(graph=graph, precision=precision, activations=activations, adds=adds, computes=computes)
     return tuple(unit for node in graph.nodes if (unit := builder.unit(node)) is not None)
 
 
 class _Builder:
     """Walks the graph once; `taken` holds the nodes that an earlier unit has fused."""
 
-    def __init__(self, *, graph: ModelGraph, precision: str, activations: frozenset[str], adds: bool) -> None:
+    def __init__(
+        self, *, graph: ModelGraph, precision: str, activations: frozenset[str], adds: bool, computes: Computes
+    ) -> None:
         self.precision, self.activations, self.adds = precision, activations, adds
+        self.computes = computes
         self.shapes = graph.parameter_shapes
         self.dense = graph.dense_widths
         self.computed = computed(graph)
@@ -121,7 +129,7 @@ class _Builder:
             batch=found.batch,
             spatial=(found.queries, found.keys),
             epilogue=("add",) if found.biased else (),
-            precision=self.precision,
+            precision=self._precision("attention"),
         )
         return Unit(
             name=self._unique(found.core),
@@ -143,7 +151,7 @@ class _Builder:
             groups=groups,
             batch=prod(node.shape[:-3]),
             spatial=node.shape[-2:-1],
-            precision=self.precision,
+            precision=self._precision("matmul"),
         )
         return Unit(
             name=self._unique(node.name),
@@ -179,6 +187,9 @@ class _Builder:
             epilogue=epilogue,
             **({} if is_linear else _window(node, source, weight_shape[2:])),
         )
+
+    def _precision(self, operator: str, *epilogue: str) -> str:
+        return precision_of(operator, epilogue, self.precision, self.computes)
 
     def _unique(self, name: str) -> str:
         """The name, or `name@1` for the second layer with that weight."""
@@ -322,7 +333,7 @@ class _Builder:
             batch=node.shape[0],
             spatial=spatial,
             epilogue=tuple(epilogue),
-            precision=self.precision,
+            precision=self._precision(operator, *epilogue),
             **window,
         )
         return Unit(

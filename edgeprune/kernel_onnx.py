@@ -16,9 +16,16 @@ from edgeprune.kernel_weights import random_weight
 if TYPE_CHECKING:
     import onnx
 
+    from edgeprune.onnx_int8 import Form
+
 OPSET = 17
-DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
-"""Precisions that are built: that of all weights and activations, inputs and outputs included."""
+DTYPES: dict[str, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+    "bf16": np.dtype(np.float32),  # the runtime rounds by itself, where its precision hint says so
+    "int8": np.dtype(np.float32),  # before `onnx_int8` turns it into integers
+}
+"""Precisions that are built: type of all weights and activations, inputs and outputs included."""
 SPARSE_OPERATORS = ("conv", "linear")
 
 
@@ -71,17 +78,18 @@ class _Graph:
         self.value = output
 
 
-def write_kernel(kernel: Kernel, folder: Path) -> Path:
+def write_kernel(kernel: Kernel, folder: Path, form: Form | None = None) -> Path:
     """`model_from_kernel` as a file in `folder`, named after the kernel."""
     path = folder / f"{kernel.operator}_{zlib.crc32(kernel.key.encode()):08x}.onnx"
-    path.write_bytes(model_from_kernel(kernel).SerializeToString())
+    path.write_bytes(model_from_kernel(kernel, form=form).SerializeToString())
     return path
 
 
-def model_from_kernel(kernel: Kernel, seed: int = 0) -> onnx.ModelProto:
+def model_from_kernel(kernel: Kernel, seed: int = 0, form: Form | None = None) -> onnx.ModelProto:
     """Input `x` of shape [batch, c_in, *spatial] (`_CHANNELS_LAST`: [batch, *spatial, c_in]), output `y`.
 
-    All of it is of the kernel's precision, float32 or float16; a 2:4 kernel's weights have the pattern `two_of_four`.
+    All of it is of the kernel's precision, float32 or float16; of int8 in the `form` that the runtime takes
+    (`onnx_int8`; TensorRT's unless told). A 2:4 kernel's weights have the pattern `two_of_four`.
     `residual` (epilogue `add`) and `other` (operator `add`) have the shape of the output, `gate` (`mul`) is
     [batch, c_out, 1, 1], `key` and `value` (`attention`) are [batch, keys, channels]. `ValueError` for what can't be
     built.
@@ -107,7 +115,12 @@ def model_from_kernel(kernel: Kernel, seed: int = 0) -> onnx.ModelProto:
         [graph.value_info("y", _shape_out(kernel))],
         graph.weights,
     )
-    return helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    if kernel.precision != "int8":
+        return model
+    from edgeprune.onnx_int8 import TENSORRT, to_int8
+
+    return to_int8(model, form or TENSORRT)
 
 
 def two_of_four(weights: np.ndarray[Any, np.dtype[np.float32]], axis: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:

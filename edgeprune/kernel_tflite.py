@@ -15,8 +15,9 @@ import numpy as np
 from edgeprune.kernel import Kernel
 from edgeprune.kernel_weights import random_weight
 from edgeprune.tflite_file import TfliteFile
+from edgeprune.tflite_int8 import to_int8
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8")
 EPSILON = 1e-5  # of a layer norm
 SAME, VALID = 0, 1  # paddings of the schema
 
@@ -67,7 +68,7 @@ def write_kernel(kernel: Kernel, folder: Path) -> Path:
 
 
 def bytes_from_kernel(kernel: Kernel, seed: int = 0) -> bytes:
-    """Input `x` of shape [batch, *spatial, c_in], output `y`, float32.
+    """Input `x` of shape [batch, *spatial, c_in], output `y`, float32, or int8 through and through (`tflite_int8`).
 
     `residual` (epilogue `add`) and `other` (operator `add`) have the shape of the output, `gate` (`mul`) is
     [batch, 1, 1, c_out], `key` and `value` (`attention`) are [batch, keys, channels]. `matmul` takes
@@ -76,7 +77,8 @@ def bytes_from_kernel(kernel: Kernel, seed: int = 0) -> bytes:
     """
     if kernel.precision not in PRECISIONS or kernel.sparsity != "dense":
         raise ValueError(
-            f"{kernel.key}: {kernel.precision} {kernel.sparsity} kernels are not built yet (supported: fp32 dense)"
+            f"{kernel.key}: {kernel.precision} {kernel.sparsity} kernels are not built yet "
+            f"(supported: {', '.join(PRECISIONS)}; dense)"
         )
     if len(kernel.window) == 1:
         kernel = _over_two_axes(kernel)
@@ -84,6 +86,8 @@ def bytes_from_kernel(kernel: Kernel, seed: int = 0) -> bytes:
     _OPERATORS[kernel.operator](graph, kernel)
     for step in kernel.epilogue if kernel.operator != "attention" else ():
         _epilogue(graph, kernel, step)
+    if kernel.precision == "int8":
+        to_int8(graph.file)
     return graph.file.to_bytes({"y": graph.value})
 
 

@@ -19,6 +19,7 @@ from edgeprune.exporting import export
 from edgeprune.measurement import Timing
 from edgeprune.modelled import backend_of
 from edgeprune.planning import Choice, dense_choice, floor_layers
+from edgeprune.precision import check_exportable
 from edgeprune.preparing import Prepared, Reporter, Silent, Task, batch_of, in_steps, plan_of, prepare, timed
 from edgeprune.profiling import COMPUTE
 from edgeprune.pruned import Pruned
@@ -82,6 +83,7 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
     """
     reporter = reporter or Silent()
     check_one_device(task)
+    check_exportable(task.device.precisions[0])
     if (missing := backend_of(task.device).available()) is not None:
         raise RuntimeMissing(missing)
     prepared = prepare(task, reporter)

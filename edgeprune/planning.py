@@ -94,7 +94,7 @@ def plan(
         values = score(values, graph, graph.model, samples, seed=seed, normalise=normalise)
     batch = next(node.shape[0] for node in graph.nodes if node.operator == "placeholder")
     target_us = first.limit_ms(cost.predict({}).us / 1e3, batch=batch) * 1e3
-    precision = cost.units[0].dense.precision
+    precision = cost.precision
     others = rows_of([each for each in wanted if each.of], cost, costs, batch=batch, precision=precision)
     rules = Rules(constraints=constraints, scope=scope)
     stage = Stage(saliency=values, rules=rules)
@@ -157,7 +157,7 @@ def step_of(widths: Sequence[int]) -> int:
 def describe_choice(cost: CostModel, choice: Choice, device: str = "") -> dict[str, Any]:
     """What a plan says about the prediction it was chosen by; `device` is that of the cost model."""
     return {
-        "origin": f"predicted from {cost.origin} kernels",
+        "origin": f"predicted from {cost.basis}",
         "predicted_ratio": round(choice.predicted_us / cost.predict({}).us, 4),
         "solver_gap": choice.gap,
         "exact_cost": choice.exact_cost,

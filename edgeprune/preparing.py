@@ -33,6 +33,7 @@ from edgeprune.planning import (
     rows_of,
     with_common_options,
 )
+from edgeprune.precision import exportable
 from edgeprune.preprocessing import Preprocessing
 from edgeprune.profiling import profile
 from edgeprune.pruned import Pruned
@@ -239,15 +240,24 @@ def _measured(task: Task, graph: ModelGraph, device: Device, reporter: Reporter)
 def _calibrated(
     task: Task, graph: ModelGraph, device: Device, table: LatencyTable, reporter: Reporter
 ) -> tuple[LatencyTable, CostModel]:
-    """The device's table with whole networks, and the cost model that they correct."""
-    table = with_networks(
-        table,
-        cost_model(graph, without_networks(table)),
-        Source(model=task.model, graph=graph, example_inputs=task.example_inputs),
-        device,
-        on_network=lambda done, total: reporter.progress("calibrating on whole networks", done, total),
-        wait_s=task.wait_s,
-    )
+    """The device's table with whole networks, and the cost model that they correct.
+
+    Without them where none can be exported in the device's precision: kernels alone say what the network takes then.
+    """
+    if exportable(device.precisions[0]):
+        table = with_networks(
+            table,
+            cost_model(graph, without_networks(table)),
+            Source(model=task.model, graph=graph, example_inputs=task.example_inputs),
+            device,
+            on_network=lambda done, total: reporter.progress("calibrating on whole networks", done, total),
+            wait_s=task.wait_s,
+        )
+    else:
+        precision = device.precisions[0]
+        reporter.say(
+            f"not calibrated: no network can be exported in {precision} yet, kernels alone make the prediction"
+        )
     cost = cost_model(graph, table)
     where = f" of {device.name}" if device.name != task.device.name else ""
     reporter.say(

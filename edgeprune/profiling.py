@@ -20,6 +20,7 @@ from edgeprune.fingerprint import Fingerprint, fingerprint_of
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS, Loaded, Measurement, NodeTimes, SessionLost, Timing
 from edgeprune.modelled import backend_of
+from edgeprune.precision import refusal, shares_of
 from edgeprune.table import LatencyTable, read_table, shipped_path, staleness, with_warnings
 from edgeprune.table import table_path as default_path
 from edgeprune.table_lines import FailureLine, FingerprintLine, RowLine, SessionLine
@@ -47,6 +48,7 @@ def reference_kernels(precision: str) -> dict[str, Kernel]:
 
     All ratios are taken to the first. The second moves 3 MB, more than a core has to itself: far larger ones, in the
     last shared cache or beyond it, varied by 6 to 9 % between sessions where this one did by 2 %.
+    In bf16 and int8 tables it stays fp32: not every runtime adds in bf16, and in int8 a core has room for it.
     """
     conv = Kernel(
         operator="conv",
@@ -60,7 +62,8 @@ def reference_kernels(precision: str) -> dict[str, Kernel]:
         epilogue=("bias", "relu"),
         precision=precision,
     )
-    add = Kernel(operator="add", c_in=256, c_out=256, spatial=(32, 32), precision=precision)
+    memory = "fp32" if precision in ("bf16", "int8") else precision
+    add = Kernel(operator="add", c_in=256, c_out=256, spatial=(32, 32), precision=memory)
     return {COMPUTE: conv, MEMORY: add}
 
 
@@ -128,17 +131,18 @@ def profile(
 ) -> LatencyTable:
     """Measure the kernels that the table lacks; gives the table with its warnings.
 
-    A kernel that can't be built, loaded or run is remembered as a failure and skipped (tried again with
-    `retry_failed`). Without `table_path` the rows that come with edgeprune and those in the user's cache count.
-    A `table_path` in which all rows are of another fingerprint is a `TableError`; `allow_other` takes it as it is and
-    measures nothing. Where another process writes the table: `TableError` that names it, after waiting `wait_s` for it
-    (`math.inf`: as long as it takes); what it measured is not measured again. `Interrupted` after a Ctrl-C: what was
-    measured is in the table, the next run goes on.
+    Kernels are of the table's `precision`, or fp32: what the runtime has no kernels for in it. One that can't be built,
+    loaded or run, or that the runtime computed in another precision, is remembered as a failure and skipped (tried
+    again with `retry_failed`). Without `table_path` the rows that come with edgeprune and those in the user's cache
+    count. A `table_path` in which all rows are of another fingerprint is a `TableError`; `allow_other` takes it as it
+    is and measures nothing. Where another process writes the table: `TableError` that names it, after waiting `wait_s`
+    for it (`math.inf`: as long as it takes); what it measured is not measured again. `Interrupted` after a Ctrl-C: what
+    was measured is in the table, the next run goes on.
     """
     precision = precision or device.precisions[0]
     wanted = list(dict.fromkeys(kernels))
     for kernel in wanted:
-        if kernel.precision != precision:
+        if kernel.precision not in (precision, "fp32"):
             raise ValueError(f"kernel '{kernel.key}' is not of the precision {precision}")
     path = table_path or default_path(device, precision)
     with Profiler(device, precision, timing) as profiler:
@@ -305,8 +309,8 @@ class Profiler:
             return
         measured, nodes = self._time(list(loaded))
         session = self.note_references(measured)
-        rows = [self._row(kernel, measured, nodes.get(kernel.key), loaded[kernel]) for kernel in loaded]
-        log.append([session, *rows])
+        lines = [self._line(kernel, measured, nodes.get(kernel.key), loaded[kernel]) for kernel in loaded]
+        log.append([session, *lines])
         for kernel in loaded:
             self.session.unload(kernel.key)
         for path in self.folder.iterdir():
@@ -324,7 +328,13 @@ class Profiler:
         nodes = {kernel.key: self.session.node_times(kernel.key) for kernel in kernels}
         return measured, {key: times for key, times in nodes.items() if times is not None}
 
-    def _row(self, kernel: Kernel, measured: Measurement, nodes: NodeTimes | None, loaded: Loaded) -> RowLine:
+    def _line(
+        self, kernel: Kernel, measured: Measurement, nodes: NodeTimes | None, loaded: Loaded
+    ) -> RowLine | FailureLine:
+        """The row of a kernel, or why it is none: it ran in another precision."""
+        ran_in = shares_of(nodes) or loaded.notes.get("ran_in")
+        if (reason := refusal(kernel, ran_in)) is not None:
+            return self._failure(kernel, reason)
         statistics = statistics_of(kernel.key, measured)
         return RowLine(
             kernel=kernel.to_json(),
@@ -333,6 +343,7 @@ class Profiler:
             node_us=digits(nodes.within(statistics["median_us"])) if nodes else None,
             device_us=digits(nodes.device_us) if nodes and nodes.device_us else None,
             sparse=loaded.notes.get("sparse"),
+            ran_in=None if kernel.precision == "fp32" else ran_in,
             clock_mhz=measured.machine.get("clock_mhz"),
             temperature_c=measured.machine.get("temperature_c"),
             **statistics,

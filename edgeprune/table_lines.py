@@ -16,6 +16,7 @@ UNIT_US = {"ns": 1e-3, "us": 1.0, "ms": 1e3, "s": 1e6}
 
 Microseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NodeMicroseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # 0: the runtime runs no node for it
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
 
@@ -79,6 +80,7 @@ class RowLine(_Line):
     clock_mhz: Microseconds | None = None  # mean of the cores right after the measurement, where the device tells it
     temperature_c: Annotated[float, Field(allow_inf_nan=False)] | None = None  # of the hottest zone, likewise
     sparse: bool | None = None  # whether the runtime picked a sparse implementation; None where it doesn't tell
+    ran_in: dict[str, Share] | None = None  # of the compute time in each precision, of a kernel that isn't fp32
     reference: str
     reference_ratio: Microseconds
     ratio_ci: Interval

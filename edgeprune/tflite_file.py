@@ -45,11 +45,27 @@ _FUSING = frozenset({"ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "
 """What takes a clamp after it into itself."""
 
 
+_INT8_FROM_2 = frozenset(
+    "ADD AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION GELU LOGISTIC MAX_POOL_2D MEAN MUL PAD PADV2 RELU RELU6 SOFTMAX "
+    "SQUARED_DIFFERENCE SUB".split()
+)
+"""Operators that know int8 from their second version on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """value = scale (integer - zero); several scales are those of the indices of `axis`."""
+
+    scales: tuple[float, ...]
+    zero: int = 0
+    axis: int = 0
+
+
 @dataclass
 class TfliteFile:
     """Tensors, constants and operators as they come; a tensor is known by its index."""
 
-    tensors: list[Any] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
     buffers: list[Array | None] = field(default_factory=lambda: [None])
     operators: list[tuple[str, Any]] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
@@ -116,7 +132,8 @@ class TfliteFile:
             made.opcodeIndex = codes.index(code)
         model = schema.ModelT()
         model.version, model.description = VERSION, "edgeprune"
-        model.operatorCodes = [_operator_code(code) for code in codes]
+        quantised = any(tensor.quantisation for tensor in self.tensors)
+        model.operatorCodes = [_operator_code(code, 2 if quantised and code in _INT8_FROM_2 else 1) for code in codes]
         model.subgraphs = [graph]
         model.buffers = [_buffer(array) for array in self.buffers]
         builder = flatbuffers.Builder(1024 + sum(array.nbytes for array in self.buffers if array is not None))
@@ -124,34 +141,42 @@ class TfliteFile:
         return bytes(builder.Output())
 
     def _tensor(self, name: str, shape: Sequence[int], dtype: str, buffer: int = 0) -> int:
-        self.tensors.append(_Tensor(name=name, shape=tuple(shape), dtype=dtype, buffer=buffer))
+        self.tensors.append(Tensor(name=name, shape=tuple(shape), dtype=dtype, buffer=buffer))
         return len(self.tensors) - 1
 
 
 @dataclass
-class _Tensor:
+class Tensor:
+    """One tensor; of a constant `buffer` is the place of its values, else 0."""
+
     name: str
     shape: tuple[int, ...]
     dtype: str
     buffer: int
+    quantisation: Quantisation | None = None
 
 
-def _packed(tensor: _Tensor) -> Any:
+def _packed(tensor: Tensor) -> Any:
     from ai_edge_litert import schema_py_generated as schema
 
     made = schema.TensorT()
     made.name, made.shape, made.buffer = tensor.name, list(tensor.shape), tensor.buffer
     made.type = getattr(schema.TensorType, _TYPES[tensor.dtype])
+    if tensor.quantisation is not None:
+        made.quantization = schema.QuantizationParametersT()
+        made.quantization.scale = list(tensor.quantisation.scales)
+        made.quantization.zeroPoint = [tensor.quantisation.zero] * len(tensor.quantisation.scales)
+        made.quantization.quantizedDimension = tensor.quantisation.axis
     return made
 
 
-def _operator_code(code: str) -> Any:
+def _operator_code(code: str, least: int) -> Any:
     from ai_edge_litert import schema_py_generated as schema
 
     made = schema.OperatorCodeT()
     made.builtinCode = getattr(schema.BuiltinOperator, code)
     made.deprecatedBuiltinCode = min(made.builtinCode, 127)  # one byte, which old readers look at
-    made.version = _VERSIONS.get(code, 1)
+    made.version = max(_VERSIONS.get(code, 1), least)
     return made
 
 

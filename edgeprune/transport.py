@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from edgeprune.device import Device, check_precision
 from edgeprune.device_program import assemble
-from edgeprune.errors import InputError, MeasurementError, RuntimeMissing
+from edgeprune.errors import MeasurementError, RuntimeMissing
 from edgeprune.local_channel import LocalChannel
 from edgeprune.measurement import HOT, Loaded, Measurement, NodeTimes, SessionLost, TensorSpec, Timing
 from edgeprune.modelled import backend_of
@@ -167,9 +168,7 @@ def open_session(
 ) -> Iterator[Session]:
     """Start the device program with the device's runner; ends it, whatever happens inside the `with` block."""
     precision = precision or device.precisions[0]
-    if precision not in device.precisions:
-        listed = ", ".join(device.precisions)
-        raise InputError(f"device '{device.name}' has no precision '{precision}' (known: {listed})")
+    check_precision(device, precision)
     backend = backend_of(device, only_to_time=True)
     missing = backend.available()
     if missing is not None:

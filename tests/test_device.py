@@ -27,7 +27,7 @@ def test_shipped_devices() -> None:
     assert list(devices) == SHIPPED
     assert [name for name, device in devices.items() if device.modelled] == ["null", *ELSEWHERE]
     host = load_device("host-openvino")
-    assert (host.precisions, host.threads, host.streams, host.transport) == (("fp32",), 1, 1, "local")
+    assert (host.precisions, host.threads, host.streams, host.transport) == (("fp32", "bf16", "int8"), 1, 1, "local")
 
 
 def test_a_device_does_not_change() -> None:
@@ -105,7 +105,7 @@ devices:
         "12: options.deep: expected text, a number or a truth value, found [1]",
         "13: device 'c' must be a mapping, found 7",
         "15: unknown key 'name': the name of this device is 'd'",
-        "17: precisions.1: input should be 'fp32' or 'fp16', found 'int9'",
+        "17: precisions.1: input should be 'fp32', 'fp16', 'bf16' or 'int8', found 'int9'",
         "18: tag !shell is not plain data",
         f"19: backend: no backend 'opnvino'; did you mean 'openvino'? (known: {known})",
     ]

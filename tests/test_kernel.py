@@ -202,8 +202,9 @@ def test_what_runs_beside_attention_is_that_of_torch() -> None:
 
 
 def test_what_cannot_be_built_says_why() -> None:
-    with pytest.raises(ValueError, match=r"int8 dense kernels are not built yet \(supported: fp32, fp16; dense, 2:4\)"):
-        model_from_kernel(Kernel(operator="linear", c_in=4, c_out=4, precision="int8"))
+    supported = r"\(supported: fp32, fp16, bf16, int8; dense, 2:4\)"
+    with pytest.raises(ValueError, match=f"fp8 dense kernels are not built yet {supported}"):
+        model_from_kernel(Kernel(operator="linear", c_in=4, c_out=4, precision="fp8"))
     with pytest.raises(ValueError, match="2:4"):
         model_from_kernel(Kernel(operator="linear", c_in=6, c_out=4, sparsity="2:4"))
     with pytest.raises(ValueError, match="unknown epilogue 'swizzle'"):

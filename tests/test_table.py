@@ -374,3 +374,11 @@ def test_line_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         log.append([session(), row()])
     assert len(writes) == 1
     assert writes[0].endswith(b"}\n")
+
+
+def test_a_row_says_in_which_precisions_it_ran() -> None:
+    told = row().model_copy(update={"ran_in": {"int8": 0.9, "fp32": 0.1}})
+    assert parse_line(told.to_line().encode()) == told
+    assert "ran_in" not in row().to_line()
+    with pytest.raises(ValueError, match=r"ran_in.int8: Input should be less than or equal to 1"):
+        parse_line(told.to_line().replace("0.9", "1.9").encode())

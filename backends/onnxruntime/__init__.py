@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgeprune.backends.onnxruntime.exporting import export as export
 from edgeprune.errors import install_line
 from edgeprune.fusion import Unit, fuse
+from edgeprune.precision import ACTIVATIONS, KINDS, check_computes
 
 if TYPE_CHECKING:
     from edgeprune.graph import ModelGraph
@@ -21,6 +22,12 @@ modelled = False
 NEEDED = ("onnxruntime", "onnx", "onnxscript", "onnxslim")
 FUSED = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid"})
 """Activations that go into the kernel before them."""
+FLOAT = frozenset(f"activation {name}" for name in ACTIVATIONS if name not in ("sigmoid", "silu"))
+COMPUTES = {"fp32": KINDS, "int8": KINDS - {"attention", "layer_norm"} - FLOAT}
+"""What runs in which precision on a CPU. Of attention in int8 the matmuls and the softmax are, with a way to float and
+back between them; a clamp vanishes in int8, and is in float only where nothing is before it."""
+FUSED_INT8 = frozenset({"relu", "relu6"})
+"""Activations that vanish into the range of the integers before them; a residual add is a node of its own in int8."""
 
 
 def available() -> str | None:
@@ -41,10 +48,14 @@ def runner_path() -> Path:
 
 def build(kernel: Kernel, folder: Path) -> Path:
     from edgeprune.kernel_onnx import write_kernel
+    from edgeprune.onnx_int8 import ONNXRUNTIME
 
-    return write_kernel(kernel, folder)
+    check_computes(kernel, COMPUTES, "ONNX Runtime")
+    return write_kernel(kernel, folder, ONNXRUNTIME)
 
 
 def partition(graph: ModelGraph, precision: str) -> tuple[Unit, ...]:
     """Convolution and linear take in norm, activation and residual add; what is left runs as a kernel of its own."""
-    return fuse(graph, precision, activations=FUSED, adds=True)
+    quantised = precision == "int8"
+    activations = FUSED_INT8 if quantised else FUSED
+    return fuse(graph, precision, activations=activations, adds=not quantised, computes=COMPUTES)

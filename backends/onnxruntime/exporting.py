@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.engine import Engine, specs_of_onnx, write_onnx
 from edgeprune.errors import InputError
+from edgeprune.precision import check_exportable
 
 if TYPE_CHECKING:
     from edgeprune.kernel import Kernel
@@ -20,6 +21,7 @@ def export(
     """Write model.onnx."""
     from edgeprune.onnx_export import onnx_from_module
 
+    check_exportable(precision)
     if weights != "fp32":
         raise InputError(f"the export for ONNX Runtime can't store weights as {weights!r} yet; known: fp32")
     model = onnx_from_module(pruned.module, pruned.example_inputs)

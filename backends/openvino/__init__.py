@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgeprune.backends.openvino.exporting import export as export
 from edgeprune.errors import install_line
 from edgeprune.fusion import Unit, fuse
+from edgeprune.precision import KINDS, check_computes
 
 if TYPE_CHECKING:
     from edgeprune.graph import ModelGraph
@@ -20,7 +21,14 @@ modelled = False
 
 NEEDED = ("openvino", "onnx", "onnxscript", "onnxslim")
 FUSED = frozenset({"relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu"})
-"""Activations that go into the kernel before them."""
+"""Activations that go into the kernel before them; a hard sigmoid stays behind where those are integers."""
+COMPUTES = {
+    "fp32": KINDS,
+    "bf16": frozenset({"conv", "linear", "matmul", "attention"}),
+    "int8": KINDS - {"attention", "layer_norm", "softmax", "activation hardsigmoid"},
+}
+"""What runs in which precision. bf16 needs a CPU with AVX512-BF16 or AMX; what lies between two contractions is in bf16
+too inside a network, but not alone. Of attention in int8 only the first matmul is."""
 
 
 def available() -> str | None:
@@ -42,10 +50,13 @@ def runner_path() -> Path:
 def build(kernel: Kernel, folder: Path) -> Path:
     """An ONNX file: OpenVINO reads it by itself, as fast as its own format."""
     from edgeprune.kernel_onnx import write_kernel
+    from edgeprune.onnx_int8 import OPENVINO
 
-    return write_kernel(kernel, folder)
+    check_computes(kernel, COMPUTES, "OpenVINO")
+    return write_kernel(kernel, folder, OPENVINO)
 
 
 def partition(graph: ModelGraph, precision: str) -> tuple[Unit, ...]:
     """Convolution and linear take in norm, activation and residual add; what is left runs as a kernel of its own."""
-    return fuse(graph, precision, activations=FUSED, adds=True)
+    activations = FUSED - {"hardsigmoid"} if precision == "int8" else FUSED
+    return fuse(graph, precision, activations=activations, adds=True, computes=COMPUTES)

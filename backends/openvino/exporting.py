@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.engine import Engine, specs_of_onnx, write_onnx
 from edgeprune.errors import InputError, RuntimeMissing, install_line
+from edgeprune.precision import check_exportable
 
 if TYPE_CHECKING:
     from edgeprune.kernel import Kernel
@@ -23,6 +24,7 @@ def export(
 
     `weights="fp16"` halves model.bin; weights are rounded to half precision, the arithmetic stays as it was.
     """
+    check_exportable(precision)
     if weights not in WEIGHTS:
         raise InputError(f"OpenVINO can't store weights as {weights!r}; known: {', '.join(WEIGHTS)}")
     try:

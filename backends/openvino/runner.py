@@ -13,16 +13,21 @@ NOT_COMPUTE = {"Parameter", "Input", "Result", "Output", "Const", "Constant", "R
 HINTS = {"latency": "LATENCY", "throughput": "THROUGHPUT"}
 LONG_US = 200.0
 COARSE_US = 2.0
-PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+"""What OpenVINO is asked to compute in; int8 lives in the model, and the rest of it stays fp32."""
+CAPABILITIES = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
+TOLD = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 
 _core = ov.Core()
 
 
 class Handle:
-    def __init__(self, compiled: Any, covers: dict[str, list[str]] | None) -> None:
+    def __init__(self, compiled: Any, named: set[str] | None) -> None:
+        """`named` are the nodes of the file, of a model that is profiled."""
         self.compiled = compiled
-        self.profiled = covers is not None
-        self.covers = covers or {}
+        self.profiled = named is not None
+        self.covers = {} if named is None else _covers(compiled.get_runtime_model(), named)
+        self.precisions = {} if named is None else _precisions(compiled.get_runtime_model())
         self.request = compiled.create_infer_request()
         self.infer = self.request.infer
         self.runs = 0
@@ -35,18 +40,32 @@ def version() -> str:
 
 def load(path: str, options: dict[str, Any]) -> Handle:
     """`path` names the .xml file; its .bin lies beside it."""
+    device, precision = options.get("device", "CPU"), options["precision"]
+    known = _core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    if precision in CAPABILITIES and CAPABILITIES[precision] not in known:
+        raise ValueError("this %s does not compute in %s; it tells %s" % (device, precision, ", ".join(known)))
     config = {
         # OpenVINO computes in bf16 by itself where the CPU can: fp32 has to be asked for
-        "INFERENCE_PRECISION_HINT": PRECISIONS[options["precision"]],
+        "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
         "INFERENCE_NUM_THREADS": str(options["threads"]),
         "NUM_STREAMS": str(options["streams"]),
         "PERFORMANCE_HINT": HINTS[options["hint"]],
         "PERF_COUNT": "YES" if options.get("profile") else "NO",
     }
     model = _core.read_model(path)
-    named = {node.get_friendly_name() for node in model.get_ordered_ops()}
-    compiled = _core.compile_model(model, options.get("device", "CPU"), config)
-    return Handle(compiled, _covers(compiled.get_runtime_model(), named) if options.get("profile") else None)
+    named = {node.get_friendly_name() for node in model.get_ordered_ops()} if options.get("profile") else None
+    return Handle(_core.compile_model(model, device, config), named)
+
+
+def _precisions(runtime_model: Any) -> dict[str, str]:
+    """Executed node to the precision that it computes in."""
+    found = {}
+    for node in runtime_model.get_ordered_ops():
+        info = node.rt_info
+        if "runtimePrecision" in info:
+            told = str(info["runtimePrecision"].value)
+            found[node.get_friendly_name()] = TOLD.get(told, told)
+    return found
 
 
 def _covers(runtime_model: Any, named: set[str]) -> dict[str, list[str]]:
@@ -81,6 +100,9 @@ def fill(handle: Handle, seed: int) -> None:
     for tensor in handle.request.input_tensors:
         if np.issubdtype(tensor.data.dtype, np.floating):
             tensor.data[...] = generator.standard_normal(tensor.data.shape, dtype=np.float32)
+        elif tensor.data.dtype.name in ("int8", "uint8"):
+            limits = np.iinfo(tensor.data.dtype)
+            tensor.data[...] = generator.integers(limits.min, limits.max + 1, tensor.data.shape)
         else:
             tensor.data[...] = generator.integers(0, 2, tensor.data.shape)
 
@@ -123,9 +145,16 @@ def node_times(handle: Handle) -> dict[str, Any] | None:
     nodes = []
     for name, kind in _averages(handle):
         time_us = _typical([(runs, total.get(name, 0.0)) for runs, total in handle.laps])
-        compute = kind not in NOT_COMPUTE
-        covers = handle.covers.get(name, [])
-        nodes.append({"name": name, "type": kind, "time_us": max(time_us, 0.5), "compute": compute, "covers": covers})
+        nodes.append(
+            {
+                "name": name,
+                "type": kind,
+                "time_us": max(time_us, 0.5),
+                "compute": kind not in NOT_COMPUTE,
+                "covers": handle.covers.get(name, []),
+                "precision": handle.precisions.get(name),
+            }
+        )
     return {"nodes": nodes, "total_us": None}
 
 

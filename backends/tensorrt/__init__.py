@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgeprune.backends.tensorrt.exporting import export as export
 from edgeprune.errors import install_line
 from edgeprune.fusion import Unit, fuse
+from edgeprune.precision import KINDS, check_computes
 
 if TYPE_CHECKING:
     from edgeprune.graph import ModelGraph
@@ -19,9 +20,16 @@ name = "tensorrt"
 modelled = False
 
 NEEDED = ("onnx", "onnxscript", "onnxslim")
-FUSED = {"fp32": frozenset({"relu", "relu6"}), "fp16": frozenset({"relu", "relu6", "gelu"})}
+CLAMPS = frozenset({"relu", "relu6"})
+FUSED = {"fp32": CLAMPS, "fp16": CLAMPS | {"gelu"}, "int8": CLAMPS}
 """Activations that go into the contraction before them, as NVIDIA's catalogue of fusions has it: ReLU and Clip always,
 GELU in half precision. Any other becomes a pointwise kernel of its own."""
+COMPUTES = {
+    "fp32": KINDS,
+    "fp16": KINDS,
+    "int8": frozenset({"conv", "linear", "matmul", "max_pool", "avg_pool", "add"}),
+}
+"""What runs in which precision; int8 as NVIDIA's guide to explicit quantisation lists it, not yet seen on a GPU."""
 
 
 def available() -> str | None:
@@ -56,10 +64,12 @@ def runner_path() -> Path:
 def build(kernel: Kernel, folder: Path) -> Path:
     """An ONNX file: its engine is built on the device."""
     from edgeprune.kernel_onnx import write_kernel
+    from edgeprune.onnx_int8 import TENSORRT
 
-    return write_kernel(kernel, folder)
+    check_computes(kernel, COMPUTES, "TensorRT")
+    return write_kernel(kernel, folder, TENSORRT)
 
 
 def partition(graph: ModelGraph, precision: str) -> tuple[Unit, ...]:
     """Convolution and linear take in norm, activation and residual add; what is left runs as a kernel of its own."""
-    return fuse(graph, precision, activations=FUSED[precision], adds=True)
+    return fuse(graph, precision, activations=FUSED[precision], adds=True, computes=COMPUTES)

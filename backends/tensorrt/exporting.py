@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.engine import Engine, specs_of_onnx, write_onnx
 from edgeprune.errors import InputError
+from edgeprune.precision import check_exportable
 
 if TYPE_CHECKING:
     from edgeprune.kernel import Kernel
@@ -43,6 +44,7 @@ def export(
     from edgeprune.onnx_export import onnx_from_module
     from edgeprune.onnx_half import to_half
 
+    check_exportable(precision)
     if weights not in ("fp32", precision):
         raise InputError(f"TensorRT takes weights in the precision of the arithmetic ({precision}), not {weights!r}")
     model = onnx_from_module(pruned.module, pruned.example_inputs)

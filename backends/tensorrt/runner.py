@@ -39,6 +39,7 @@ OLDEST = (8, 5, 0)
 PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec", "/usr/local/tensorrt/bin/trtexec")
 FORMATS = {"float32": "f", "float16": "e", "float64": "d", "int32": "i", "int64": "q", "int8": "b", "uint8": "B"}
 FORMATS["bool"] = "?"
+PRECISIONS = ("fp32", "fp16", "int8")
 MOST_RUNS = 1000
 
 
@@ -144,17 +145,17 @@ def load(path: str, options: dict[str, Any]) -> Handle:
 
 
 def build_arguments(program: Trtexec, handle: Handle, path: str) -> list[str]:
-    """Precision lives in the ONNX: strongly typed from 10.x on; 8.x takes half-precision tensors with `--fp16`."""
+    """Precision lives in the ONNX: strongly typed from 10.x on; 8.x takes other tensors with `--fp16` or `--int8`."""
     options = handle.options
-    if options["precision"] not in ("fp32", "fp16"):
-        raise ValueError("precision %s is not supported; fp32 and fp16 are" % options["precision"])
+    if options["precision"] not in PRECISIONS:
+        raise ValueError("precision %s is not supported; %s are" % (options["precision"], ", ".join(PRECISIONS)))
     arguments = ["--onnx=" + path, "--saveEngine=" + handle.engine, "--exportLayerInfo=" + handle.layers]
     arguments += ["--profilingVerbosity=detailed", "--noTF32", "--sparsity=enable"]
     arguments += ["--timingCacheFile=" + os.path.join(os.getcwd(), "timing.cache")]
     arguments += program.one_of("--skipInference", "--buildOnly")
     if program.version[0] < 11:
         typed = program.one_of("--stronglyTyped")
-        arguments += typed or (["--fp16"] if options["precision"] == "fp16" else [])
+        arguments += typed or (["--" + options["precision"]] if options["precision"] != "fp32" else [])
     return arguments + (["--verbose"] if options.get("verbose") else [])
 
 
@@ -188,13 +189,18 @@ def notes(handle: Handle) -> dict[str, Any]:
 
 
 def fill(handle: Handle, seed: int) -> None:
-    """Random values between -1 and 1; 0 or 1 for integers."""
+    """Random values between -1 and 1, all of int8's, 0 or 1 for other integers."""
     generator = random.Random(seed)
     for index, spec in enumerate(inputs(handle)):
         count, kind = math.prod(spec["shape"]), FORMATS[spec["dtype"]]
-        draw = (lambda: generator.uniform(-1, 1)) if kind in "fed" else (lambda: generator.randint(0, 1))
-        few = [draw() for _ in range(min(count, 4096))]
+        few = [_drawn(generator, kind) for _ in range(min(count, 4096))]
         set_input(handle, index, struct.pack("<%d%s" % (count, kind), *(few * (count // len(few) + 1))[:count]))
+
+
+def _drawn(generator: random.Random, kind: str) -> float:
+    if kind in "fed":
+        return generator.uniform(-1, 1)
+    return generator.randint(*((-128, 127) if kind == "b" else (0, 1)))
 
 
 def set_input(handle: Handle, index: int, data: bytes) -> None:

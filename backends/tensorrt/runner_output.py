@@ -10,6 +10,8 @@ import signal
 from typing import Any
 
 NOT_COMPUTE = ("Reformat", "NoOp", "Constant")
+TYPES = {"int8": "int8", "half": "fp16", "fp16": "fp16", "float": "fp32", "fp32": "fp32"}
+"""Words of a tensor's `Format/Datatype` that name its type."""
 
 
 def parse_version(text: str) -> tuple[int, ...] | None:
@@ -60,8 +62,18 @@ def parse_profile(document: Any, layers: dict[str, dict[str, Any]], named: list[
         kind = str(layer.get("LayerType", "Reformat" if name.startswith("Reformatting CopyNode") else ""))
         covers = covered(name, str(layer.get("Metadata", "")), named)
         compute = kind not in NOT_COMPUTE
-        nodes.append({"name": name, "type": kind, "time_us": time_ms * 1e3, "compute": compute, "covers": covers})
+        node = {"name": name, "type": kind, "time_us": time_ms * 1e3, "compute": compute, "covers": covers}
+        nodes.append(dict(node, precision=precision_of(layer)))
     return nodes
+
+
+def precision_of(layer: dict[str, Any]) -> str | None:
+    """Of a layer: the type of its first input, as `Format/Datatype` says it (`Thirty-two wide ... Int8 format`)."""
+    try:
+        words = re.findall(r"[a-z0-9]+", str(layer["Inputs"][0]["Format/Datatype"]).lower())
+    except (KeyError, IndexError, TypeError):
+        return None  # the inspector told names alone
+    return next((TYPES[word] for word in words if word in TYPES), None)
 
 
 def layers_by_name(path: str) -> dict[str, dict[str, Any]]:

@@ -26,6 +26,9 @@ DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int
 DTYPES["BOOL"] = "bool"
 FORMATS = {"float32": "f", "float16": "e", "int32": "i", "int64": "q", "int8": "b", "uint8": "B", "bool": "?"}
 NOT_COMPUTE = ("Reformat", "NoOp", "Constant")
+PRECISIONS = ("fp32", "fp16", "int8")
+TYPES = {"int8": "int8", "half": "fp16", "fp16": "fp16", "float": "fp32", "fp32": "fp32"}
+"""Words of a tensor's `Format/Datatype` that name its type."""
 PROFILED_RUNS = 50
 
 
@@ -151,11 +154,11 @@ def load(path: str, options: dict[str, Any]) -> Handle:
 def serialized(data: bytes, precision: str, log: Any, capability: str | None = None) -> tuple[Any, list[str]]:
     """The engine of an ONNX model as bytes, and the names of its nodes.
 
-    Precision lives in the ONNX: strongly typed from 10.x on; 8.x takes half-precision tensors with a flag.
+    Precision lives in the ONNX: strongly typed from 10.x on; 8.x takes half-precision or int8 tensors with a flag.
     `capability` (`SM86`, TensorRT for RTX alone) builds for a GPU that need not be here.
     """
-    if precision not in ("fp32", "fp16"):
-        raise ValueError("precision %s is not supported; fp32 and fp16 are" % precision)
+    if precision not in PRECISIONS:
+        raise ValueError("precision %s is not supported; %s are" % (precision, ", ".join(PRECISIONS)))
     builder = trt.Builder(log)
     kinds = trt.NetworkDefinitionCreationFlag.__members__
     kind = kinds.get("STRONGLY_TYPED", kinds.get("EXPLICIT_BATCH"))
@@ -168,8 +171,8 @@ def serialized(data: bytes, precision: str, log: Any, capability: str | None = N
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)
     config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    if "STRONGLY_TYPED" not in kinds and precision == "fp16":
-        config.set_flag(trt.BuilderFlag.FP16)
+    if "STRONGLY_TYPED" not in kinds and precision != "fp32":
+        config.set_flag(trt.BuilderFlag.__members__[precision.upper()])
     if capability is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(trt.ComputeCapability.__members__[capability], 0)
@@ -225,12 +228,18 @@ def notes(handle: Handle) -> dict[str, Any]:
 
 
 def fill(handle: Handle, seed: int) -> None:
-    """Random values between -1 and 1; 0 or 1 for integers."""
+    """Random values between -1 and 1, all of int8's, 0 or 1 for other integers."""
     generator = random.Random(seed)
     for index, spec in enumerate(inputs(handle)):
         count, kind = math.prod(spec["shape"]), FORMATS[spec["dtype"]]
-        few = [generator.uniform(-1, 1) if kind in "fe" else generator.randint(0, 1) for _ in range(min(count, 4096))]
+        few = [_drawn(generator, kind) for _ in range(min(count, 4096))]
         set_input(handle, index, struct.pack("<%d%s" % (count, kind), *(few * (count // len(few) + 1))[:count]))
+
+
+def _drawn(generator: random.Random, kind: str) -> float:
+    if kind in "fe":
+        return generator.uniform(-1, 1)
+    return generator.randint(*((-128, 127) if kind == "b" else (0, 1)))
 
 
 def set_input(handle: Handle, index: int, data: bytes) -> None:
@@ -305,8 +314,17 @@ def node_of(name: str, time_ms: float, told: dict[str, Any], onnx_names: list[st
     parts = re.findall(r"\[ONNX Layer: ([^\]]*)\]", str(told.get("Metadata", "")))
     parts = parts or [part.strip() for part in re.split(r" \+ | \|\| |[(),\[\]{}]+ ?", name)]
     covers = [part for part in dict.fromkeys(parts) if part in set(onnx_names)]
-    compute = kind not in NOT_COMPUTE
-    return {"name": name, "type": kind, "time_us": time_ms * 1e3, "compute": compute, "covers": covers}
+    node = {"name": name, "type": kind, "time_us": time_ms * 1e3, "compute": kind not in NOT_COMPUTE, "covers": covers}
+    return dict(node, precision=precision_of(told))
+
+
+def precision_of(layer: dict[str, Any]) -> str | None:
+    """Of a layer: the type of its first input, as `Format/Datatype` says it (`Thirty-two wide ... Int8 format`)."""
+    try:
+        words = re.findall(r"[a-z0-9]+", str(layer["Inputs"][0]["Format/Datatype"]).lower())
+    except (KeyError, IndexError, TypeError):
+        return None  # the inspector told names alone
+    return next((TYPES[word] for word in words if word in TYPES), None)
 
 
 def sparse_layers(log: str) -> list[str] | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgeprune.backends.tflite.exporting import export as export
 from edgeprune.errors import install_line
 from edgeprune.fusion import Unit, fuse
+from edgeprune.precision import KINDS, check_computes
 
 if TYPE_CHECKING:
     from edgeprune.graph import ModelGraph
@@ -21,6 +22,8 @@ modelled = False
 NEEDED = {"ai_edge_litert": "ai-edge-litert", "litert_torch": "litert-torch"}
 FUSED = frozenset({"relu", "relu6"})
 """Activations that go into the operator before them: the format has clamps and nothing else."""
+COMPUTES = {"fp32": KINDS, "int8": KINDS - {"attention", "layer_norm"}}
+"""What runs in which precision. Not fp16: weights stored in half precision are widened before anything is computed."""
 
 
 def available() -> str | None:
@@ -43,9 +46,10 @@ def build(kernel: Kernel, folder: Path) -> Path:
     """The flatbuffer itself, in milliseconds; the converter would take seconds."""
     from edgeprune.kernel_tflite import write_kernel
 
+    check_computes(kernel, COMPUTES, "LiteRT")
     return write_kernel(kernel, folder)
 
 
 def partition(graph: ModelGraph, precision: str) -> tuple[Unit, ...]:
     """Convolution and linear take in norm and clamp; a residual add and any other activation run on their own."""
-    return fuse(graph, precision, activations=FUSED, adds=False)
+    return fuse(graph, precision, activations=FUSED, adds=False, computes=COMPUTES)

@@ -20,6 +20,7 @@ import numpy as np
 from edgeprune.engine import Engine
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.measurement import TensorSpec
+from edgeprune.precision import check_exportable
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ def export(
     pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
 ) -> Engine:
     """Write model.tflite. `weights="fp16"` halves it; they become fp32 again when it is loaded."""
+    check_exportable(precision)
     if weights not in WEIGHTS:
         raise InputError(f"LiteRT can't store weights as {weights!r}; known: {', '.join(WEIGHTS)}")
     model, names = _convert(pruned.module, pruned.example_inputs)

@@ -26,6 +26,7 @@ PROFILE = ("runtime_options_string", b"enable_profiling = true\n")
 CPU, WRITE = 1, 1
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 WEIGHTED_TAGS = ("Convolution", "Fully Connected")
+PRECISIONS = {"float32": "fp32", "int8": "int8"}
 
 try:
     import ai_edge_litert as _runtime
@@ -58,8 +59,9 @@ def version() -> str:
 
 
 def load(path: str, options: dict[str, Any]) -> Handle:
-    if options["precision"] != "fp32":
-        raise ValueError("precision %s is not supported; fp32 is" % options["precision"])
+    if options["precision"] not in PRECISIONS.values():
+        supported = " and ".join(PRECISIONS.values())
+        raise ValueError("precision %s is not supported; %s are" % (options["precision"], supported))
     if not os.path.isfile(path):
         raise ValueError("no such file: %s" % path)
     return Handle(path, options)
@@ -79,6 +81,8 @@ def fill(handle: Handle, seed: int) -> None:
         shape, dtype = details["shape"], details["dtype"]
         if np.issubdtype(dtype, np.floating):
             values = generator.standard_normal(shape, dtype=np.float32)
+        elif dtype == np.int8:
+            values = generator.integers(-128, 128, shape)
         else:
             values = generator.integers(0, 2, shape)
         handle.interpreter.set_tensor(details["index"], values.astype(dtype))
@@ -92,6 +96,18 @@ def set_input(handle: Handle, index: int, data: bytes) -> None:
 
 def get_output(handle: Handle, index: int) -> bytes:
     return bytes(handle.interpreter.get_tensor(handle.outputs[index]["index"]).tobytes())
+
+
+def notes(handle: Handle) -> dict[str, Any]:
+    """Share of the operators in each precision: one computes in the type of its tensors, or the file doesn't load."""
+    found = [
+        PRECISIONS.get(np.dtype(handle.interpreter._get_tensor_details(int(tensor), 0)["dtype"]).name)
+        for operator in handle.interpreter._get_ops_details()
+        if operator["op_name"] != "DELEGATE"
+        for tensor in operator["outputs"][:1]
+    ]
+    told = [precision for precision in found if precision]
+    return {"ran_in": {name: told.count(name) / len(told) for name in sorted(set(told))}} if told else {}
 
 
 def run(handle: Handle) -> None:

@@ -10,7 +10,7 @@ import click
 import rich_click
 
 from edgeprune.cli.output import json_option, print_json
-from edgeprune.cli.task import model_options, modelled_option
+from edgeprune.cli.task import model_options, modelled_option, precision_option
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ EXAMPLE = (
     help="Folder with plan.json and its weights.",
 )
 @click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml.")
+@precision_option
 @click.option("--store", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of weights.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
 @modelled_option
@@ -41,6 +42,7 @@ def command(
     plan_path: Path | None,
     folder: Path | None,
     device_name: str,
+    precision: str | None,
     store: str,
     out: Path,
     allow_modelled: bool,
@@ -54,14 +56,14 @@ def command(
     if (plan_path is None) == (folder is None):
         raise click.UsageError("give either --plan plan.json or --pruned FOLDER")
     from edgeprune.bundle import Contents, check_target, write_bundle
-    from edgeprune.device import load_device
+    from edgeprune.device import in_precision, load_device
     from edgeprune.exporting import export, export_dense
     from edgeprune.folders import check_writable
     from edgeprune.models import example_inputs, resolve
     from edgeprune.parity import samples as parity_samples
     from edgeprune.preprocessing import default_preprocessing
 
-    device = load_device(device_name, allow_modelled=allow_modelled)
+    device = in_precision(load_device(device_name, allow_modelled=allow_modelled), precision)
     check_writable(out.resolve().parent)
     check_target(out)
     module = resolve(model["model"], weights=model["weights"], seed=model["seed"])

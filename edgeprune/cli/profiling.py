@@ -7,7 +7,7 @@ import click
 import rich_click
 
 from edgeprune.cli.output import json_option, print_json
-from edgeprune.cli.task import modelled_option, reporter
+from edgeprune.cli.task import modelled_option, precision_option, reporter
 from edgeprune.cli.timing import make_timing
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ EXAMPLE = "Example: edgeprune profile torchvision:mobilenet_v2 --shape 1x3x224x2
 @click.command("profile", cls=rich_click.RichCommand, epilog=EXAMPLE)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml.")
+@precision_option
 @click.option("--shape", default="1x3x224x224", show_default=True, help="One float32 input, for every MODEL.")
 @click.option("--dry-run", is_flag=True, help="Tell how many kernels would be measured, and about how long it takes.")
 @click.option("--warmup-ms", type=click.FloatRange(0), help="Of each kernel, untimed.  [default: 10]")
@@ -33,6 +34,7 @@ EXAMPLE = "Example: edgeprune profile torchvision:mobilenet_v2 --shape 1x3x224x2
 def command(
     models: tuple[str, ...],
     device_name: str,
+    precision: str | None,
     shape: str,
     dry_run: bool,
     retry_failed: bool,
@@ -46,10 +48,10 @@ def command(
     Without a MODEL the kernels that show the device's staircase; with models also theirs, at sampled widths. What is in
     the table is not measured again; interrupted, the next run goes on.
     """
-    from edgeprune.device import load_device
+    from edgeprune.device import in_precision, load_device
     from edgeprune.measurement import KERNELS
 
-    device = load_device(device_name, allow_modelled=allow_modelled)
+    device = in_precision(load_device(device_name, allow_modelled=allow_modelled), precision)
     graphs = [_graph(model, shape) for model in models]
     if dry_run:
         from edgeprune.forecasting import forecast
@@ -86,6 +88,7 @@ def _document(table: LatencyTable, device: Device) -> dict[str, Any]:
 
     return {
         "device": device.name,
+        "precision": device.precisions[0],
         "table": str(table_path(device, device.precisions[0])),
         "kernels": len(table),
         "failures": {kernel.key: reason for kernel, reason in table.failures.items()},
@@ -98,6 +101,7 @@ def forecast_document(found: Forecast, device: Device) -> dict[str, Any]:
     """Keys of `profile --dry-run --json`; null where it is not known before measuring."""
     return {
         "device": device.name,
+        "precision": device.precisions[0],
         "kernels": found.grid,
         "missing": len(found.missing),
         "by_need": {

@@ -96,7 +96,8 @@ def _document(task: Task, prepared: Prepared, plan: Plan, choice: Choice, out: P
         "model": task.name,
         "device": task.device.name,
         "budget": plan.notes["budget"],
-        "origin": f"predicted ({prepared.cost.origin} kernels)",
+        "precision": task.device.precisions[0],
+        "origin": f"predicted ({prepared.cost.basis})",
         "predicted_ms": round(choice.predicted_us / 1e3, 4),
         "predicted_error_ms": round(choice.error_us / 1e3, 4),
         "dense_predicted_ms": round(prepared.cost.predict({}).us / 1e3, 4),
@@ -123,7 +124,7 @@ def _steps(prepared: Prepared) -> dict[str, int]:
 def _print(task: Task, prepared: Prepared, choice: Choice, document: dict[str, Any]) -> None:
     ratio = choice.predicted_us / prepared.cost.predict({}).us
     click.echo(
-        f"predicted from {prepared.cost.origin} kernels: {document['predicted_ms']} ± "
+        f"predicted from {prepared.cost.basis}: {document['predicted_ms']} ± "
         f"{document['predicted_error_ms']} ms ({ratio:.3f}x of dense), {choice.proof}; "
         f"{document['groups_pruned']} groups pruned, {len(document['dropped'])} blocks dropped: {document['plan']}"
     )
@@ -163,14 +164,15 @@ def _front(
     document = {
         "model": task.name,
         "device": task.device.name,
-        "origin": f"predicted ({prepared.cost.origin} kernels)",
+        "precision": task.device.precisions[0],
+        "origin": f"predicted ({prepared.cost.basis})",
         "dense_predicted_ms": round(prepared.cost.predict({}).us / 1e3, 4),
         "scope": task.scope,
         "points": [point.to_json() for point in points],
     }
     write_atomically(out / "front.json", dumps(document))
     if plot is not None:
-        title = f"{task.name} on {task.device.name}, predicted from {prepared.cost.origin} kernels"
+        title = f"{task.name} on {task.device.name}, predicted from {prepared.cost.basis}"
         write_atomically(plot, draw_front(points, title))
     if as_json:
         print_json(document)

@@ -46,12 +46,19 @@ def modelled_option(function: Command) -> Command:
     return click.option("--allow-modelled", is_flag=True, help=text)(function)
 
 
+def precision_option(function: Command) -> Command:
+    """--precision."""
+    text = "Of the arithmetic, one of the device's.  [default: its first]"
+    return click.option("--precision", metavar="fp32|fp16|bf16|int8", help=text)(function)
+
+
 def choice_options(function: Command) -> Command:
-    """--device, --saliency, --normalise, --data, --preprocess, --allow-other-table, --wait and --allow-modelled."""
+    """--device, --precision, --saliency, --normalise, --data, --preprocess, --allow-other-table, --wait, --allow-modelled."""
     function = modelled_option(function)
     for option in reversed(
         (
             click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml."),
+            precision_option,
             click.option(
                 "--saliency",
                 default="taylor",
@@ -95,6 +102,7 @@ def make_task(
     inputs: tuple[str, ...],
     seed: int,
     device_name: str,
+    precision: str | None,
     saliency: str,
     normalise: str | None,
     data: str | None,
@@ -105,7 +113,7 @@ def make_task(
 ) -> Task:
     """Resolve what the options name; every fault is an `InputError` before anything long starts."""
     from edgeprune.data import load_data
-    from edgeprune.device import load_device
+    from edgeprune.device import in_precision, load_device
     from edgeprune.errors import RuntimeMissing
     from edgeprune.modelled import backend_of
     from edgeprune.models import example_inputs, resolve
@@ -114,7 +122,7 @@ def make_task(
     from edgeprune.saliency.normalising import find_normalisation
     from edgeprune.saliency.registry import find_criterion
 
-    device = load_device(device_name, allow_modelled=allow_modelled)
+    device = in_precision(load_device(device_name, allow_modelled=allow_modelled), precision)
     if (missing := backend_of(device, only_to_time=True).available()) is not None:
         raise RuntimeMissing(missing)
     find_criterion(saliency)

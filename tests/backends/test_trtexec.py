@@ -93,6 +93,8 @@ def test_numbers_of_other_versions(told: str, version: tuple[int, int, int]) -> 
         ("10.3", "fp32", {"--skipInference", "--stronglyTyped"}),
         ("10.3", "fp16", {"--skipInference", "--stronglyTyped"}),
         ("11.1", "fp16", {"--skipInference"}),
+        ("8.5", "int8", {"--buildOnly", "--int8"}),
+        ("10.3", "int8", {"--skipInference", "--stronglyTyped"}),
     ],
 )
 def test_flags_that_build(dialect: str, precision: str, own: set[str]) -> None:
@@ -124,9 +126,26 @@ def test_inputs_are_named_with_their_files() -> None:
     assert run_arguments(DIALECTS["10.3"], given, 1, 0)[-1] == "--loadInputs=x:/engine/in0.bin"
 
 
-def test_int8_is_refused() -> None:
-    with pytest.raises(ValueError, match="precision int8 is not supported; fp32 and fp16 are"):
-        build_arguments(DIALECTS["10.3"], handle(precision="int8"), "kernel.onnx")
+def test_another_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision bf16 is not supported; fp32, fp16, int8 are"):
+        build_arguments(DIALECTS["10.3"], handle(precision="bf16"), "kernel.onnx")
+
+
+@pytest.mark.parametrize(
+    ("told", "precision"),
+    [
+        ("Thirty-two wide channel vectorized row major Int8 format.", "int8"),
+        ("Row major linear FP32", "fp32"),
+        ("Channel major FP16 format where channel % 8 == 0", "fp16"),
+        ("Float", "fp32"),
+        ("Half", "fp16"),
+        ("Int32", None),
+    ],
+)
+def test_the_precision_of_a_layer_is_that_of_its_first_input(told: str, precision: str | None) -> None:
+    """In the words of 8.x and of 10.x; which layer computes in what is told nowhere else."""
+    assert runner.precision_of({"Inputs": [{"Name": "x", "Format/Datatype": told}], "Outputs": []}) == precision
+    assert runner.precision_of({"Inputs": []}) is None and runner.precision_of({}) is None
 
 
 def run_of(h2d: float, compute: float, d2h: float, latency: float) -> dict[str, float]:

@@ -33,6 +33,28 @@ def test_dry_run_then_measured_then_nothing_to_do(cache: Path, capsys: pytest.Ca
     assert "0 of" in capsys.readouterr().out
 
 
+def test_a_precision_that_the_device_has_not_is_named(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert profile("--precision", "int8") == 2
+    assert "device 'null' has no precision 'int8' (known: fp32)" in capsys.readouterr().err
+    assert list(cache.iterdir()) == []
+
+
+def test_a_precision_has_a_table_of_its_own(
+    cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache / "devices.yaml").write_text(
+        "schema: 1\ndevices:\n  null8:\n    backend: 'null'\n    precisions: [fp32, int8]\n"
+    )
+    monkeypatch.setenv("EDGEPRUNE_CONFIG_DIR", str(cache))
+    tables = {}
+    for precision in ("fp32", "int8"):
+        assert main(["profile", "--device", "null8", "--precision", precision, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert (document["precision"], Path(document["table"]).name) == (precision, f"null_{precision}.jsonl")
+        tables[precision] = Path(document["table"]).read_text()
+    assert '"precision":"int8"' in tables["int8"] and '"precision":"int8"' not in tables["fp32"]
+
+
 def test_a_corrupt_line_is_named(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = cache / "latency_tables" / "null" / "null_fp32.jsonl"
     table.parent.mkdir(parents=True)
