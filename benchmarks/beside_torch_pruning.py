@@ -78,14 +78,15 @@ class Way:
 
 
 INNER = Constraints(keep=("bn1",), only="channels")  # bn1: the stem, whose channels are the residual stream's
-BEST = "taylor"
+BEST = "taylor_output"
 WAYS = (
     Way(name="inner", what="inner channels, `l2`, batch norms re-calibrated", constraints=INNER),
     Way(name="widths", what="+ residual widths", constraints=Constraints(only="channels")),
     Way(name="blocks", what="+ blocks"),
     Way(name="solved", what="+ least squares, layer by layer", method="least_squares"),
     Way(name="streams", what="+ least squares of the residual stream", method="auto"),
-    Way(name="criterion", what=f"+ criterion `{BEST}`", criterion=BEST, method="auto"),
+    Way(name="taylor", what="+ criterion `taylor` in the place of `l2`", criterion="taylor", method="auto"),
+    Way(name="output", what=f"+ criterion `{BEST}` in its place", criterion=BEST, method="auto"),
     Way(name="steps", what="+ in three steps, repaired and scored between", criterion=BEST, method="auto", steps=3),
 )
 PEER = "torch-pruning"
