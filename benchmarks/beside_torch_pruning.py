@@ -37,8 +37,7 @@ import torch
 
 import edgeprune as ep
 from benchmarks import cifar
-from benchmarks.clocks import Candidate, Clock, measured, predicted
-from benchmarks.criteria import _cost
+from benchmarks.clocks import Candidate, Clock, cost_of, measured, predicted
 from edgeprune.choosing import Choice, Rules, choose, plan_from
 from edgeprune.constraints import Constraints
 from edgeprune.cost import CostModel
@@ -113,7 +112,7 @@ class Bench:
 
     @cached_property
     def cost(self) -> CostModel:
-        return _cost(self.graph, self.model, self.example, self.device)
+        return cost_of(self.graph, self.model, self.example, self.device)
 
     @cached_property
     def data(self) -> Data:

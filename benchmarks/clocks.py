@@ -10,10 +10,13 @@ from typing import TypeAlias
 
 import torch
 
-from edgeprune.cost import CostModel
+from edgeprune.calibration import Source, with_networks
+from edgeprune.cost import CostModel, cost_model
 from edgeprune.device import Device
 from edgeprune.exporting import as_pruned, export
+from edgeprune.graph import ModelGraph
 from edgeprune.measurement import HOT
+from edgeprune.preparing import Silent, measured_table
 from edgeprune.profiling import load_references
 from edgeprune.transport import open_session
 
@@ -28,6 +31,13 @@ class Candidate:
 
 
 Clock: TypeAlias = Callable[[Mapping[str, Candidate]], dict[str, list[float]]]  # name to [ratio to dense, low, high]
+
+
+def cost_of(graph: ModelGraph, model: torch.nn.Module, example: tuple[torch.Tensor, ...], device: Device) -> CostModel:
+    """The cost model of the device's table, with whole networks; measures what the table lacks."""
+    table = measured_table(graph, device, Silent())
+    source = Source(model=model, graph=graph, example_inputs=example)
+    return cost_model(graph, with_networks(table, cost_model(graph, table), source, device))
 
 
 def predicted(cost: CostModel) -> Clock:

@@ -53,7 +53,7 @@ def choice_options(function: Command) -> Command:
             click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml."),
             click.option(
                 "--saliency",
-                default="taylor",
+                default="taylor_output",
                 show_default=True,
                 callback=_list_criteria,
                 metavar="NAME|help",

@@ -12,7 +12,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph import ModelGraph, trace
 from edgeprune.models import evaluating, output_tensor
 from edgeprune.pruned import Pruned
-from edgeprune.quality import difference
+from edgeprune.quality import squared_difference
 from edgeprune.recovery.batch_norm import recalibrate
 from edgeprune.recovery.least_squares import LayerRepair, reconstruct
 from edgeprune.recovery.reference import BATCH_SIZE, Reference, record
@@ -35,8 +35,9 @@ class RepairReport:
     """What a repair did.
 
     `chosen` is the step that was kept; `differences[step]` how far the network is from the dense one after each step
-    tried, on samples that nothing was fitted to (mean KL in nats, or half the mean squared difference of the output);
-    `none` is before. Empty where there was no dense model to compare with. `layers` belong to the step chosen.
+    tried, on samples that nothing was fitted to: the mean of `quality.squared_difference`, since the KL of a network
+    that is sure of nearly all samples hangs on a few. `none` is before. Empty where there was no dense model to compare
+    with. `layers` belong to the step chosen.
     """
 
     chosen: str
@@ -131,4 +132,4 @@ def _difference(module: torch.nn.Module, reference: Reference) -> float:
     start = reference.num_fit if reference.num_fit < len(reference.samples) else 0
     with torch.no_grad():
         answers = [output_tensor(module(x)) for x in torch.split(reference.samples[start:], BATCH_SIZE)]
-    return float(difference(reference.outputs[start:], torch.cat(answers)).mean())
+    return float(squared_difference(reference.outputs[start:], torch.cat(answers)).mean())
