@@ -151,7 +151,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="NAME", choices=NAMES)
     options = parser.parse_args()
     network = options.weights.name.partition("-")[0]
-    work = options.work / network
+    work = options.work / f"{network}_{options.device}"
     work.mkdir(parents=True, exist_ok=True)
     bench = Bench(
         folder=options.cifar,
