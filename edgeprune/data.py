@@ -83,10 +83,10 @@ class Data:
         if not given:
             raise InputError(f"no sample of the data can be read: {_listed(self.skipped)}")
 
-    def calibration_views(self) -> tuple[int, int]:
+    def calibration_views(self, most: int = MOST_CALIBRATION_SAMPLES) -> tuple[int, int]:
         """(samples, views of each picture) that a look at the data takes: 64 ImageNet crops, or more smaller ones."""
         first, _ = next(self.batches(1))
-        samples = max(1, min(MOST_CALIBRATION_SAMPLES, CALIBRATION_VALUES // first.numel()))
+        samples = max(1, min(most, CALIBRATION_VALUES // first.numel()))
         return samples, ceil(samples / len(self))
 
     def hold_out(self) -> tuple[Data, Data]:

@@ -53,7 +53,7 @@ def plan(
     cost: CostModel,
     *,
     budget: str | Budget | Sequence[str],
-    saliency: str | Saliency = "taylor",
+    saliency: str | Saliency = "taylor_output",
     data: object = None,
     seed: int = 0,
     normalise: str | None = None,

@@ -83,7 +83,7 @@ class Task:
     device: Device
     data: Data | None = None
     preprocessing: Preprocessing | None = None
-    saliency: str = "taylor"
+    saliency: str = "taylor_output"
     normalise: str | None = None
     seed: int = 0
     allow_other_table: bool = False

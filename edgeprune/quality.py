@@ -102,9 +102,18 @@ def divergence(dense: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
 def difference(dense: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
     """How far an answer is from the dense one, float64 [N]: nats of KL for a classification, else half the mean squared
     difference over the output's elements."""
+    return divergence(dense, model) if is_classification(dense) else squared_difference(dense, model)
+
+
+def squared_difference(dense: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """Half the mean squared difference over an output's elements, float64 [N].
+
+    Logits count less their mean over the classes, which no softmax sees.
+    """
+    moved = dense.double() - model.double()
     if is_classification(dense):
-        return divergence(dense, model)
-    return (dense.double() - model.double()).flatten(1).square().mean(1) / 2
+        moved = moved - moved.mean(1, keepdim=True)
+    return moved.flatten(1).square().mean(1) / 2
 
 
 def check_labels(labels: torch.Tensor, num_classes: int) -> None:

@@ -74,7 +74,7 @@ def test_the_stages_by_hand_as_in_the_readme(tmp_path: Path) -> None:
     device = ep.load_device("null")
     graph = ep.trace(model, X)
     table = ep.profile(ep.kernels(graph, device), device)
-    plan = ep.plan(graph, ep.cost_model(graph, table), budget="0.6x", saliency="taylor", data=batches)
+    plan = ep.plan(graph, ep.cost_model(graph, table), budget="0.6x", saliency="taylor_output", data=batches)
     pruned = ep.apply(plan, model, X)
     pruned = ep.recover(pruned, batches, dense=model)
     engine = ep.export(pruned, device, out=tmp_path / "build")

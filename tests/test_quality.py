@@ -8,7 +8,7 @@ import torch
 
 from edgeprune.data import as_data
 from edgeprune.errors import InputError
-from edgeprune.quality import divergence, evaluate, outputs
+from edgeprune.quality import divergence, evaluate, outputs, squared_difference
 
 pytestmark = pytest.mark.unit
 
@@ -62,3 +62,10 @@ def test_faults_are_told() -> None:
 def test_divergence_of_far_logits_is_finite() -> None:
     far = divergence(torch.tensor([[1000.0, -1000.0]]), torch.tensor([[-1000.0, 1000.0]]))
     assert far.dtype == torch.float64 and far.item() == pytest.approx(2000.0)
+
+
+def test_squared_difference_by_hand() -> None:
+    """(1, 3) and (2, 8) from (0, 0), (2, 2): changes (1, 3), (0, 6); of logits only what sets them apart counts."""
+    model, dense = torch.tensor([[1.0, 3.0], [2.0, 8.0]]), torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+    assert squared_difference(dense, model).tolist() == [0.5, 4.5]
+    assert squared_difference(dense[..., None], model[..., None]).tolist() == [2.5, 9.0]

@@ -61,7 +61,7 @@ def choice_options(function: Command) -> Command:
             precision_option,
             click.option(
                 "--saliency",
-                default="taylor",
+                default="taylor_output",
                 show_default=True,
                 callback=_list_criteria,
                 metavar="NAME|help",

@@ -12,7 +12,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph import ModelGraph, trace
 from edgeprune.models import evaluating, output_tensor
 from edgeprune.pruned import Pruned
-from edgeprune.quality import difference
+from edgeprune.quality import squared_difference
 from edgeprune.recovery.batch_norm import recalibrate
 from edgeprune.recovery.least_squares import LayerRepair, reconstruct
 from edgeprune.recovery.reference import BATCH_SIZE, Reference, record
@@ -20,12 +20,13 @@ from edgeprune.surgery import read_plan
 
 __all__ = ["LayerRepair", "Method", "RepairReport", "recover", "repair"]
 
-Method: TypeAlias = Literal["auto", "batch_norm", "least_squares", "none"]
+Method: TypeAlias = Literal["auto", "batch_norm", "least_squares", "streams", "none"]
 _STEPS = {
     "none": (),
     "batch_norm": ("batch_norm",),
     "least_squares": ("least_squares", "least_squares + batch_norm"),
-    "auto": ("batch_norm", "least_squares", "least_squares + batch_norm"),
+    "streams": ("streams", "streams + batch_norm"),
+    "auto": ("batch_norm", "least_squares + batch_norm", "streams + batch_norm"),
 }
 
 
@@ -34,8 +35,9 @@ class RepairReport:
     """What a repair did.
 
     `chosen` is the step that was kept; `differences[step]` how far the network is from the dense one after each step
-    tried, on samples that nothing was fitted to (mean KL in nats, or half the mean squared difference of the output);
-    `none` is before. Empty where there was no dense model to compare with. `layers` belong to the step chosen.
+    tried, on samples that nothing was fitted to: the mean of `quality.squared_difference`, since the KL of a network
+    that is sure of nearly all samples hangs on a few. `none` is before. Empty where there was no dense model to compare
+    with. `layers` belong to the step chosen.
     """
 
     chosen: str
@@ -70,8 +72,9 @@ def repair(
     """A repaired copy of `pruned`, from unlabelled `data` (a `Data`, or batches x or (x, y)); `pruned` stays as it is.
 
     With the `dense` model: batch norms are paired with its statistics, and every convolution and linear is solved for
-    its outputs by least squares; what serves samples that nothing was fitted to best is kept, or nothing. `graph` saves
-    tracing the dense model. Without it batch norms are re-calibrated from the data alone, unchecked.
+    its outputs by least squares, a layer that ends a residual branch also for the stream that it adds to; what serves
+    samples that nothing was fitted to best is kept, or nothing. `graph` saves tracing the dense model. Without the
+    dense model batch norms are re-calibrated from the data alone, unchecked.
     """
     if method not in _STEPS:
         raise ValueError(f"method {method!r} is none of {', '.join(_STEPS)}")
@@ -79,8 +82,8 @@ def repair(
     if method == "none":
         return pruned, RepairReport(chosen="none", differences={}, num_fit=0, num_held_out=0)
     if dense is None:
-        if method == "least_squares":
-            raise InputError("least_squares needs the dense model to reproduce: give it, or take batch_norm")
+        if method in ("least_squares", "streams"):
+            raise InputError(f"{method} needs the dense model to reproduce: give it, or take batch_norm")
         count, views = samples.calibration_views()
         batches = [x for x, _ in samples.batches(4 * BATCH_SIZE, views=views, seed=seed, limit=count)]
         module = recalibrate(pruned.module, batches)
@@ -100,8 +103,16 @@ def _best(
     layers: tuple[LayerRepair, ...] = ()
     differences = {"none": _difference(module, reference)}
     for step in steps:
+        streams = step.startswith("streams")
+        if streams and not reference.streams and "least_squares + batch_norm" in steps:
+            continue  # the same again
         candidate, repairs = reconstruct(
-            pruned.module, dense, reference, solve="least_squares" in step, moments="batch_norm" in step
+            pruned.module,
+            dense,
+            reference,
+            solve=streams or "least_squares" in step,
+            moments="batch_norm" in step,
+            streams=streams,
         )
         differences[step] = _difference(candidate, reference)
         if differences[step] < differences[chosen]:
@@ -121,4 +132,4 @@ def _difference(module: torch.nn.Module, reference: Reference) -> float:
     start = reference.num_fit if reference.num_fit < len(reference.samples) else 0
     with torch.no_grad():
         answers = [output_tensor(module(x)) for x in torch.split(reference.samples[start:], BATCH_SIZE)]
-    return float(difference(reference.outputs[start:], torch.cat(answers)).mean())
+    return float(squared_difference(reference.outputs[start:], torch.cat(answers)).mean())

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from edgeprune.comparing import Cut
-from edgeprune.data import Data
+from edgeprune.data import MOST_CALIBRATION_SAMPLES, Data
 from edgeprune.models import output_tensor
+from edgeprune.recovery.streams import Streams
 
-ROWS = 8192  # of a layer's least-squares problem
-TARGET_ELEMENTS = 2**27  # of all targets together: half a GiB
+ROWS = 16384  # of a layer's least-squares problem
+TARGET_ELEMENTS = 2**27  # of all targets together: half a GiB, and no more of streams
+MOST_SAMPLES = 1024  # that are fitted to, where there are so many pictures and as many as 64 ImageNet crops hold values
 ACTIVATION_BYTES = 2**31  # of the samples' activations, held at once
 LIVE_ACTIVATIONS = 3  # how many of the largest ones live at once: input, output, a shortcut
 BATCH_SIZE = 8
@@ -40,8 +42,9 @@ class Moments:
 class Reference:
     """`samples` float32 [N, ...], of which the first `num_fit` are fitted to and the rest held out.
 
-    `targets[layer]` float32 [N, P, kept C] is the dense layer's output at `positions[layer]` int64 [N, P]; `moments`
-    belong to the fitted samples; `norm_after[layer]` is the batch norm that reads a layer's output.
+    `targets[layer]` float32 [N, P, kept C] is the dense layer's output at `positions[layer]` int64 [N, P],
+    `streams[layer]` the sum that reads the branch which the layer ends (`streams.Streams`), at the same positions;
+    `moments` belong to the fitted samples; `norm_after[layer]` is the batch norm that reads a layer's output.
     """
 
     samples: torch.Tensor
@@ -51,17 +54,20 @@ class Reference:
     positions: dict[str, torch.Tensor]
     moments: dict[str, Moments]
     norm_after: dict[str, str]
+    streams: dict[str, torch.Tensor]
 
 
 def take_samples(data: Data, dense: torch.nn.Module, *, seed: int) -> tuple[torch.Tensor, int]:
     """(samples, how many of them to fit to): no picture is on both sides, and all of them fit into memory at once.
 
-    A third as many as are fitted to are held out.
+    A third as many as are fitted to are held out. Fitted to are as many as a criterion looks at, or all pictures up to
+    `MOST_SAMPLES`: other pictures tell more than other crops.
     """
     held, fit = data.hold_out()
     first, _ = next(data.batches(1))
     most = max(4, ACTIVATION_BYTES // (LIVE_ACTIVATIONS * _largest_activation(dense, first)))
-    samples, _ = data.calibration_views()
+    few, many = (data.calibration_views(count)[0] for count in (MOST_CALIBRATION_SAMPLES, MOST_SAMPLES))
+    samples = min(many, max(few, len(fit)))
     parts = []
     for part, wanted in ((fit, min(samples, most * 3 // 4)), (held, min(ceil(samples / 3), most // 4))):
         views = ceil(wanted / max(1, len(part)))
@@ -114,7 +120,8 @@ def record(dense: torch.nn.Module, pruned: torch.nn.Module, cut: Cut, data: Data
     outputs = []
     for start in range(0, len(samples), BATCH_SIZE):
         recorder.start = start
-        outputs.append(_run(dense, samples[start : start + BATCH_SIZE], recorder.hooks()))
+        with Streams(recorder.layers, recorder.norms.values(), recorder.meet):
+            outputs.append(_run(dense, samples[start : start + BATCH_SIZE], recorder.hooks()))
     return Reference(
         samples=samples,
         num_fit=num_fit,
@@ -123,6 +130,7 @@ def record(dense: torch.nn.Module, pruned: torch.nn.Module, cut: Cut, data: Data
         positions=recorder.positions,
         moments={n: recorder.moments_of(n) for n in recorder.sums if recorder.calls[n] == len(outputs)},
         norm_after=recorder.norm_after,
+        streams={n: torch.cat(t) for n, t in recorder.streams.items() if len(t) == recorder.calls[n] == len(outputs)},
     )
 
 
@@ -144,6 +152,7 @@ class _Recorder:
         self.positions: dict[str, torch.Tensor] = {}
         self.sums: dict[str, list[torch.Tensor]] = {}
         self.norm_after: dict[str, str] = {}
+        self.streams: dict[str, list[torch.Tensor]] = {}
         self.latest: tuple[str, torch.Tensor] | None = None
 
     def hooks(self) -> list[torch.utils.hooks.RemovableHandle]:
@@ -161,14 +170,21 @@ class _Recorder:
         def hook(module: Any, inputs: Any, output: torch.Tensor) -> None:
             self.calls[name] += 1
             self.latest = (name, output)
-            rows = as_rows(module, output, len(inputs[0]))
             if name not in self.positions:
-                self.positions[name] = self._draw(rows.shape[1])
-            drawn = self.positions[name][self.start : self.start + len(rows)]
-            values = rows[torch.arange(len(rows))[:, None], drawn]
-            self.targets.setdefault(name, []).append(values[:, :, self.kept(f"{name}.weight", values.shape[2])])
+                self.positions[name] = self._draw(as_rows(module, output, len(inputs[0])).shape[1])
+            self.targets.setdefault(name, []).append(self._drawn(name, output))
 
         return hook
+
+    def meet(self, name: str, branch: torch.Tensor, shortcut: torch.Tensor) -> Callable[[torch.Tensor], None]:
+        """A sum that reads the branch which a layer ends: what it gives is kept."""
+        return lambda total: self.streams.setdefault(name, []).append(self._drawn(name, total))
+
+    def _drawn(self, name: str, output: torch.Tensor) -> torch.Tensor:
+        """float32 [batch, P, kept C]: a layer's output, or what is shaped like it, at the drawn positions."""
+        positions = self.positions[name][self.start : self.start + BATCH_SIZE]
+        values = drawn_rows(self.layers[name], output, positions)
+        return values[:, :, self.kept(f"{name}.weight", values.shape[2])]
 
     def _draw(self, length: int) -> torch.Tensor:
         """int64 [N, P]: for every sample P of L positions, none twice."""
@@ -202,6 +218,12 @@ class _Recorder:
             running_mean=norm.running_mean[kept].double(),
             running_var=norm.running_var[kept].double(),
         )
+
+
+def drawn_rows(module: torch.nn.Module, output: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """A layer's output at positions int64 [N, P]: [N, P, C]."""
+    rows = as_rows(module, output, len(positions))
+    return rows[torch.arange(len(rows))[:, None], positions]
 
 
 def as_rows(module: torch.nn.Module, output: torch.Tensor, num_samples: int) -> torch.Tensor:

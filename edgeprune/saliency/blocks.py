@@ -5,9 +5,9 @@ The channels follow: `l2`'s share of the block's value, by the number of groups 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from edgeprune.saliency.reading import BATCH_SIZE, Look, frozen, look_at, observ
 from edgeprune.saliency.registry import Saliency, criterion
 from edgeprune.saliency.weights import l2
 
+Difference: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 DROP_PART = 0.25
 """Share of the samples that the drop of a block is measured on: each block costs a forward pass over them."""
 
@@ -150,17 +151,26 @@ def _check(graph: ModelGraph, name: str) -> None:
         )
 
 
-def measured_drops(graph: ModelGraph, model: torch.nn.Module, look: Look) -> dict[str, float]:
+def measured_drops(
+    graph: ModelGraph, model: torch.nn.Module, look: Look, *, moved: Difference = difference
+) -> dict[str, float]:
     """`drop_costs` on a part of the samples."""
     with frozen(model):
         limit = int(np.ceil(look.samples * DROP_PART))
-        return drop_costs(graph.blocks, model, look.data, seed=look.seed, views=look.views, limit=limit)
+        return drop_costs(graph.blocks, model, look.data, seed=look.seed, views=look.views, limit=limit, moved=moved)
 
 
 def drop_costs(
-    blocks: tuple[Block, ...], model: torch.nn.Module, data: Data, *, seed: int, views: int, limit: int
+    blocks: tuple[Block, ...],
+    model: torch.nn.Module,
+    data: Data,
+    *,
+    seed: int,
+    views: int,
+    limit: int,
+    moved: Difference = difference,
 ) -> dict[str, float]:
-    """What dropping each block alone changes: mean over the samples of `quality.difference` (KL in nats)."""
+    """What dropping each block alone changes: the mean of `moved(dense, dropped)` (KL in nats unless told)."""
     costs = dict.fromkeys((block.id for block in blocks), 0.0)
     count = 0
     if not blocks:
@@ -171,7 +181,7 @@ def drop_costs(
             for block in blocks:
                 hooks = [model.get_submodule(name).register_forward_hook(_zeros) for name in block.zero_modules]
                 try:
-                    costs[block.id] += float(difference(dense, output_tensor(model(x))).sum())
+                    costs[block.id] += float(moved(dense, output_tensor(model(x))).sum())
                 finally:
                     for hook in hooks:
                         hook.remove()

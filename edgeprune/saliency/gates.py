@@ -23,9 +23,11 @@ Gates: TypeAlias = dict[tuple[str, int], torch.Tensor]  # (parameter, dimension)
 
 
 def gate_derivatives(
-    graph: ModelGraph, model: torch.nn.Module, look: Look, *, with_labels: bool = True
+    graph: ModelGraph, model: torch.nn.Module, look: Look, *, with_labels: bool = True, squared: bool = False
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """For every group float64 [N, channels], batch by batch: d(u · output) / d gate, u being `cotangent`'s.
+    """For every group float64 [N, channels], batch by batch: d(u · output) / d gate.
+
+    u is `cotangent`'s, or `squared_cotangent`'s.
 
     It sums x · ∂/∂x over the inputs x of all contractions that read the channel (which equals w · ∂/∂w over their
     slices); a group that none reads is gated at its producers' outputs.
@@ -38,7 +40,8 @@ def gate_derivatives(
         size = BATCH_SIZE if reader.tells_samples_apart(next(look.data.batches(2))[0]) else 1
         for x, y in look.batches(size):
             labels = y if with_labels else None
-            found = reader.derivatives(x, partial(cotangent, labels=labels, generator=generator))
+            u = partial(cotangent, labels=labels, generator=generator)
+            found = reader.derivatives(x, partial(squared_cotangent, generator=generator) if squared else u)
             yield {
                 group.id: torch.stack([by_channel(found[m.parameter, m.dim], m, group) for m in gated(group)]).sum(0)
                 for group in graph.groups
@@ -54,12 +57,20 @@ def cotangent(output: torch.Tensor, *, labels: torch.Tensor | None, generator: t
     if is_classification(output) and labels is not None:
         check_labels(labels, output.shape[1])
         return output.softmax(1) - torch.nn.functional.one_hot(labels, output.shape[1])
-    r = torch.randn(output.shape, generator=generator)
     if not is_classification(output):
-        return r / float(output[0].numel() ** 0.5)
+        return squared_cotangent(output, generator=generator)
+    r = torch.randn(output.shape, generator=generator)
     root = output.softmax(1).sqrt()
     centred: torch.Tensor = r - root * (root * r).sum(1, keepdim=True)
     return root * centred
+
+
+def squared_cotangent(output: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+    """u, like `output`, for which E[(u · v)²] is the mean of v², for logits the mean of (v - mean of v)²."""
+    r = torch.randn(output.shape, generator=generator)
+    if is_classification(output):
+        r = r - r.mean(1, keepdim=True)
+    return r / float(output[0].numel() ** 0.5)
 
 
 class GateReader:

@@ -18,7 +18,7 @@ from edgeprune.data import Data
 from edgeprune.errors import InputError
 from edgeprune.graph.structure import ModelGraph
 from edgeprune.models import output_tensor
-from edgeprune.quality import check_labels, is_classification
+from edgeprune.quality import check_labels, is_classification, squared_difference
 from edgeprune.saliency.blocks import measured_drops
 from edgeprune.saliency.gates import cotangent, gate_derivatives
 from edgeprune.saliency.members import from_channels, gated, slices, total_slices
@@ -45,18 +45,44 @@ def taylor(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> 
     taken as it is: the value is half its mean squared change.
     """
     look = look_at(data, seed)
+    channels, count = _half_squares(graph, model, look)
+    blocks = measured_drops(graph, model, look)
+    return Saliency(channels=channels, blocks=blocks, unit="nats", num_samples=count)
+
+
+@criterion(
+    source="`taylor` with the squared change of the output in the place of the KL, by random projections of it "
+    "(Hutchinson 1990)",
+    data="unlabelled",
+    granularity="both",
+    forward="1 + (1 + blocks) / 4",
+    backward="1",
+)
+def taylor_output(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> Saliency:
+    """Half the mean squared change of the output (logits) that closing the channel's gate costs; blocks measured.
+
+    ½ E[g_c²], g_c the derivative of u · output by the gate, u random with the covariance 1 / classes, less what moves
+    all logits alike. Where the model is sure of a sample KL sees no change until the answer is lost, and a few unsure
+    samples decide; logits move on all of them.
+    """
+    look = look_at(data, seed)
+    channels, count = _half_squares(graph, model, look, squared=True)
+    blocks = measured_drops(graph, model, look, moved=squared_difference)
+    return Saliency(channels=channels, blocks=blocks, unit="half squared change of an output", num_samples=count)
+
+
+def _half_squares(
+    graph: ModelGraph, model: torch.nn.Module, look: Look, *, squared: bool = False
+) -> tuple[dict[str, Values], int]:
+    """½ E[g²] by the gates, and over how many samples."""
     sums = {group.id: torch.zeros(group.num_channels, dtype=torch.float64) for group in graph.groups}
     count = 0
-    for batch in gate_derivatives(graph, model, look):
+    for batch in gate_derivatives(graph, model, look, squared=squared):
         for name, g in batch.items():
             sums[name] += g.square().sum(0)
         count += len(next(iter(batch.values()), ()))
-    return Saliency(
-        channels={name: (total / (2 * count)).numpy() for name, total in sums.items()},
-        blocks=measured_drops(graph, model, look),
-        unit="nats",
-        num_samples=count or int(np.ceil(look.samples / 4)),
-    )
+    channels = {name: (total / (2 * count)).numpy() for name, total in sums.items()}
+    return channels, count or int(np.ceil(look.samples / 4))
 
 
 @criterion(

@@ -131,7 +131,7 @@ def check_data(name: str, data: Data | None) -> Criterion:
         given = "no data is given" if data is None else f"the data is {data.describe()}"
         raise InputError(
             f"saliency '{name}' needs labels and {given}: give class folders, a CSV path,label, an npz with y or "
-            "batches (x, y), or take a saliency that needs none, like taylor"
+            "batches (x, y), or take a saliency that needs none, like taylor_output"
         )
     return found
 

@@ -194,12 +194,14 @@ def test_memory_bounds_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         nn.Conv2d(3, 4, 3, 2, 1),
         nn.Conv2d(3, 4, (1, 3), padding="same"),
+        nn.Conv2d(3, 4, (2, 4), padding="same"),
         nn.Conv2d(3, 4, 3, padding="valid", dilation=2),
         nn.Conv2d(3, 4, 1, 2),
         nn.Linear(9, 4),
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_input_rows_times_the_weight_are_the_output(layer: nn.Conv2d | nn.Linear) -> None:
     x = torch.randn(2, 3, 7, 9)
     with torch.no_grad():

@@ -12,7 +12,19 @@ from edgeprune.errors import InputError
 from edgeprune.graph import trace
 from edgeprune.saliency import curvature, score
 from edgeprune.saliency.members import gated, total_slices
-from tests.saliency.networks import FIRST, HIDDEN, SECOND, attention, even, pictures, residual, scalar, sequence, tokens
+from tests.saliency.networks import (
+    FIRST,
+    HIDDEN,
+    SECOND,
+    attention,
+    even,
+    pictures,
+    residual,
+    samples,
+    scalar,
+    sequence,
+    tokens,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -198,3 +210,24 @@ def test_a_coupled_stream_sums_over_all_its_members() -> None:
     (group,) = (g for g in graph.groups if g.num_channels == 6)
     found = score("taylor_weight", graph, model, data).channels[group.id]
     np.testing.assert_allclose(found, torch.stack(stream).sum(0).abs().numpy(), rtol=1e-3, atol=1e-6)
+
+
+def test_taylor_output_by_hand() -> None:
+    """Without a channel the logits (8, 8) lose (6, 0), (0, 4), (2, 4): less their mean (3, -3), (-2, 2), (-1, 1).
+
+    Half the mean squares are 9/2, 2 and 1/2. With two classes one projection tells the ratios; the size takes many.
+    """
+    model, graph, data = even()
+    values = score("taylor_output", graph, model, data).channels[HIDDEN]
+    np.testing.assert_allclose(values / values[2], [9.0, 4.0, 1.0], rtol=1e-4)
+    many = as_data([torch.tensor([[1.0, 2.0]]).repeat(340, 1)])
+    np.testing.assert_allclose(score("taylor_output", graph, model, many).channels[HIDDEN], [4.5, 2.0, 0.5], rtol=0.3)
+
+
+def test_taylor_output_of_a_sure_answer() -> None:
+    """Logits (16, 0) without doubt: KL sees next to nothing, the logits lose as much as elsewhere."""
+    model, graph = sequence([[0.0, 0.0]], FIRST, [[4.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    data = samples([1.0, 2.0])
+    sure, moved = (score(name, graph, model, data).channels[HIDDEN] for name in ("taylor", "taylor_output"))
+    assert sure.max() < 1e-4 and moved.max() > 0.01
+    assert list(moved > 0) == [True, False, True]
