@@ -1,8 +1,8 @@
 """An ONNX model in int8: integers in and out, QuantizeLinear and DequantizeLinear (QDQ) around what computes between.
 
 Weights of contractions are int8, symmetric, with a scale for each output channel; a bias is int32 at the product of the
-scales that it meets. Activations have one scale a tensor, with `LIMIT` at the end of its range: this is for kernels with
-random weights, whose values are of order one, and no calibration. A runtime takes it up as int8 arithmetic or it
+scales that it meets. Activations have one scale a tensor, with `LIMIT` at the end of its range: this is for kernels
+with random weights, whose values are of order one, and no calibration. A runtime takes it up as int8 arithmetic or it
 doesn't, and `edgeprune.precision` refuses what didn't.
 
 Legend: s scale, z zero point, q integer; the value is s (q - z).
