@@ -18,7 +18,8 @@ holding `"error"` when it failed, after any number of `{"event": ...}` lines. A 
     lap(handle, first)                       optional: after the cold runs, then after each turn; node times count
                                              from the first lap to the last
     unload(handle)                           optional
-    notes(handle) -> {name: value}           optional: what the runtime told when it compiled the model
+    notes(handle) -> {name: value}           optional: what the runtime told when it compiled the model: `sparse`, if it
+                                             picked sparse kernels, `ran_in`, shares of it in each precision
     facts() -> {name: text}                  optional: the accelerator, its driver and power mode
     alive()                                  optional: set by the program, to be called now and then in a long call
 """

@@ -109,7 +109,7 @@ class NodeTimes:
 
     nodes: tuple[Mapping[str, Any], ...]
     """{"name", "type", "time_us", "compute": bool} and, where the runtime tells it, "covers": names of the nodes of
-    the file that went into this one"""
+    the file that went into this one, and "precision" that it computes in"""
     total_us: float
     device_us: float | None = None
     """median of the accelerator's compute time in the measured runs, without transfers, where it is told"""

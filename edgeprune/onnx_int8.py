@@ -1,9 +1,9 @@
 """An ONNX model in int8: integers in and out, QuantizeLinear and DequantizeLinear (QDQ) around what computes between.
 
 Weights of contractions are int8, symmetric, with a scale for each output channel; a bias is int32 at the product of the
-scales that it meets. Activations have one scale a tensor, `LIMIT / 127`: this is for kernels with random weights, whose
-values are of order one, not a calibration. A runtime takes it up as int8 arithmetic or it doesn't; `precisions` tells
-by the runtime's own listing.
+scales that it meets. Activations have one scale a tensor, with `LIMIT` at the end of its range: this is for kernels
+with random weights, whose values are of order one, and no calibration. A runtime takes it up as int8 arithmetic or it
+doesn't, and `edgeprune.precision` refuses what didn't.
 
 Legend: s scale, z zero point, q integer; the value is s (q - z).
 """
@@ -81,10 +81,7 @@ def quantised(values: Array, axis: int | None) -> tuple[npt.NDArray[np.int8], np
 
 
 def to_int8(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
-    """A float32 kernel in QDQ form: its inputs and its output are integers of the form's type.
-
-    `ValueError` names a node that holds weights in another place than a contraction, or has several readers.
-    """
+    """A float32 kernel in QDQ form: its inputs and its output are integers as the `form` has them; names stay."""
     from onnx import helper
 
     if form.pools_last and [node.op_type for node in model.graph.node] == ["MaxPool"]:

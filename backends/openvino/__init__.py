@@ -27,8 +27,8 @@ COMPUTES = {
     "bf16": frozenset({"conv", "linear", "matmul", "attention"}),
     "int8": KINDS - {"attention", "layer_norm", "softmax", "activation hardsigmoid"},
 }
-"""What runs in which precision. bf16 needs a CPU with AVX512-BF16 or AMX; what lies between two contractions is in bf16
-too inside a network, but not alone. Of attention in int8 only the first matmul is."""
+"""What runs in which precision. bf16 needs a CPU with AVX512-BF16 or AMX; alone, all but contractions stay fp32 in it.
+Of attention in int8 only the first matmul is."""
 
 
 def available() -> str | None:
