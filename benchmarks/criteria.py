@@ -110,7 +110,7 @@ def _runs(names: Sequence[str], seeds: int, normalise: str | None = None) -> lis
 
 
 def _run_of(row: Row) -> Run:
-    return Run(**{key: row.get(key) for key in ("criterion", "only", "seed", "normalise")})
+    return Run(criterion=row["criterion"], only=row.get("only"), seed=row["seed"], normalise=row.get("normalise"))
 
 
 def _cost(graph: ModelGraph, model: torch.nn.Module, example: tuple[torch.Tensor, ...], device: Device) -> CostModel:

@@ -53,7 +53,7 @@ def precision_option(function: Command) -> Command:
 
 
 def choice_options(function: Command) -> Command:
-    """--device, --precision, --saliency, --normalise, --data, --preprocess, --allow-other-table, --wait, --allow-modelled."""
+    """Those of `prune` and `fit` that say what to choose for and from what."""
     function = modelled_option(function)
     for option in reversed(
         (

@@ -2,8 +2,8 @@
 
 Legend: X [rows, D] inputs of a layer in the pruned model, D = c_in · kernel; T [rows, C] outputs of the same layer in
 the dense model, at the kept channels; W [C, D] the cut weights. With *streams* a layer that ends a residual branch is
-solved for what its sum is to give, T the dense stream less the pruned shortcut (He et al. 2017, Channel pruning: Y1 - Y1'
-+ Y2): it takes up what went wrong before it.
+solved for what its sum is to give, T the dense stream less the pruned shortcut (He et al. 2017, Channel pruning:
+Y1 - Y1' + Y2): it takes up what went wrong before it.
 """
 
 from __future__ import annotations

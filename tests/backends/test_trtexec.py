@@ -144,8 +144,8 @@ def test_another_precision_is_refused() -> None:
 )
 def test_the_precision_of_a_layer_is_that_of_its_first_input(told: str, precision: str | None) -> None:
     """In the words of 8.x and of 10.x; which layer computes in what is told nowhere else."""
-    assert runner.precision_of({"Inputs": [{"Name": "x", "Format/Datatype": told}], "Outputs": []}) == precision
-    assert runner.precision_of({"Inputs": []}) is None and runner.precision_of({}) is None
+    assert runner_output.precision_of({"Inputs": [{"Name": "x", "Format/Datatype": told}], "Outputs": []}) == precision
+    assert runner_output.precision_of({"Inputs": []}) is None and runner_output.precision_of({}) is None
 
 
 def run_of(h2d: float, compute: float, d2h: float, latency: float) -> dict[str, float]:
