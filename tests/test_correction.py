@@ -23,7 +23,7 @@ from edgeprune.correction import (
     uncorrected,
 )
 from edgeprune.kernel import Kernel
-from edgeprune.staircase import FloatArray, Staircase
+from edgeprune.staircase import FloatArray, Staircase, Stairs
 
 pytestmark = pytest.mark.unit
 
@@ -307,6 +307,22 @@ def test_how_cold_a_network_is_goes_by_its_weights_and_its_largest_activations()
     touched = 4 * (64 * 64 * 9 + 64 * 64) + max(activations)
     for share, cold in ((1.0, 0.5), (0.5, 1 / 17), (2.0, 16 / 17)):
         assert Correction(stairs=BARE, capacity=touched / share).cold([conv, linear]) == pytest.approx(cold)
+
+
+def test_what_rough_widths_cost_in_a_network_is_learned_apart_from_their_tabled_times() -> None:
+    """Copies into another layout, say: 1.4 times the tabled time where c_in is no multiple of 4, and nothing else."""
+    grained = Staircase(families={family: Stairs(grain_in=4) for family in ("conv", "pointwise", "linear")})
+    widths = [*MANY[::2], *((c_in + 2, c_out) for c_in, c_out in MANY[::2])]
+
+    def factor(work: Work) -> float:
+        return 1.4 if grained.has_rough_size(work.kernel) else 1.0
+
+    observations = [measured(network(*each), factor) for each in widths]
+    taught = learn(observations, grained, known=[("net", network())])
+    for c_in in (40, 50):
+        works = network(c_in, 48)
+        expected = sum(factor(work) * work.us for work in works)
+        assert taught.total("net", works)[0] == pytest.approx(expected, rel=0.015)
 
 
 def factors_of(factors: Mapping[str, float]) -> Callable[[Work], float]:

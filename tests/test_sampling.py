@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import ceil, cos, log2, prod, sin
 
 import numpy as np
@@ -18,7 +19,7 @@ from edgeprune.graph import trace
 from edgeprune.kernel import Kernel
 from edgeprune.preparing import Silent, measured_table
 from edgeprune.sampling import GOAL, interpolation_error, uncertain_kernels
-from edgeprune.staircase import find_staircase, staircase_kernels
+from edgeprune.staircase import Staircase, find_staircase, staircase_kernels
 from edgeprune.units import kernels_at, shape_key, width_options
 
 pytestmark = pytest.mark.unit
@@ -86,6 +87,21 @@ def test_every_choice_lies_on_offered_widths_inside_of_what_was_measured() -> No
     for kernel in uncertain_kernels(cost, known):
         assert cost.surfaces[shape_key(kernel)].covers([kernel.sizes])
         assert {kernel.c_in, kernel.c_out} <= offered
+
+
+def test_where_there_is_a_grain_some_choices_are_rough() -> None:
+    """Offered widths never are: a network off them would be told by the family's penalty alone."""
+    plain, known = model_of()
+
+    def rough(kernels: Iterable[Kernel]) -> list[Kernel]:
+        return [kernel for kernel in kernels if kernel.c_in % 4 and kernel.c_in > 3]
+
+    assert not rough(uncertain_kernels(plain, known, count=1000))
+    stairs = {family: replace(own, grain_in=4) for family, own in plain.correction.stairs.families.items()}
+    grained = replace(plain, correction=replace(plain.correction, stairs=Staircase(families=stairs)))
+    found = uncertain_kernels(grained, known, count=1000)
+    assert len(rough(found)) >= 3
+    assert all(grained.surfaces[shape_key(kernel)].covers([kernel.sizes]) for kernel in found)
 
 
 def test_each_choice_counts_on_those_before_it() -> None:

@@ -96,6 +96,24 @@ def test_a_staircase_with_a_ragged_penalty_is_exact_once_its_steps_are_known() -
     assert surface.at(points) == pytest.approx([us(i, o) for _, i, o in points], rel=1e-6)
 
 
+def test_rough_widths_say_little_of_the_others_and_learn_their_own_factor() -> None:
+    """Rough ones take 1.5 times what the family's penalty says, on this surface: two points tell, smooth ones stay."""
+    stairs = Staircase(families={"linear": Stairs(grain_in=4, rough_in=1.0)})
+
+    def us(c_in: float, c_out: float) -> float:
+        return bilinear(c_in, c_out) * (2.0 * 1.5 if c_in % 4 else 1.0)
+
+    smooth = on_grid(us, (8, 16, 32, 64), (16, 64))
+    surface = surface_of(smooth | on_grid(us, (9, 33), (16, 64)), stairs)
+    before = surface_of(smooth, stairs)
+    rough, aligned = [(1, 30, 32), (1, 50, 40)], [(1, 12, 32), (1, 48, 40)]
+    truth = {point: us(point[1], point[2]) for point in (*rough, *aligned)}
+    assert before.at(rough) == pytest.approx([truth[p] / 1.5 for p in rough], rel=0.01), "the penalty alone"
+    off = np.abs(surface.at(rough) / [truth[p] for p in rough] - 1)
+    assert off.max() < 0.05, "without them it was a third"
+    assert surface.at(aligned) == pytest.approx([truth[p] for p in aligned], rel=0.02)
+
+
 @pytest.mark.parametrize("point", [(7, 8), (17, 8), (8, 3), (8, 9)])
 def test_outside_the_measured_range_raises(point: tuple[int, int]) -> None:
     surface = surface_of(on_grid(bilinear, (8, 16), (4, 8)))
