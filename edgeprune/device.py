@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -14,6 +15,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -49,12 +51,53 @@ def _scalar(value: object) -> object:
 _Scalar = Annotated[bool | int | float | str, PlainValidator(_scalar)]
 
 
+def _word(value: str) -> str:
+    """Text that goes into a command line: it can be taken for no option, and ends no line and no word."""
+    if not value or value.startswith("-") or len(value) > 1000:
+        raise ValueError(f"must not be empty, nor start with '-', found {value[:100]!r}")
+    if re.search(r"[\s\x00-\x1f\x7f]", value):
+        raise ValueError(f"must not hold spaces or control characters, found {value!r}")
+    return value
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.@:%\[\]~+-]+", _word(value)):
+        raise ValueError(f"must be a name of ~/.ssh/config, host or user@host, found {value!r}")
+    return value
+
+
+def _folder(value: str) -> str:
+    """`/a/b`, `~/a` or `a/b` (in the home folder over there)."""
+    if ".." in _word(value).split("/") or value.strip("/~.") == "":
+        raise ValueError(f"must be a folder of edgeprune's own, without '..', found {value!r}")
+    return value
+
+
+_Word = Annotated[str, AfterValidator(_word)]
+_Host = Annotated[str, AfterValidator(_host)]
+_Folder = Annotated[str, AfterValidator(_folder)]
+
+
+_ONLY_OF = {"host": "ssh", "user": "ssh", "port": "ssh", "ssh_config": "ssh", "serial": "adb"}
+
+
 class Device(BaseModel, frozen=True, extra="forbid"):
     """How to reach one device and how its runtime is pinned: all of it is part of what a measurement means."""
 
     name: str
     description: str = ""
-    transport: Literal["local"] = "local"
+    transport: Literal["local", "ssh", "adb"] = "local"
+    host: _Host | None = None  # of ssh: a name of ~/.ssh/config, or host
+    user: _Host | None = None  # of ssh, unless ~/.ssh/config tells
+    port: Annotated[StrictInt, Field(ge=1, le=65535)] | None = None  # of ssh, unless ~/.ssh/config tells
+    ssh_config: str | None = None  # a file in the place of ~/.ssh/config
+    serial: _Host | None = None  # of adb, where several devices are plugged in
+    python: _Word = "python3"  # over there, 3.8 or later
+    folder: _Folder | None = (
+        None  # where edgeprune keeps its files over there; ~/.cache/edgeprune, or below /data/local/tmp
+    )
+    cache_mb: Annotated[StrictInt, Field(ge=16)] = 512  # the most that models take there
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0  # the longest silence of the device program
     backend: Annotated[str, AfterValidator(_backend)]
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("fp32",)  # the first is the default
     threads: _Positive = 1
@@ -71,6 +114,20 @@ class Device(BaseModel, frozen=True, extra="forbid"):
         if roofline is not None and len(info.data.get("precisions", ("",))) > 1:
             raise ValueError("a roofline is that of one precision, this device has several")
         return roofline
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Device:
+        if self.transport == "ssh" and self.host is None:
+            raise ValueError("transport ssh needs 'host': a name of ~/.ssh/config, host or user@host")
+        for field, transport in _ONLY_OF.items():
+            if getattr(self, field) is not None and self.transport != transport:
+                raise ValueError(f"'{field}' is of transport {transport}, this device has {self.transport}")
+        return self
+
+    @property
+    def remote(self) -> bool:
+        """It is another machine than this one, or is reached like one."""
+        return self.transport != "local"
 
     @property
     def modelled(self) -> bool:
@@ -189,7 +246,7 @@ def _device(name: str, entry: Any, faults: _Faults) -> Device | None:
         return Device.model_validate({**entry, "name": name})
     except ValidationError as error:
         for fault in error.errors(include_url=False):
-            where = ".".join(str(step) for step in fault["loc"])
+            where = ".".join(str(step) for step in fault["loc"]) or f"device '{name}'"
             if fault["type"] == "extra_forbidden":
                 message = f"unknown key '{where}'{did_you_mean(where, set(Device.model_fields) - {'name'})}"
             elif fault["type"] == "missing":
