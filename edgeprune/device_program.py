@@ -13,7 +13,10 @@ CORE = Path(__file__).with_name("device_core.py")
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceProgram:
-    """Run as `python -I -u <file> <runner name>`; `hash` (12 hex digits) is what it answers to `hello`."""
+    """Run as `python -I -u <file> <runner name>`; `hash` (12 hex digits) is what it answers to `hello`.
+
+    On a remote device its models' folder and how many megabytes they may take there are two more arguments.
+    """
 
     text: str
     hash: str
@@ -22,7 +25,7 @@ class DeviceProgram:
 def assemble(runners: Mapping[str, Path]) -> DeviceProgram:
     """`runners` maps names to the `runner.py` of each backend."""
     sources = {name: self_contained(path) for name, path in sorted(runners.items())}
-    body = CORE.read_text(encoding="utf-8")
+    body = self_contained(CORE)
     # lists of lines rather than one long string, so that a person can read the file on the device
     listed = "".join(
         f"    {name!r}: [\n" + "".join(f"        {line!r},\n" for line in source.splitlines()) + "    ],\n"

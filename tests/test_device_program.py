@@ -14,6 +14,7 @@ from edgeprune import device_core
 from edgeprune.backends import backend_names, find_backend
 from edgeprune.device_core import Program, median, serve
 from edgeprune.device_program import CORE, assemble, self_contained
+from edgeprune.remote_channel import BOOT
 
 pytestmark = pytest.mark.unit
 
@@ -37,7 +38,14 @@ def imported(source: str) -> set[str]:
 
 
 def test_core_imports_the_standard_library_only() -> None:
-    assert imported(CORE.read_text()) <= sys.stdlib_module_names
+    assert imported(self_contained(CORE)) <= sys.stdlib_module_names
+
+
+def test_the_first_half_imports_the_standard_library_only() -> None:
+    source = BOOT.read_text()
+    assert imported(source) <= sys.stdlib_module_names
+    ast.parse(source, feature_version=(3, 8))
+    assert "\0" not in source  # where the loader stops reading
 
 
 @pytest.mark.parametrize("name", backend_names())
