@@ -196,7 +196,8 @@ class Program:
                 raise ValueError("unknown operation %r" % request["op"])
             answer: dict[str, Any] = operation(request)
         except Exception as error:  # of the runtime or of the request: whoever asked decides what it means
-            text = str(error).strip() or "no message"
+            plain = isinstance(error, OSError) and error.filename is None and error.strerror
+            text = str(plain or error).strip() or "no message"
             answer = {"error": text[:4000], "error_type": type(error).__name__, "key": self.busy}
             if isinstance(error, OSError) and error.errno:
                 answer["errno"] = error.errno

@@ -103,16 +103,14 @@ class RemoteChannel:
         self._booted = False
         try:
             answer = self._boot(program, runner, wait_s, on_wait)
+            self.folder, self.home = _text(answer, "scratch"), _text(answer, "folder")
+            self.python, self.executable = _text(answer, "python"), _text(answer, "executable")
+            self.boot_id = str(answer.get("boot_id"))[:100]
         except BaseException:
             self._wire.kill()
             self._wire.close()
             raise
         self._booted = True
-        self.folder = _text(answer, "scratch")
-        self.home = _text(answer, "folder")
-        self.boot_id = str(answer.get("boot_id"))[:100]
-        self.python = _text(answer, "python")
-        self.executable = _text(answer, "executable")
 
     def __enter__(self) -> RemoteChannel:
         return self
@@ -173,7 +171,7 @@ class RemoteChannel:
         answer = self._wire.converse({"id": 0, **fields}, self._device.timeout_s, payload=payload)
         if "error" in answer:
             said = printable(str(answer["error"])[:500])
-            if answer.get("errno") is not None or answer.get("error_type") == "OSError":
+            if answer.get("errno") is not None:
                 raise StorageError(f"device '{self._device.name}': {said}; free some space there, or lower cache_mb")
             raise MeasurementError(said)
         return answer
