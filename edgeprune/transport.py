@@ -97,7 +97,11 @@ class Session:
             if on_event is not None:
                 on_event(message)
 
-        answer = self.channel.request({"id": number, "op": op, **fields}, self.silence_s, event)
+        try:
+            answer = self.channel.request({"id": number, "op": op, **fields}, self.silence_s, event)
+        except SessionLost as error:
+            self.busy_with = error.key or self.busy_with
+            raise
         if answer.get("id") != number:
             said = printable(str(answer.get("error", ""))[:500])
             got = printable(repr(answer.get("id"))[:100])

@@ -27,7 +27,7 @@ LAYERS = (
     "table_lines table_log table table_listing table_merging table_comparing table_curve table_export foreign_tables "
     "profiling robust budget surface correction cost sampling saliency solve zero_branch comparing surgery recovery "
     "rewinding constraints scopes variables budget_rows climbing choosing scheduling planning exporting calibration "
-    "parity verifying bundle loading benching preparing forecasting front pipeline reporting cli"
+    "parity verifying bundle loading benching at_once preparing forecasting front pipeline reporting cli"
 ).split()
 
 

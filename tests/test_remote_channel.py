@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,32 @@ def test_a_program_whose_host_is_gone_ends_even_while_it_hangs(tmp_path: Path) -
     while runs(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not runs(pid)
+
+
+def test_what_hangs_between_two_rounds_is_named(tmp_path: Path) -> None:
+    """Rounds don't tell which model runs; the program's note does, when its guard has ended it."""
+    with channel(far(tmp_path / "far")) as opened:
+        asking = session(opened, sleep_ms=1.0)
+        pid = asking.hello()["pid"]
+        asking.load_all({"a": model(tmp_path, "a"), "b": model(tmp_path, "b")})
+        asking.silence_s = 2.0
+        stopped = lambda number: number == 1 and os.kill(pid, signal.SIGSTOP)  # noqa: E731
+        with pytest.raises(SessionHung, match="^[ab]: no answer within 2 s") as hung:
+            asking.measure(["a", "b"], timing=replace(QUICK, max_rounds=1000, tolerance=0.0), on_round=stopped)
+        assert asking.busy_with in ("a", "b")
+        assert hung.value.key == asking.busy_with
+        assert not runs(pid)
+
+
+def test_a_crash_between_two_rounds_is_named(tmp_path: Path) -> None:
+    with channel(far(tmp_path / "far")) as opened:
+        asking = session(opened, sleep_ms=1.0)
+        pid = asking.hello()["pid"]
+        asking.load_all({"a": model(tmp_path, "a"), "b": model(tmp_path, "b")})
+        killed = lambda number: number == 1 and os.kill(pid, signal.SIGSEGV)  # noqa: E731
+        with pytest.raises(SessionLost, match="^[ab]: the device program was ended by SIGSEGV"):
+            asking.measure(["a", "b"], timing=replace(QUICK, max_rounds=1000, tolerance=0.0), on_round=killed)
+        assert asking.busy_with in ("a", "b")
 
 
 def test_a_chatty_login_shell_is_read_over(tmp_path: Path) -> None:
