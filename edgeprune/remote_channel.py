@@ -34,6 +34,7 @@ LOADER = "import os;exec(b''.join(iter(lambda:os.read(0,1)or os._exit(9),bytes(1
 CLIENT = secrets.token_hex(8)
 """Of this process, so that it may end what it has left behind on a device when its connection was cut."""
 BOOT_SECONDS = 60.0
+FOLDERS = {"ssh": "~/.cache/edgeprune", "adb": "/data/local/tmp/edgeprune"}
 MOST_PREAMBLE = 1 << 16  # bytes that a login shell may print before us
 BESIDE = {".xml": (".bin",), ".onnx": (".json", ".onnx.data")}
 """Files that belong to a model: OpenVINO's weights; modelled times of the null device; weights beside ONNX."""
@@ -183,7 +184,7 @@ class RemoteChannel:
         data = program.text.encode()
         config = {
             "nonce": nonce,
-            "folder": self._device.folder or "~/.cache/edgeprune",
+            "folder": self._device.folder or FOLDERS[self._device.transport],
             "client": CLIENT,
             "who": who(),
             "wait_s": wait_s,
