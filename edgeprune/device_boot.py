@@ -4,7 +4,7 @@ Runs there by itself (Python 3.8 or later, standard library only, nothing of edg
 line that the remote command is (`remote_channel.LOADER`). Talk on stdin and stdout, each line of ours after the host's
 nonce, since a login shell may print something of its own before:
 
-    <-  {"nonce", "folder", "client", "who", "wait_s", "runner", "cache_mb", "program": {"sha256", "size"}}
+    <-  {"nonce", "folder", "client", "abandoned", "who", "wait_s", "runner", "cache_mb", "program": {"sha256", "size"}}
     ->  {"waiting": holder} now and then, while somebody else measures this device
     ->  {"error", "kind"} and the end, or {"have", "folder", "scratch", "boot_id", "python", "executable"}
     <-  the program's bytes, where it was not there already
@@ -93,7 +93,7 @@ def make(folder: str) -> None:
 
 
 def locked(folder: str, config: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> int:
-    """The lock's descriptor, once nobody else has it; a session of the same client that was cut off is ended."""
+    """The lock's descriptor, once nobody else has it; a session that our host has given up is ended."""
     try:
         lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
@@ -109,7 +109,7 @@ def locked(folder: str, config: dict[str, Any], say: Callable[[dict[str, Any]], 
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise Stop("folder", "cannot lock %s: %s" % (folder, error.strerror)) from None
         holder = owner_of(folder)
-        ours = holder.get("client") == config["client"]
+        ours = holder.get("client") in config.get("abandoned", ())
         if ours:
             end(holder.get("pids", []))
         spent = time.monotonic() - begun

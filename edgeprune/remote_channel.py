@@ -16,6 +16,7 @@ import secrets
 import shlex
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,8 +32,8 @@ from edgeprune.wire import Wire, how_it_ended, printable
 BOOT = Path(__file__).with_name("device_boot.py")
 LOADER = "import os;exec(b''.join(iter(lambda:os.read(0,1)or os._exit(9),bytes(1))))"
 """What the remote command runs: the text on stdin, up to a zero byte."""
-CLIENT = secrets.token_hex(8)
-"""Of this process, so that it may end what it has left behind on a device when its connection was cut."""
+ABANDONED: deque[str] = deque(maxlen=64)
+"""Sessions that this process has given up. Where one of them still holds a device that has not noticed, it is ended."""
 BOOT_SECONDS = 60.0
 FOLDERS = {"ssh": "~/.cache/edgeprune", "adb": "/data/local/tmp/edgeprune"}
 MOST_PREAMBLE = 1 << 16  # bytes that a login shell may print before us
@@ -98,6 +99,7 @@ class RemoteChannel:
     ) -> None:
         """`wait_s` is how long to wait for somebody else who measures the device, None as long as it takes."""
         self._device = device
+        self._client = secrets.token_hex(8)
         self._link = link
         command = link.command([device.python, "-I", "-u", "-c", LOADER])
         self._wire = Wire(command, self._died)
@@ -109,7 +111,7 @@ class RemoteChannel:
             self.boot_id = str(answer.get("boot_id"))[:100]
         except BaseException:
             self._wire.kill()
-            self._wire.close()
+            self.close()
             raise
         self._booted = True
 
@@ -166,6 +168,7 @@ class RemoteChannel:
                     raise MeasurementError("the device program sends less than it says")
 
     def close(self) -> None:
+        ABANDONED.append(self._client)
         self._wire.close()
 
     def _ask(self, fields: Mapping[str, Any], payload: Iterable[bytes] = ()) -> dict[str, Any]:
@@ -185,7 +188,8 @@ class RemoteChannel:
         config = {
             "nonce": nonce,
             "folder": self._device.folder or FOLDERS[self._device.transport],
-            "client": CLIENT,
+            "client": self._client,
+            "abandoned": list(ABANDONED),
             "who": who(),
             "wait_s": wait_s,
             "runner": runner,

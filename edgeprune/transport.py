@@ -281,7 +281,7 @@ def open_session(
 
 def _channel(device: Device, program: DeviceProgram, wait_s: float, patience_s: float) -> LocalChannel | RemoteChannel:
     """Tries for `patience_s` to reach the device, in growing intervals."""
-    if not device.remote:
+    if not device.remote or device.roofline is not None:  # a formula needs no device
         return LocalChannel(program.text, device.backend)
     begun, pause_s = time.monotonic(), 1.0
     while True:

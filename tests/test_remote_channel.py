@@ -149,10 +149,9 @@ def test_an_interpreter_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert no.value.exit_code == 4
 
 
-def test_a_device_is_measured_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_is_measured_by_one_at_a_time(tmp_path: Path) -> None:
     device = far(tmp_path / "far")
     with channel(device):
-        monkeypatch.setattr(remote_channel, "CLIENT", "another process")
         with pytest.raises(DeviceError, match=f"is being measured by process {os.getpid()} of .*since.*--wait"):
             channel(device)
         told: list[str] = []
@@ -167,6 +166,7 @@ def test_what_this_process_left_behind_is_ended(tmp_path: Path) -> None:
     device = far(tmp_path / "far", options={})
     first = channel(device)
     pid = session(first).hello()["pid"]
+    remote_channel.ABANDONED.append(first._client)
     with channel(device, wait_s=0.0) as second:
         assert session(second).hello()["pid"] != pid
     assert not runs(pid)
@@ -174,13 +174,12 @@ def test_what_this_process_left_behind_is_ended(tmp_path: Path) -> None:
     first.close()
 
 
-def test_lock_goes_with_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_goes_with_the_process(tmp_path: Path) -> None:
     device = far(tmp_path / "far")
     with channel(device) as opened:
         os.kill(session(opened).hello()["pid"], signal.SIGKILL)
         with pytest.raises(SessionLost, match="hello: the device program was ended by SIGKILL"):
             session(opened).hello()
-        monkeypatch.setattr(remote_channel, "CLIENT", "another process")
         channel(device, wait_s=5.0).close()
 
 
