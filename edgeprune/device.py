@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -12,15 +13,14 @@ from pydantic import (
     PlainValidator,
     StrictInt,
     ValidationError,
-    ValidationInfo,
-    field_validator,
+    model_validator,
 )
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from edgeprune.backends import backend_names, find_backend
-from edgeprune.errors import InputError, did_you_mean
+from edgeprune.errors import DeviceError, InputError, did_you_mean
 from edgeprune.folders import config_dir
 from edgeprune.roofline import Roofline
 
@@ -49,12 +49,61 @@ def _scalar(value: object) -> object:
 _Scalar = Annotated[bool | int | float | str, PlainValidator(_scalar)]
 
 
+def _word(value: str) -> str:
+    """Text that goes into a command line: it can be taken for no option, and ends no line and no word."""
+    if not value or value.startswith("-") or len(value) > 1000:
+        raise ValueError(f"must not be empty, nor start with '-', found {value[:100]!r}")
+    if re.search(r"[\s\x00-\x1f\x7f]", value):
+        raise ValueError(f"must not hold spaces or control characters, found {value!r}")
+    return value
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.@:%\[\]~+-]+", _word(value)):
+        raise ValueError(f"must be a name of ~/.ssh/config, host or user@host, found {value!r}")
+    return value
+
+
+def _folder(value: str) -> str:
+    """`/a/b`, `~/a` or `a/b` (in the home folder over there)."""
+    if ".." in _word(value).split("/") or value.strip("/~.") == "":
+        raise ValueError(f"must be a folder of edgeprune's own, without '..', found {value!r}")
+    return value
+
+
+def _name(value: str) -> str:
+    """It becomes a folder's name and stands in command lines."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
+        raise ValueError(f"a device's name is made of letters, digits, '.', '_' and '-', found {value[:100]!r}")
+    return value
+
+
+_Name = Annotated[str, AfterValidator(_name)]
+_Word = Annotated[str, AfterValidator(_word)]
+_Host = Annotated[str, AfterValidator(_host)]
+_Folder = Annotated[str, AfterValidator(_folder)]
+
+
+_ONLY_OF = {"host": "ssh", "user": "ssh", "port": "ssh", "ssh_config": "ssh", "serial": "adb"}
+
+
 class Device(BaseModel, frozen=True, extra="forbid"):
     """How to reach one device and how its runtime is pinned: all of it is part of what a measurement means."""
 
-    name: str
+    name: _Name
     description: str = ""
-    transport: Literal["local"] = "local"
+    transport: Literal["local", "ssh", "adb"] = "local"
+    host: _Host | None = None  # of ssh: a name of ~/.ssh/config, or host
+    user: _Host | None = None  # of ssh, unless ~/.ssh/config tells
+    port: Annotated[StrictInt, Field(ge=1, le=65535)] | None = None  # of ssh, unless ~/.ssh/config tells
+    ssh_config: str | None = None  # a file in the place of ~/.ssh/config
+    serial: _Host | None = None  # of adb, where several devices are plugged in
+    python: _Word = "python3"  # over there, 3.8 or later
+    folder: _Folder | None = (
+        None  # where edgeprune keeps its files over there; ~/.cache/edgeprune, or below /data/local/tmp
+    )
+    cache_mb: Annotated[StrictInt, Field(ge=16)] = 512  # the most that models take there
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0  # the longest silence of the device program
     backend: Annotated[str, AfterValidator(_backend)]
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("fp32",)  # the first is the default
     threads: _Positive = 1
@@ -62,15 +111,33 @@ class Device(BaseModel, frozen=True, extra="forbid"):
     streams: _Positive = 1
     hint: Literal["latency", "throughput"] = "latency"
     options: dict[str, _Scalar] = {}  # what the backend alone understands
-    roofline: Roofline | None = None  # for a device that is not at hand: times by its data sheet instead of a clock
-    aliases: tuple[str, ...] = ()
+    fallbacks: tuple[Annotated[str, AfterValidator(_backend)], ...] = ()  # `devices probe` tries them after `backend`
+    arch: Literal["aarch64", "armv7l", "x86_64"] | None = None  # as `uname -m` says it
+    power_mode: str | None = None  # that measurements are meant for, as the device itself calls it
+    compute_capability: Annotated[str, Field(pattern=r"^\d+\.\d$")] | None = None  # of an NVIDIA GPU
+    sparse: bool = False  # it has tensor cores that multiply 2:4 sparse weights: compute capability 8.0 and more
+    lock_clocks: bool = False  # hold the clocks while something is measured, where that is allowed
+    roofline: Roofline | None = None  # of `precisions[0]`: times by its data sheet while there is no way to the device
+    aliases: tuple[_Name, ...] = ()
 
-    @field_validator("roofline")
-    @classmethod
-    def _one_precision(cls, roofline: Roofline | None, info: ValidationInfo) -> Roofline | None:
-        if roofline is not None and len(info.data.get("precisions", ("",))) > 1:
-            raise ValueError("a roofline is that of one precision, this device has several")
-        return roofline
+    @model_validator(mode="after")
+    def _own_fields(self) -> Device:
+        for field, transport in _ONLY_OF.items():
+            if getattr(self, field) is not None and self.transport != transport:
+                raise ValueError(f"'{field}' is of transport {transport}, this device has {self.transport}")
+        return self
+
+    @property
+    def remote(self) -> bool:
+        """It is another machine than this one, or is reached like one."""
+        return self.transport != "local"
+
+    @property
+    def at_hand(self) -> bool:
+        """Its entry says how to reach it; whether it answers is another question."""
+        if self.transport == "ssh":
+            return self.host is not None
+        return self.roofline is None or self.serial is not None
 
     @property
     def modelled(self) -> bool:
@@ -105,32 +172,63 @@ def check_precision(device: Device, precision: str) -> None:
 def load_device(name: str, path: Path | None = None, *, allow_modelled: bool = False) -> Device:
     """The device of that name or alias. One that is known by its data sheet alone has to be asked for knowingly."""
     devices = load_devices(path)
-    if name in devices:
-        return check_modelled(devices[name], allow_modelled)
-    for device in devices.values():
-        if name in device.aliases:
-            return check_modelled(device, allow_modelled)
-    hint = did_you_mean(name, [*devices, *(alias for device in devices.values() for alias in device.aliases)])
-    raise InputError(f"device '{name}' is not in {path or 'devices.yaml'}{hint} (known: {', '.join(devices)})")
+    target = name if name in devices else _aliases(devices, path).get(name)
+    if target is None:
+        hint = did_you_mean(name, [*devices, *_aliases(devices, path)])
+        raise InputError(f"device '{name}' is not in {path or 'devices.yaml'}{hint} (known: {', '.join(devices)})")
+    return check_modelled(devices[target], allow_modelled, asked=name)
 
 
-def check_modelled(device: Device, allow_modelled: bool) -> Device:
-    """The device; `InputError` where its latencies come from a data sheet and that was not allowed."""
-    if device.roofline is not None and not allow_modelled:
-        raise InputError(
-            f"device '{device.name}' has no measured latencies, only modelled ones, from its data sheet: "
-            "--allow-modelled (allow_modelled=True) takes them"
-        )
-    return device
+def _aliases(devices: dict[str, Device], path: Path | None) -> dict[str, str]:
+    """Aliases of presets hold for the user's entries that took their places; an entry's own come first."""
+    shipped = {} if path else {alias: name for name, device in _read(SHIPPED).items() for alias in device.aliases}
+    return shipped | {alias: name for name, device in devices.items() for alias in device.aliases}
+
+
+def check_modelled(device: Device, allow_modelled: bool, *, asked: str | None = None) -> Device:
+    """The device, if there is a way to it, or if its latencies may come from its data sheet; else `DeviceError`.
+
+    `asked` is the name that it was asked for by.
+    """
+    if device.at_hand:
+        return device
+    if device.roofline is not None and allow_modelled:
+        return device.model_copy(update={"transport": "local"})  # the formula runs here
+    raise DeviceError(_unreachable(device, asked or device.name))
+
+
+def _unreachable(device: Device, asked: str) -> str:
+    """What was looked at, and what to set."""
+    user = config_dir() / "devices.yaml"
+    line = f"edgeprune devices add {asked} --host USER@HOST"
+    where = f"neither {user} nor the presets" if user.is_file() else f"there is no {user}, and the presets don't"
+    if device.transport == "ssh":
+        text = f"no host to reach it by ({where} name one), so nothing was tried; set it: {line}"
+    else:
+        text = f"its entry knows a roofline and no way to it, so nothing was tried; set one: {line}"
+    if device.roofline is None:
+        return f"device '{asked}': {text} (there is no data sheet of it to model latencies from)"
+    conditions = device.roofline.conditions
+    return f"device '{asked}': {text}; or take latencies modelled from its data sheet ({conditions}): --allow-modelled"
 
 
 def load_devices(path: Path | None = None) -> dict[str, Device]:
     """The devices of one file; without one, the user's devices.yaml and what it doesn't replace of the shipped one."""
     if path is not None:
-        return _read(path)
+        return {name: _settled(device) for name, device in _read(path).items()}
     user = config_dir() / "devices.yaml"
     mine = _read(user) if user.is_file() else {}
-    return mine | {name: device for name, device in _read(SHIPPED).items() if name not in mine}
+    devices = mine | {name: device for name, device in _read(SHIPPED).items() if name not in mine}
+    return {name: _settled(device) for name, device in devices.items()}
+
+
+def _settled(device: Device) -> Device:
+    """A device keeps its roofline only while there is no way to it; one that can be reached is measured."""
+    if device.roofline is None:
+        return device
+    if device.at_hand:
+        return device.model_copy(update={"roofline": None})
+    return device.model_copy(update={"precisions": device.precisions[:1]})
 
 
 class _Faults:
