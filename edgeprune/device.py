@@ -287,7 +287,7 @@ def _device(name: str, entry: Any, faults: _Faults) -> Device | None:
         return Device.model_validate({**entry, "name": name})
     except ValidationError as error:
         for fault in error.errors(include_url=False):
-            where = ".".join(str(step) for step in fault["loc"])
+            where = ".".join(str(step) for step in fault["loc"]) or f"device '{name}'"
             if fault["type"] == "extra_forbidden":
                 message = f"unknown key '{where}'{did_you_mean(where, set(Device.model_fields) - {'name'})}"
             elif fault["type"] == "missing":
