@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -99,9 +100,7 @@ class Device(BaseModel, frozen=True, extra="forbid"):
     ssh_config: str | None = None  # a file in the place of ~/.ssh/config
     serial: _Host | None = None  # of adb, where several devices are plugged in
     python: _Word = "python3"  # over there, 3.8 or later
-    folder: _Folder | None = (
-        None  # where edgeprune keeps its files over there; ~/.cache/edgeprune, or below /data/local/tmp
-    )
+    folder: _Folder | None = None  # of edgeprune's files over there; ~/.cache/edgeprune, or below /data/local/tmp
     cache_mb: Annotated[StrictInt, Field(ge=16)] = 512  # the most that models take there
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0  # the longest silence of the device program
     backend: Annotated[str, AfterValidator(_backend)]
@@ -171,17 +170,23 @@ def check_precision(device: Device, precision: str) -> None:
 
 def load_device(name: str, path: Path | None = None, *, allow_modelled: bool = False) -> Device:
     """The device of that name or alias. One that is known by its data sheet alone has to be asked for knowingly."""
+    return check_modelled(find_device(name, path), allow_modelled, asked=name)
+
+
+def find_device(name: str, path: Path | None = None) -> Device:
+    """The device of that name or alias, whether there is a way to it or not."""
     devices = load_devices(path)
-    target = name if name in devices else _aliases(devices, path).get(name)
+    aliases = _aliases(devices, path)
+    target = name if name in devices else aliases.get(name)
     if target is None:
-        hint = did_you_mean(name, [*devices, *_aliases(devices, path)])
+        hint = did_you_mean(name, [*devices, *aliases])
         raise InputError(f"device '{name}' is not in {path or 'devices.yaml'}{hint} (known: {', '.join(devices)})")
-    return check_modelled(devices[target], allow_modelled, asked=name)
+    return devices[target]
 
 
 def _aliases(devices: dict[str, Device], path: Path | None) -> dict[str, str]:
     """Aliases of presets hold for the user's entries that took their places; an entry's own come first."""
-    shipped = {} if path else {alias: name for name, device in _read(SHIPPED).items() for alias in device.aliases}
+    shipped = {} if path else {alias: name for name, device in _shipped().items() for alias in device.aliases}
     return shipped | {alias: name for name, device in devices.items() for alias in device.aliases}
 
 
@@ -218,8 +223,13 @@ def load_devices(path: Path | None = None) -> dict[str, Device]:
         return {name: _settled(device) for name, device in _read(path).items()}
     user = config_dir() / "devices.yaml"
     mine = _read(user) if user.is_file() else {}
-    devices = mine | {name: device for name, device in _read(SHIPPED).items() if name not in mine}
+    devices = mine | {name: device for name, device in _shipped().items() if name not in mine}
     return {name: _settled(device) for name, device in devices.items()}
+
+
+@functools.cache
+def _shipped() -> dict[str, Device]:
+    return _read(SHIPPED)
 
 
 def _settled(device: Device) -> Device:
@@ -257,8 +267,19 @@ class _Faults:
 
 
 def _read(file: Path) -> dict[str, Device]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not YAML: {error}", file=file) from None
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from None
+    return devices_of(text, file)
+
+
+def devices_of(text: str, file: Path) -> dict[str, Device]:
+    """The devices of a file's text, as they stand there; all faults in one `InputError`, with their lines."""
     faults = _Faults(file)
-    document = _parse(file, faults)
+    document = _parse(text, faults)
     if not isinstance(document, dict):
         faults.add((), "expected 'schema' and 'devices'")
         document = {"schema": SCHEMA, "devices": {}}
@@ -309,18 +330,16 @@ def _check_aliases(devices: dict[str, Device], faults: _Faults) -> None:
             taken.add(alias)
 
 
-def _parse(file: Path, faults: _Faults) -> Any:
-    """The file as plain dicts, lists and scalars; the nodes are read rather than loaded, to know the line of each."""
+def _parse(text: str, faults: _Faults) -> Any:
+    """The text as plain dicts, lists and scalars; the nodes are read rather than loaded, to know the line of each."""
     yaml = YAML(typ="safe", pure=True)
     try:
-        root = yaml.compose(file.read_text(encoding="utf-8"))
+        root = yaml.compose(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise InputError(f"not YAML: {error.problem}", file=file, place=line) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"not YAML: {str(error).splitlines()[0]}", file=file) from None
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from None
+        raise InputError(f"not YAML: {error.problem}", file=faults.file, place=line) from None
+    except YAMLError as error:
+        raise InputError(f"not YAML: {str(error).splitlines()[0]}", file=faults.file) from None
     seen: set[int] = set()
 
     def plain(node: Node, place: _Place) -> Any:
