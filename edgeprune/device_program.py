@@ -22,7 +22,7 @@ class DeviceProgram:
 def assemble(runners: Mapping[str, Path]) -> DeviceProgram:
     """`runners` maps names to the `runner.py` of each backend."""
     sources = {name: self_contained(path) for name, path in sorted(runners.items())}
-    body = CORE.read_text(encoding="utf-8")
+    body = self_contained(CORE)
     # lists of lines rather than one long string, so that a person can read the file on the device
     listed = "".join(
         f"    {name!r}: [\n" + "".join(f"        {line!r},\n" for line in source.splitlines()) + "    ],\n"

@@ -156,7 +156,10 @@ class Measurement:
     stopped_by: str = "confidence"  # or "rounds", "seconds"
     burst_percentile: float = 50.0
     machine: Mapping[str, float] = field(default_factory=dict)
-    """`clock_mhz` and `temperature_c` right after the last round, where the device tells them."""
+    """`clock_mhz`, `gpu_clock_mhz` and `power_w` right after the last round, `temperature_c` the hottest in between, where
+    the device tells them."""
+    slowed: tuple[str, ...] = ()
+    """What slowed the device down meanwhile, in its words: heat, a power limit, under-voltage."""
     processes: tuple[int, ...] = (0,)
     """The first round of every process, where the measurements of several were joined."""
 
@@ -190,6 +193,7 @@ class Measurement:
                 stopped_by=str(answer["stopped_by"]),
                 burst_percentile=burst_percentile,
                 machine={str(name): float(value) for name, value in answer.get("machine", {}).items()},
+                slowed=tuple(str(reason)[:200] for reason in list(answer.get("slowed", ()))[:20]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MeasurementError(f"the device program's answer to 'measure' is malformed: {error}") from None

@@ -94,6 +94,14 @@ class Session:
         """What runs there: program hash, Python, platform, CPU, runtime and its version."""
         return self.request("hello")
 
+    def state(self) -> dict[str, Any]:
+        """All that the device tells about itself as it is now: `facts`, `state`, `slowed`, `slowed_before`, `packages`."""
+        return self.request("state")
+
+    def hold_clocks(self) -> list[str]:
+        """Until the session ends, however it does; `MeasurementError` that says what to run where it isn't allowed."""
+        return [str(what) for what in self.request("hold_clocks")["held"]]
+
     def put(self, path: Path) -> str:
         return self.channel.put(path)
 
@@ -184,4 +192,6 @@ def open_session(
     }
     with LocalChannel(program.text, device.backend) as channel:
         session = Session(channel, options, silence_s=silence_s)
+        if device.lock_clocks and not device.modelled:
+            session.hold_clocks()
         yield session

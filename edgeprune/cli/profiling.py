@@ -74,13 +74,18 @@ def _measured(graphs: list[Any], device: Device, **how: Any) -> LatencyTable:
     from edgeprune.preparing import measured_table
     from edgeprune.profiling import profile
     from edgeprune.staircase import staircase_kernels
+    from edgeprune.table import with_warnings
 
     console = reporter()
     stairs = staircase_kernels(device.precisions[0])
-    profile(stairs, device, on_progress=_progress(console, device.name), **how)
-    for graph in graphs:
-        measured_table(graph, device, console, **how)
-    return profile(stairs, device)
+    first = profile(stairs, device, on_progress=_progress(console, device.name), **how)
+    tables = [first, *(measured_table(graph, device, console, **how) for graph in graphs)]
+    if not graphs:
+        for warning in first.warnings:
+            console.say(f"warning: {warning}")
+    done = profile(stairs, device)
+    told = dict.fromkeys(warning for table in tables for warning in table.warnings)
+    return with_warnings(done, (warning for warning in told if warning not in done.warnings))
 
 
 def _document(table: LatencyTable, device: Device) -> dict[str, Any]:
