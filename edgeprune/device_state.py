@@ -16,7 +16,9 @@ import os
 import platform
 import re
 import shutil
+import site
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -91,7 +93,8 @@ def machine_facts(tree: Tree) -> dict[str, Any]:
     facts["memory_mb"] = int(memory.group(1)) // 1024 if memory else None
     facts["os"] = system.group(1) if system else ""
     facts["kernel"] = tree.text("proc/sys/kernel/osrelease")
-    facts["governor"] = tree.text("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    for ours, theirs in (("governor", "scaling_governor"), ("cpufreq_driver", "scaling_driver")):
+        facts[ours] = tree.text("sys/devices/system/cpu/cpu0/cpufreq/" + theirs)
     if is_jetson(tree):
         facts["jetpack"] = tree.ask("dpkg-query", "--showformat=${Version}", "--show", "nvidia-jetpack")
     else:
@@ -129,15 +132,15 @@ def power_mode(tree: Tree) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Of the runtimes that pip has installed where this program can import them."""
+    """Of the runtimes that pip has installed for this interpreter, or for this user, whom `python -I` leaves out."""
     from importlib import metadata
 
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    places = [*sys.path, site.getusersitepackages()]
+    found: dict[str, str] = {}
+    for place in metadata.distributions(path=places):
+        name = re.sub(r"[-_.]+", "-", place.metadata["Name"] or "").lower()
+        if name in PACKAGES:
+            found.setdefault(name, place.version)
     return found
 
 

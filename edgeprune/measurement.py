@@ -260,8 +260,14 @@ def joined(parts: Sequence[Measurement]) -> Measurement:
             times[key] += part.times_us[key]
             rounds[key] += [starts[-1] + number for number in part.rounds[key]]
         starts.append(1 + max(max(numbers) for numbers in rounds.values()))
-    seconds = sum(part.seconds for part in parts)
-    return replace(parts[-1], times_us=times, rounds=rounds, seconds=seconds, processes=tuple(starts[:-1]))
+    return replace(
+        parts[-1],
+        times_us=times,
+        rounds=rounds,
+        seconds=sum(part.seconds for part in parts),
+        processes=tuple(starts[:-1]),
+        slowed=tuple(dict.fromkeys(reason for part in parts for reason in part.slowed)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

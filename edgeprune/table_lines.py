@@ -81,7 +81,9 @@ class RowLine(_Line):
     device_us: Microseconds | None = None  # of the accelerator's compute, without transfers
     clock_mhz: Microseconds | None = None  # mean of the cores right after the measurement, where the device tells it
     gpu_clock_mhz: Microseconds | None = None  # likewise, of a GPU
-    temperature_c: Annotated[float, Field(allow_inf_nan=False)] | None = None  # of the hottest zone, the most in between
+    temperature_c: Annotated[float, Field(allow_inf_nan=False)] | None = (
+        None  # of the hottest zone, the most in between
+    )
     sparse: bool | None = None  # whether the runtime picked a sparse implementation; None where it doesn't tell
     ran_in: dict[str, Share] | None = None  # of the compute time in each precision, of a kernel that isn't fp32
     reference: str

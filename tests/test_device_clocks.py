@@ -101,11 +101,15 @@ def test_without_rights_nothing_stays_changed_and_the_line_to_run_is_told(folder
     calls = folder / "calls"
     root = CPUS.written(folder)
     program(folder / "bin" / "nvidia-smi", SMI.replace("CALLS", str(calls)).replace("LOCK", "4"))
-    with pytest.raises(RuntimeError, match=r"can't be held \(exit code 4\): run `sudo nvidia-smi -lgc 2520,2520` there"):
+    with pytest.raises(
+        RuntimeError, match=r"can't be held \(exit code 4\): run `sudo nvidia-smi -lgc 2520,2520` there"
+    ):
         Clocks(Tree(str(root))).hold()
     assert governors(root) == ["schedutil", "powersave", "performance"]
     program(folder / "bin" / "jetson_clocks", "echo Error: Need to be root; exit 1")
-    with pytest.raises(RuntimeError, match=r"\(Error: Need to be root\): run `sudo jetson_clocks --store && sudo jetson"):
+    with pytest.raises(
+        RuntimeError, match=r"\(Error: Need to be root\): run `sudo jetson_clocks --store && sudo jetson"
+    ):
         Clocks(Tree(str(root))).hold()
 
 

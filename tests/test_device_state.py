@@ -113,7 +113,9 @@ def test_lines_of_tegrastats() -> None:
 @pytest.mark.parametrize("release", ["nv", ""])
 @of(JETSON)
 def test_power_modes_with_other_words_around_them(tree: Tree, tmp_path: Path, release: str) -> None:
-    program(tmp_path / "bin" / "nvpmodel", f'echo "NVPM WARN: fan mode is not set!{release}"; echo "NV Power Mode: MAXN"')
+    program(
+        tmp_path / "bin" / "nvpmodel", f'echo "NVPM WARN: fan mode is not set!{release}"; echo "NV Power Mode: MAXN"'
+    )
     assert power_mode(tree) == "MAXN"
     program(tmp_path / "bin" / "nvpmodel", "exit 1")
     assert power_mode(tree) == "" and "power_mode" not in board_facts(tree)

@@ -7,7 +7,7 @@ import click
 import rich_click
 
 from edgeprune.cli.output import json_option, print_json
-from edgeprune.cli.task import modelled_option, precision_option, reporter
+from edgeprune.cli.task import device_of, lock_option, modelled_option, precision_option, reporter
 from edgeprune.cli.timing import make_timing
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ EXAMPLE = "Example: edgeprune profile torchvision:mobilenet_v2 --shape 1x3x224x2
 @click.option("--retry-failed", is_flag=True, help="Try kernels again that could not be measured before.")
 @click.option("--wait", is_flag=True, help="Where another process writes the table, wait for it to end.")
 @modelled_option
+@lock_option
 @json_option
 def command(
     models: tuple[str, ...],
@@ -40,6 +41,7 @@ def command(
     retry_failed: bool,
     wait: bool,
     allow_modelled: bool,
+    lock_clocks: bool,
     as_json: bool,
     **timing: int | float | None,
 ) -> None:
@@ -48,10 +50,9 @@ def command(
     Without a MODEL the kernels that show the device's staircase; with models also theirs, at sampled widths. What is in
     the table is not measured again; interrupted, the next run goes on.
     """
-    from edgeprune.device import in_precision, load_device
     from edgeprune.measurement import KERNELS
 
-    device = in_precision(load_device(device_name, allow_modelled=allow_modelled), precision)
+    device = device_of(device_name, precision=precision, allow_modelled=allow_modelled, lock_clocks=lock_clocks)
     graphs = [_graph(model, shape) for model in models]
     if dry_run:
         from edgeprune.forecasting import forecast
