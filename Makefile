@@ -1,10 +1,10 @@
-# make setup | demo | test | check | clean
+# make setup | demo | test | test-devices | check | clean
 VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 STAMP  := $(VENV)/.stamp
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test test-devices check clean
 
 setup: $(STAMP)
 
@@ -15,6 +15,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
+
+test-devices:
+	.ci/devices
 
 test: setup
 	$(BIN)/python -m pytest

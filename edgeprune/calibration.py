@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,14 +19,16 @@ from edgeprune.errors import Interrupted, UnstableError
 from edgeprune.exporting import export
 from edgeprune.graph import ModelGraph
 from edgeprune.kernel import Kernel
-from edgeprune.measurement import KERNELS, Measurement, NodeTimes, Timing, joined
+from edgeprune.measurement import KERNELS, ConnectionLost, Measurement, NodeTimes, Timing, joined
 from edgeprune.plan_json import Plan
 from edgeprune.profiling import Profiler, digits, statistics_of
 from edgeprune.surgery import apply, positions_of
 from edgeprune.table import LatencyTable, network_entries, read_table, shipped_path, table_path
 from edgeprune.table_lines import NetworkLine, UnitEntry
 from edgeprune.table_log import open_log
+from edgeprune.transport import MOST_CUTS
 
+LOG = logging.getLogger("edgeprune")
 NETWORKS = 10
 """Networks of one structure that are measured with all their blocks, the dense one included."""
 WITHOUT_BLOCKS = 2
@@ -118,7 +121,7 @@ def with_networks(
             engines.append(engine.path)
             if on_network is not None:
                 on_network(number + 1, len(missing))
-        profiler = stack.enter_context(Profiler(device, precision, TIMING))
+        profiler = stack.enter_context(Profiler(device, precision, TIMING, wait_s))
         profiler.write_fingerprint(log)
         measured, nodes = _measured(profiler, engines)
         lines = [
@@ -151,14 +154,32 @@ def _measured(profiler: Profiler, engines: Sequence[Path]) -> tuple[Measurement,
         for process in range(PROCESSES):
             if process:
                 profiler.reopen()
-            references = profiler.load_references()
-            for number in np.random.default_rng(process).permutation(len(engines)):
-                profiler.session.load(keys[number], engines[number], profile=True)
-            parts.append(_quiet(profiler, keys, references, seed=process))
-            nodes.append([profiler.session.node_times(key) for key in keys])
+            measured, told = _in_process(profiler, dict(zip(keys, engines, strict=True)), process)
+            parts.append(measured)
+            nodes.append([told.get(key) for key in keys])
     except KeyboardInterrupt:
         raise Interrupted("interrupted while whole networks were measured; the kernels are saved") from None
     return joined(parts), [list(times) for times in zip(*nodes, strict=True)]
+
+
+def _in_process(
+    profiler: Profiler, engines: Mapping[str, Path], process: int
+) -> tuple[Measurement, dict[str, NodeTimes]]:
+    """The networks in one process, in another order in each; from the start where the connection is lost."""
+    for left in reversed(range(MOST_CUTS + 1)):
+        try:
+            references = profiler.load_references()
+            for number in np.random.default_rng(process).permutation(len(engines)):
+                key = list(engines)[number]
+                profiler.session.load(key, engines[key], profile=True)
+            measured = _quiet(profiler, list(engines), references, seed=process)
+            return measured, profiler.session.node_times_of(list(engines))
+        except ConnectionLost as error:
+            if not left:
+                raise
+            LOG.warning("%s", error)
+            profiler.reopen()
+    raise AssertionError
 
 
 def _quiet(profiler: Profiler, keys: Sequence[str], references: Sequence[str], seed: int) -> Measurement:

@@ -1,8 +1,9 @@
 """Core of the device program: JSON lines in on stdin, out on stdout; it loads, runs and times models through a runner.
 
 Runs on the device by itself (Python 3.8 or later, standard library only, nothing of edgeprune): `device_program.py`
-puts it and the runners into one file. A request is `{"id", "op", ...}`; it is answered by one line with the same id,
-holding `"error"` when it failed, after any number of `{"event": ...}` lines. A runner is a module with
+puts it, its part `device_store.py` and the runners into one file. A request is `{"id", "op", ...}`; it is answered by
+one line with the same id, holding `"error"` when it failed, after any number of `{"event": ...}` lines. A runner is a
+module with
 
     NAME, version()                          what it is
     load(path, options) -> handle            compile a model, allocate its tensors
@@ -23,7 +24,6 @@ holding `"error"` when it failed, after any number of `{"event": ...}` lines. A 
     facts() -> {name: text}                  optional: the accelerator, its driver and power mode
     alive()                                  optional: set by the program, to be called now and then in a long call
 """
-# ruff: noqa: B905, PTH118, PTH123, UP031
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ import math
 import os
 import platform
 import random
+import site
 import sys
 import time
 import types
@@ -41,6 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.device_clocks import Clocks
 from edgeprune.device_state import Tree, Watch, board_facts, cpu_facts, whole_state
+from edgeprune.device_store import Store
 
 if TYPE_CHECKING:  # Python 3.8 can't subscript these at run time
     from collections.abc import Callable
@@ -56,10 +58,13 @@ COLD_RUNS = 8  # at most: the first runs of a model prepare weights and fill cac
 class Program:
     """The loaded models of one runner and the operations on them, one method `op_<name>` each."""
 
-    def __init__(self, runner: Any, program_hash: str, emit: Emit) -> None:
+    def __init__(self, runner: Any, program_hash: str, emit: Emit, store: Store | None = None) -> None:
+        """`store` is where a remote device keeps its models."""
         self.runner = runner
         self.hash = program_hash
         self.emit = emit
+        self.store = store
+        self.paths: dict[str, str] = {}  # of the loaded models
         self.handles: dict[str, Any] = {}
         self.filled: set[str] = set()  # keys whose inputs hold random values
         self.median_us: dict[str, float] = {}  # of the runs of the last measurement
@@ -94,11 +99,13 @@ class Program:
         self.op_unload(request)
         handle = self.runner.load(request["path"], request["options"])
         self.handles[request["key"]] = handle
+        self.paths[request["key"]] = request["path"]
         notes = self.runner.notes(handle) if hasattr(self.runner, "notes") else {}
         return {"inputs": self.runner.inputs(handle), "outputs": self.runner.outputs(handle), "notes": notes}
 
     def op_unload(self, request: Request) -> dict[str, Any]:
         self.filled.discard(request["key"])
+        self.paths.pop(request["key"], None)
         handle = self.handles.pop(request["key"], None)
         if handle is not None and hasattr(self.runner, "unload"):
             self.runner.unload(handle)
@@ -162,9 +169,54 @@ class Program:
         if hasattr(self.runner, "lap"):
             self.runner.lap(self.handles[key], first)
 
+    def op_many(self, request: Request) -> dict[str, Any]:
+        """Requests that share one round trip: an answer each, as far as they went with `stop` at the first failure."""
+        answers: list[dict[str, Any]] = []
+        for one in request["requests"]:
+            self.busy = str(one.get("key", ""))
+            self.emit({"event": "begin", "key": self.busy or one["op"]})
+            answers.append(self.answer(one))
+            if request.get("stop") and "error" in answers[-1]:
+                break
+        return {"answers": answers}
+
+    def op_missing(self, request: Request) -> dict[str, Any]:
+        """Of these models those that have to be sent."""
+        return {"missing": self.models().missing(request["keys"])}
+
+    def op_put(self, request: Request) -> dict[str, Any]:
+        """Models, whose bytes follow the line of the request."""
+        loaded = {os.path.basename(os.path.dirname(path)) for path in self.paths.values()}
+        self.models().put(request["models"], loaded | set(request["keep"]))
+        return {}
+
+    def op_get(self, request: Request) -> dict[str, Any]:
+        """A piece of a file that `run` has written."""
+        return self.models().given(request["path"], request["offset"])
+
     def op_bye(self, request: Request) -> dict[str, Any]:
         self.clocks.release()
         return {}
+
+    def models(self) -> Store:
+        if self.store is None:
+            raise ValueError("this device opens the host's files, there is nothing to send")
+        return self.store
+
+    def answer(self, request: Request) -> dict[str, Any]:
+        """What an operation answers, or why it failed."""
+        try:
+            self.busy = str(request.get("key", ""))
+            operation = getattr(self, "op_%s" % request["op"], None)
+            if operation is None:
+                raise ValueError("unknown operation %r" % request["op"])
+            answer: dict[str, Any] = operation(request)
+        except Exception as error:  # of the runtime or of the request: whoever asked decides what it means
+            text = str(error).strip() or "no message"
+            answer = {"error": text[:4000], "error_type": type(error).__name__, "key": self.busy}
+            if isinstance(error, OSError) and error.errno:
+                answer["errno"] = error.errno
+        return answer
 
     def _handle(self, key: str) -> Any:
         if key not in self.handles:
@@ -327,17 +379,12 @@ def _shape(spec: dict[str, Any]) -> str:
 def serve(program: Program, lines: Any, emit: Emit) -> int:
     """Answer requests until `bye` or the end of input. A request that fails is answered; the program goes on."""
     for line in lines:
-        request: Request = {}
         try:
-            request = json.loads(line)
-            program.busy = str(request.get("key", ""))
-            operation = getattr(program, "op_%s" % request["op"], None)
-            if operation is None:
-                raise ValueError("unknown operation %r" % request["op"])
-            answer = operation(request)
-        except Exception as error:  # of the runtime or of the request: whoever asked decides what it means
-            text = str(error).strip() or "no message"
-            answer = {"error": text[:4000], "error_type": type(error).__name__, "key": program.busy}
+            request: Request = json.loads(line)
+        except ValueError as error:
+            emit({"id": None, "error": "no JSON: %s" % error, "error_type": "ValueError"})
+            continue
+        answer = program.answer(request)
         answer["id"] = request.get("id")
         emit(answer)
         if request.get("op") == "bye":
@@ -346,7 +393,10 @@ def serve(program: Program, lines: Any, emit: Emit) -> int:
 
 
 def main(runners: dict[str, str], program_hash: str) -> int:
-    """`runners` maps names to source text; the first argument of the command line picks one."""
+    """`runners` maps names to source text; the first argument of the command line picks one.
+
+    On a remote device a folder for models follows, and how many megabytes they may take.
+    """
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the runtime prints goes to stderr and can't mix with answers
 
@@ -357,8 +407,27 @@ def main(runners: dict[str, str], program_hash: str) -> int:
     name = sys.argv[1]
     runner = types.ModuleType("runner_" + name)
     try:
-        exec(compile(runners[name], "<runner %s>" % name, "exec"), runner.__dict__)
+        execute(runners[name], runner)
     except ImportError as error:
         emit({"id": None, "error": str(error), "error_type": "ImportError"})
         return 1
-    return serve(Program(runner, program_hash, emit), sys.stdin, emit)
+    store = None
+    if len(sys.argv) > 2:
+        store = Store(sys.argv[2], int(sys.argv[3]) << 20, sys.stdin.buffer.read)
+    return serve(Program(runner, program_hash, emit, store), sys.stdin.buffer, emit)
+
+
+def execute(source: str, runner: types.ModuleType) -> None:
+    """Run a runner's source; where its runtime is not found, once more with what the user has installed for himself.
+
+    `python -I` leaves that out, and `pip install` without rights puts things there.
+    """
+    code = compile(source, "<%s>" % runner.__name__, "exec")
+    try:
+        exec(code, runner.__dict__)
+    except ImportError:
+        own = site.getusersitepackages()
+        if own in sys.path or not os.path.isdir(own):
+            raise
+        site.addsitedir(own)
+        exec(code, runner.__dict__)

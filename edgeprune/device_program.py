@@ -13,7 +13,10 @@ CORE = Path(__file__).with_name("device_core.py")
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceProgram:
-    """Run as `python -I -u <file> <runner name>`; `hash` (12 hex digits) is what it answers to `hello`."""
+    """Run as `python -I -u <file> <runner name>`; `hash` (12 hex digits) is what it answers to `hello`.
+
+    On a remote device its models' folder and how many megabytes they may take there are two more arguments.
+    """
 
     text: str
     hash: str

@@ -6,7 +6,8 @@
     │   ├── TableError      2  a latency table: corrupt, stale, of another machine
     │   └── WeightsError    2  weights that don't fit the model, or hold code
     ├── BudgetError         3  the budget can't be met
-    ├── DeviceError         4  the device can't be reached
+    ├── DeviceError         4  the device can't be reached, or somebody else measures it
+    │   └── DeviceUnreachable 4  no answer from it just now; it may come back
     ├── RuntimeMissing      5  a runtime or package is missing; the message holds the line that installs it
     ├── UnstableError       6  too noisy for the asked confidence
     ├── QualityError        7  the quality gate failed
@@ -74,6 +75,12 @@ class BudgetError(EdgepruneError):
 class DeviceError(EdgepruneError):
     exit_code = 4
     kind = "device"
+
+
+class DeviceUnreachable(DeviceError):
+    """Worth another try: a network that is down, a device that starts again."""
+
+    kind = "device-unreachable"
 
 
 class RuntimeMissing(EdgepruneError):

@@ -16,6 +16,17 @@ class SessionLost(MeasurementError):
     """The device program died, hung or answered nonsense; its session is over, another one may be opened."""
 
 
+class SessionHung(SessionLost):
+    """It said nothing for too long while it could be reached, and was killed: what it ran is to blame."""
+
+
+class ConnectionLost(SessionLost):
+    """The way to the device is cut, or the device was restarted: nothing that ran is to blame."""
+
+    exit_code = 4
+    kind = "device"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """One input or output; `dtype` is numpy's name, e.g. `float32`."""
@@ -129,14 +140,18 @@ class NodeTimes:
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> NodeTimes | None:
+        """`MeasurementError` unless every node has a name, a type and a time."""
         if answer.get("nodes") is None:
             return None
         device_us = answer.get("device_us")
-        return cls(
-            nodes=tuple(answer["nodes"]),
-            total_us=float(answer["total_us"]),
-            device_us=None if device_us is None else float(device_us),
-        )
+        try:
+            return cls(
+                nodes=tuple(map(_node, answer["nodes"])),
+                total_us=_time_us(answer["total_us"]),
+                device_us=None if device_us is None else _time_us(device_us),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MeasurementError(f"the device program's answer to 'node_times' is malformed: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +305,28 @@ class Ratio:
         half = 1.96 * 1.2533 * deviation / len(values) ** 0.5
         spread = deviation / middle
         return cls(value=middle, low=middle - half, high=middle + half, spread=spread, rounds=len(values))
+
+
+def _node(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """One node, of which only what is known is kept."""
+    node = {
+        "name": str(entry["name"]),
+        "type": str(entry["type"]),
+        "time_us": _time_us(entry["time_us"]),
+        "compute": bool(entry["compute"]),
+    }
+    if entry.get("covers") is not None:
+        node["covers"] = [str(name) for name in entry["covers"]]
+    if entry.get("precision") is not None:
+        node["precision"] = str(entry["precision"])
+    return node
+
+
+def _time_us(value: Any) -> float:
+    time_us = float(value)
+    if not 0 <= time_us < math.inf:
+        raise ValueError(f"{time_us} us")
+    return time_us
 
 
 def _specs(entries: Any) -> tuple[TensorSpec, ...]:

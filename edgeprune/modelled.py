@@ -1,4 +1,4 @@
-"""The backend of a device: its runtime's, or that runtime timed by a roofline where the device is not at hand."""
+"""The backend of a device: its runtime's, or that runtime where the device is not this machine or only a data sheet."""
 
 from __future__ import annotations
 
@@ -27,8 +27,57 @@ def backend_of(device: Device, *, only_to_time: bool = False) -> Backend:
     """
     runtime = find_backend(device.backend)
     if device.roofline is None:
-        return runtime
+        return cast(Backend, Remote(runtime=runtime)) if device.remote else runtime
     return cast(Backend, Modelled(runtime=runtime, roofline=device.roofline, engines=not only_to_time))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """A `Backend` whose runtime runs on another machine: here it only builds and exports."""
+
+    runtime: Backend
+
+    @property
+    def modelled(self) -> bool:
+        """That of the runtime."""
+        return self.runtime.modelled
+
+    @property
+    def name(self) -> str:
+        """That of the runtime."""
+        return self.runtime.name
+
+    def available(self) -> str | None:
+        """What models can't be written without; whether the runtime is over there, only the device can tell."""
+        return packages_missing(self.runtime)
+
+    def version(self) -> str | None:
+        """Of what is installed here."""
+        return self.runtime.version()
+
+    def runner_path(self) -> Path:
+        """The runtime's."""
+        return self.runtime.runner_path()
+
+    def partition(self, graph: ModelGraph, precision: str) -> Sequence[Unit]:
+        """As the runtime fuses the graph."""
+        return self.runtime.partition(graph, precision)
+
+    def build(self, kernel: Kernel, folder: Path) -> Path:
+        """The runtime's model of one kernel."""
+        return self.runtime.build(kernel, folder)
+
+    def export(
+        self, pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+    ) -> Engine:
+        """The runtime's engine."""
+        return self.runtime.export(pruned, folder, precision, kernels=kernels, weights=weights)
+
+
+def packages_missing(runtime: Backend) -> str | None:
+    """What a runtime's models can't be written without and isn't here, with the line that installs it."""
+    missing: str | None = getattr(runtime, "missing_packages", runtime.available)()
+    return missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +96,7 @@ class Modelled:
 
     def available(self) -> str | None:
         """What the runtime's engines can't be written without; to run them here is not needed."""
-        if not self.engines:
-            return None
-        missing: str | None = getattr(self.runtime, "missing_packages", self.runtime.available)()
-        return missing
+        return packages_missing(self.runtime) if self.engines else None
 
     def version(self) -> str | None:
         """Of the formula."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import tempfile
 import time
@@ -15,21 +16,31 @@ import numpy as np
 
 import edgeprune
 from edgeprune.backends import Backend
-from edgeprune.errors import DeviceError, Interrupted, MeasurementError
+from edgeprune.errors import DeviceError, DeviceUnreachable, Interrupted, MeasurementError, StorageError
 from edgeprune.fingerprint import Fingerprint, fingerprint_of
 from edgeprune.kernel import Kernel
-from edgeprune.measurement import KERNELS, Loaded, Measurement, NodeTimes, SessionLost, Timing
+from edgeprune.measurement import (
+    KERNELS,
+    ConnectionLost,
+    Loaded,
+    Measurement,
+    NodeTimes,
+    SessionHung,
+    SessionLost,
+    Timing,
+)
 from edgeprune.modelled import backend_of
 from edgeprune.precision import refusal, shares_of
 from edgeprune.table import LatencyTable, read_table, shipped_path, staleness, with_warnings
 from edgeprune.table import table_path as default_path
 from edgeprune.table_lines import FailureLine, FingerprintLine, RowLine, SessionLine
 from edgeprune.table_log import TableLog, open_log
-from edgeprune.transport import Session, open_session
+from edgeprune.transport import MOST_CUTS, PATIENCE_SECONDS, Session, open_session
 
 if TYPE_CHECKING:
     from edgeprune.device import Device
 
+LOG = logging.getLogger("edgeprune")
 COMPUTE = "compute"
 MEMORY = "memory"
 BATCH = 8
@@ -136,7 +147,8 @@ def profile(
     again with `retry_failed`). Without `table_path` the rows that come with edgeprune and those in the user's cache
     count. A `table_path` in which all rows are of another fingerprint is a `TableError`; `allow_other` takes it as it
     is and measures nothing. Where another process writes the table: `TableError` that names it, after waiting `wait_s`
-    for it (`math.inf`: as long as it takes); what it measured is not measured again. `Interrupted` after a Ctrl-C: what
+    for it (`math.inf`: as long as it takes); what it measured is not measured again; `DeviceError` likewise where
+    somebody else measures a remote device. A connection that is lost is made again. `Interrupted` after a Ctrl-C: what
     was measured is in the table, the next run goes on.
     """
     precision = precision or device.precisions[0]
@@ -145,7 +157,7 @@ def profile(
         if kernel.precision not in (precision, "fp32"):
             raise ValueError(f"kernel '{kernel.key}' is not of the precision {precision}")
     path = table_path or default_path(device, precision)
-    with Profiler(device, precision, timing) as profiler:
+    with Profiler(device, precision, timing, wait_s) as profiler:
         fingerprint = profiler.fingerprint
         other = allow_other or table_path is None  # in the cache a runtime's next version just gets rows of its own
         table = _read(device, precision, table_path, fingerprint, allow_other=other)
@@ -199,8 +211,10 @@ def missing_kernels(table: LatencyTable, wanted: Iterable[Kernel], retry_failed:
 class Profiler:
     """One device, its session (opened again when it is lost) and the references loaded in it."""
 
-    def __init__(self, device: Device, precision: str, timing: Timing) -> None:
+    def __init__(self, device: Device, precision: str, timing: Timing, wait_s: float = 0.0) -> None:
+        """`wait_s` is how long to wait for somebody else who measures a remote device."""
         self.device = device
+        self.wait_s = wait_s
         self.precision = precision
         self.timing = timing
         self.backend: Backend = backend_of(device, only_to_time=True)
@@ -212,6 +226,7 @@ class Profiler:
         self.suspects: set[Kernel] = set()  # a session was lost while they ran
         self.machine: dict[str, Any] | None = None  # what the device told about itself when the first one began
         self.slowed: dict[str, None] = {}  # what slowed it down so far
+        self.cuts = 0  # of the connection, since something was measured
 
     def __enter__(self) -> Profiler:
         self.outer = ExitStack()
@@ -229,19 +244,24 @@ class Profiler:
         finally:
             self.outer.close()
 
-    def _open(self) -> None:
+    def _open(self, patience_s: float = 0.0) -> None:
         self.inner = ExitStack()
-        self.session = self.inner.enter_context(open_session(self.device, precision=self.precision))
+        opened = open_session(self.device, precision=self.precision, wait_s=self.wait_s, patience_s=patience_s)
+        self.session = self.inner.enter_context(opened)
+        self.boot_id = getattr(self.session.channel, "boot_id", None)
         self.fingerprint = fingerprint_of(self.device, self.precision, self.session.hello(), self.timing.regime)
         self.references = ()
 
     def reopen(self) -> None:
         """Go on in a new process, with nothing loaded; `DeviceError` where none starts any more."""
         self.inner.close()
+        boot_id = self.boot_id
         try:
-            self._open()
-        except MeasurementError as error:
+            self._open(PATIENCE_SECONDS)
+        except (DeviceUnreachable, MeasurementError) as error:
             raise DeviceError(f"device '{self.device.name}' has gone: {error}") from error
+        if self.boot_id != boot_id:
+            LOG.warning("device '%s' was started anew", self.device.name)
 
     def measure(self, kernels: Sequence[Kernel], log: TableLog, on_progress: Progress) -> None:
         """All kernels, in batches that mix sizes as they come; one that loses the session twice costs itself alone."""
@@ -258,18 +278,29 @@ class Profiler:
                     again = self._blame(batch, error, log)
                     queue[:0] = again
                     if isinstance(error, SessionLost):
-                        self.reopen()
+                        self._go_on(error, log)
                     else:
-                        for kernel in batch:
-                            self.session.unload(kernel.key)
+                        self.session.unload(*(kernel.key for kernel in batch))
                     done -= sum(map(len, again))
                 done += len(batch)
                 on_progress(done, len(kernels))
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; {done} of {len(kernels)} kernels are saved in {log.path}") from None
-        except (DeviceError, MeasurementError) as error:
+        except (DeviceError, MeasurementError, StorageError) as error:
             saved = f"{done} of {len(kernels)} kernels are saved in {log.path}; run it again to go on"
             raise type(error)(f"{error}; {saved}") from error
+
+    def _go_on(self, error: SessionLost, log: TableLog) -> None:
+        """A new session after one that was lost; it may be under another fingerprint, in another power mode say."""
+        self.cuts += isinstance(error, ConnectionLost)
+        if self.cuts > MOST_CUTS:
+            raise error
+        LOG.warning("%s", error)
+        before = self.fingerprint
+        self.reopen()
+        if self.fingerprint != before:
+            LOG.warning("device '%s' is not as it was: rows from now on have another fingerprint", self.device.name)
+            self.write_fingerprint(log)
 
     def write_fingerprint(self, log: TableLog) -> None:
         """What the lines that follow belong to."""
@@ -294,8 +325,11 @@ class Profiler:
     def _blame(self, batch: list[Kernel], error: MeasurementError, log: TableLog) -> list[list[Kernel]]:
         """Write down whom it failed with; gives the batches to try again.
 
-        A session that is lost may be nobody's fault: the kernel that ran gets a second try, alone.
+        A session that is lost may be nobody's fault: the kernel that ran gets a second try, alone. One that hung does
+        not: it would take as long again.
         """
+        if isinstance(error, ConnectionLost):
+            return [batch]
         if self.session.busy_with in (COMPUTE, MEMORY):
             raise error
         guilty = [kernel for kernel in batch if kernel.key == self.session.busy_with or len(batch) == 1]
@@ -305,7 +339,7 @@ class Profiler:
             return [[kernel] for kernel in batch]
         rest = [kernel for kernel in batch if kernel != guilty[0]]
         others = [rest] if rest else []
-        if isinstance(error, SessionLost) and guilty[0] not in self.suspects:
+        if isinstance(error, SessionLost) and not isinstance(error, SessionHung) and guilty[0] not in self.suspects:
             self.suspects.add(guilty[0])
             return [*others, guilty[:1]]
         log.append([self._failure(guilty[0], str(error))])
@@ -313,25 +347,30 @@ class Profiler:
 
     def _batch(self, batch: Sequence[Kernel], log: TableLog) -> None:
         self.load_references()
-        loaded: dict[Kernel, Loaded] = {}
-        for kernel in batch:
-            try:
-                path = self.backend.build(kernel, self.folder)
-                loaded[kernel] = self.session.load(kernel.key, path, profile=True)
-            except SessionLost:
-                raise
-            except (MeasurementError, ValueError) as error:
-                log.append([self._failure(kernel, str(error))])
+        loaded = self._loaded(batch, log)
         if not loaded:
             return
         measured, nodes = self._time(list(loaded))
         session = self.note_references(measured)
         lines = [self._line(kernel, measured, nodes.get(kernel.key), loaded[kernel]) for kernel in loaded]
         log.append([session, *lines])
-        for kernel in loaded:
-            self.session.unload(kernel.key)
+        self.cuts = 0
+        self.session.unload(*(kernel.key for kernel in loaded))
         for path in self.folder.iterdir():
             path.unlink()
+
+    def _loaded(self, batch: Sequence[Kernel], log: TableLog) -> dict[Kernel, Loaded]:
+        """Build and load what can be; what can't is written down."""
+        paths, failed = dict[str, Path](), dict[str, str]()
+        for kernel in batch:
+            try:
+                paths[kernel.key] = self.backend.build(kernel, self.folder)
+            except ValueError as error:
+                failed[kernel.key] = str(error)
+        loaded, refused = self.session.load_all(paths, profile=True) if paths else ({}, {})
+        failed.update(refused)
+        log.append([self._failure(kernel, failed[kernel.key]) for kernel in batch if kernel.key in failed])
+        return {kernel: loaded[kernel.key] for kernel in batch if kernel.key in loaded}
 
     def _time(self, kernels: Sequence[Kernel]) -> tuple[Measurement, dict[str, NodeTimes]]:
         """Once more where the references say that most rounds were disturbed."""
@@ -342,8 +381,7 @@ class Profiler:
             rounds = len(measured.rounds[self.references[0]])
             if len(measured.disturbed()) <= MAX_DISTURBED * rounds:
                 break
-        nodes = {kernel.key: self.session.node_times(kernel.key) for kernel in kernels}
-        return measured, {key: times for key, times in nodes.items() if times is not None}
+        return measured, self.session.node_times_of(keys)
 
     def _line(
         self, kernel: Kernel, measured: Measurement, nodes: NodeTimes | None, loaded: Loaded

@@ -26,7 +26,7 @@ from edgeprune.errors import UnstableError
 from edgeprune.fingerprint import fingerprint_of
 from edgeprune.measurement import Measurement, Timing, joined
 from edgeprune.profiling import load_references
-from edgeprune.transport import Session, open_session
+from edgeprune.transport import Session, open_session, through_cuts
 
 if TYPE_CHECKING:
     import torch
@@ -201,24 +201,34 @@ def time_engines(
 ) -> Timed:
     """All engines and the two session references interleaved in one process, then, loaded in the opposite order, in
     another: the same file loaded twice into one process is 1 to 2 % faster the second time on some runtimes."""
-    parts: list[Measurement] = []
-    with open_session(device, precision=precision) as session:
-        hello = session.hello()
-        orders = load_orders(tuple(engines), hello)
-        share = timing.shared_by(len(orders))
-        _load(session, engines, orders[0])
-        checked = {
-            key: parity.check_parity(session, key, engines[key], samples)
-            for key, samples in expected.items()
-            if samples
-        }
-        parts.append(measure_engines(session, device, precision, tuple(engines), share))
+    keys = tuple(engines)
+
+    def first(patience_s: float) -> tuple[Mapping[str, Any], Mapping[str, parity.Parity], Measurement]:
+        with open_session(device, precision=precision, patience_s=patience_s) as session:
+            hello = session.hello()
+            orders = load_orders(keys, hello)
+            _load(session, engines, orders[0])
+            checked = {
+                key: parity.check_parity(session, key, engines[key], samples)
+                for key, samples in expected.items()
+                if samples
+            }
+            share = timing.shared_by(len(orders))
+            return hello, checked, measure_engines(session, device, precision, keys, share)
+
+    hello, checked, measured = through_cuts(first)
+    orders = load_orders(keys, hello)
+    parts = [measured]
+    rounds = max(map(len, measured.rounds.values()))  # as many, so that none of the orders counts more
+    same = replace(timing.shared_by(len(orders)), min_rounds=rounds, max_rounds=rounds)
     for seed, order in enumerate(orders[1:], 1):
-        rounds = max(map(len, parts[0].rounds.values()))  # as many, so that none of the orders counts more
-        with open_session(device, precision=precision) as session:
-            _load(session, engines, order)
-            same = replace(share, min_rounds=rounds, max_rounds=rounds)
-            parts.append(measure_engines(session, device, precision, tuple(engines), same, seed=seed))
+
+        def again(patience_s: float, seed: int = seed, order: tuple[str, ...] = order) -> Measurement:
+            with open_session(device, precision=precision, patience_s=patience_s) as session:
+                _load(session, engines, order)
+                return measure_engines(session, device, precision, keys, same, seed=seed)
+
+        parts.append(through_cuts(again))
     return Timed(
         device=device,
         measurement=joined(parts),

@@ -15,6 +15,7 @@ from edgeprune.backends import backend_names, find_backend
 from edgeprune.device_core import Program, median, serve
 from edgeprune.device_program import CORE, assemble, self_contained
 from edgeprune.device_state import Tree, board_facts
+from edgeprune.remote_channel import BOOT
 
 pytestmark = pytest.mark.unit
 
@@ -39,6 +40,13 @@ def imported(source: str) -> set[str]:
 
 def test_core_imports_the_standard_library_only() -> None:
     assert imported(self_contained(CORE)) <= sys.stdlib_module_names
+
+
+def test_the_first_half_imports_the_standard_library_only() -> None:
+    source = BOOT.read_text()
+    assert imported(source) <= sys.stdlib_module_names
+    ast.parse(source, feature_version=(3, 8))
+    assert "\0" not in source  # where the loader stops reading
 
 
 @pytest.mark.parametrize("name", backend_names())

@@ -13,7 +13,7 @@ import pytest
 from edgeprune.device import Device, load_device
 from edgeprune.errors import Interrupted, MeasurementError, TableError
 from edgeprune.kernel import Kernel
-from edgeprune.measurement import Measurement
+from edgeprune.measurement import ConnectionLost, Measurement, SessionHung
 from edgeprune.profiling import estimate, profile
 from edgeprune.table import LatencyTable, read_lines, table_path
 from edgeprune.table_log import open_log
@@ -114,11 +114,15 @@ def test_interrupt_saves_and_goes_on(tmp_path: Path) -> None:
 def faulty(monkeypatch: pytest.MonkeyPatch, method: str, culprit: Kernel, error: MeasurementError) -> None:
     real = getattr(Session, method)
 
-    def maybe(self: Session, key: Any, *arguments: Any, **options: Any) -> Any:
-        if key == culprit.key or (isinstance(key, list) and culprit.key in key):
-            self.busy_with = culprit.key
+    def maybe(self: Session, keys: Any, *arguments: Any, **options: Any) -> Any:
+        if culprit.key not in keys:
+            return real(self, keys, *arguments, **options)
+        self.busy_with = culprit.key
+        if method == "measure" or isinstance(error, SessionLost):
             raise error
-        return real(self, key, *arguments, **options)
+        others = {key: path for key, path in keys.items() if key != culprit.key}
+        loaded, failed = real(self, others, *arguments, **options)
+        return loaded, {**failed, culprit.key: str(error)}
 
     monkeypatch.setattr(Session, method, maybe)
 
@@ -126,8 +130,8 @@ def faulty(monkeypatch: pytest.MonkeyPatch, method: str, culprit: Kernel, error:
 @pytest.mark.parametrize(
     ("method", "error"),
     [
-        ("load", MeasurementError("no such operator")),
-        ("load", SessionLost("it died")),
+        ("load_all", MeasurementError("no such operator")),
+        ("load_all", SessionLost("it died")),
         ("measure", SessionLost("it died")),
     ],
 )
@@ -160,6 +164,51 @@ def test_a_session_that_was_lost_once_costs_no_kernel(tmp_path: Path, monkeypatc
     table = profile(KERNELS, NULL, table_path=tmp_path / "t.jsonl", on_progress=lambda *at: told.append(at))
     assert (len(lost), len(table), dict(table.failures)) == (1, 20, {})
     assert [done for done, _ in told] == [0, 0, 7, 8, 16, 20]
+
+
+def test_what_hung_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take its time-out once more."""
+    real, tried = Session.measure, list[list[str]]()
+
+    def measure(self: Session, candidates: list[str], *arguments: Any, **options: Any) -> Measurement:
+        if KERNELS[3].key in candidates:
+            tried.append(candidates)
+            self.busy_with = KERNELS[3].key
+            raise SessionHung("no answer within 120 s")
+        return real(self, candidates, *arguments, **options)
+
+    monkeypatch.setattr(Session, "measure", measure)
+    table = profile(KERNELS, NULL, table_path=tmp_path / "t.jsonl")
+    assert (len(tried), len(table)) == (1, 19)
+    assert dict(table.failures) == {KERNELS[3]: "no answer within 120 s"}
+
+
+def test_a_lost_connection_is_no_kernels_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often; only where nothing at all is measured in between does it count as gone."""
+    real, lost = Session.measure, list[list[str]]()
+
+    def measure(self: Session, candidates: list[str], *arguments: Any, **options: Any) -> Measurement:
+        if len(lost) % 3 != 2:
+            lost.append(candidates)
+            self.busy_with = candidates[0]
+            raise ConnectionLost("the connection is lost")
+        lost.append([])
+        return real(self, candidates, *arguments, **options)
+
+    monkeypatch.setattr(Session, "measure", measure)
+    path = tmp_path / "t.jsonl"
+    assert (len(profile(KERNELS, NULL, table_path=path)), dict(read_lines([path]).failures)) == (20, {})
+    assert [len(batch) for batch in lost] == [8, 8, 0, 8, 8, 0, 4, 4, 0]
+
+    def never(self: Session, *arguments: Any, **options: Any) -> Measurement:
+        raise ConnectionLost("the connection is lost")
+
+    monkeypatch.setattr(Session, "measure", never)
+    with pytest.raises(
+        ConnectionLost, match="the connection is lost; 0 of 1 kernels are saved in .* run it again"
+    ) as no:
+        profile([Kernel(operator="linear", c_in=8, c_out=8)], NULL, table_path=path)
+    assert no.value.exit_code == 4
 
 
 def test_a_session_lost_with_nobody_to_blame_tries_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

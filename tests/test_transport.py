@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from edgeprune.device import Device, load_device
 from edgeprune.device_program import assemble
 from edgeprune.errors import InputError, MeasurementError
 from edgeprune.local_channel import LocalChannel
-from edgeprune.measurement import Measurement, NodeTimes, Ratio, Timing
+from edgeprune.measurement import Measurement, NodeTimes, Ratio, SessionHung, Timing
 from edgeprune.transport import Session, SessionLost, open_session
 
 pytestmark = pytest.mark.unit
@@ -60,7 +60,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
 
 def ended(session: Session) -> bool:
     assert isinstance(session.channel, LocalChannel)
-    return session.channel._process.poll() is not None
+    return session.channel.ended
 
 
 def test_crash_names_what_ran_and_the_last_words(session: Session) -> None:
@@ -82,7 +82,7 @@ def test_crash_while_measuring_names_the_model(session: Session) -> None:
 
 def test_hang_is_ended_by_time_out(session: Session) -> None:
     begun = time.monotonic()
-    with pytest.raises(SessionLost, match="slow one: no answer within 1 s"):
+    with pytest.raises(SessionHung, match="slow one: no answer within 1 s"):
         session.load("slow one", Path("hang"))
     assert time.monotonic() - begun < 10
     assert ended(session)
@@ -122,7 +122,7 @@ def test_precision_that_the_device_lacks() -> None:
 
 def test_a_file_outside_of_its_folder_is_not_fetched(session: Session, tmp_path: Path) -> None:
     with pytest.raises(MeasurementError, match="outside"):
-        session.channel.get("/etc/hostname", tmp_path / "x")
+        session.channel.get("/etc/hostname", tmp_path / "x", 100)
 
 
 class Fake:
@@ -141,10 +141,10 @@ class Fake:
         on_event({"event": "round", "round": 4})
         return {"id": fields["id"], **self.answer(fields)}
 
-    def put(self, path: Path) -> str:
-        return f"/there/{path.name}"
+    def put(self, paths: Sequence[Path]) -> list[str]:
+        return [f"/there/{path.name}" for path in paths]
 
-    def get(self, remote: str, path: Path) -> None:
+    def get(self, remote: str, path: Path, num_bytes: int) -> None:
         path.write_bytes(np.arange(4, dtype=np.float32).tobytes())
 
     def close(self) -> None: ...
@@ -163,6 +163,46 @@ def test_run_gives_arrays() -> None:
     (output,) = Session(fake, {}).run("a", [np.ones((1, 4), np.float32)])
     assert output.tolist() == [[0, 1], [2, 3]]
     assert fake.asked[0]["inputs"][0]["dtype"] == "float32"
+
+
+def test_several_are_loaded_in_one_round_trip() -> None:
+    """What one of them fails with is its own."""
+    answers = [{"inputs": [], "outputs": []}, {"error": "operator Foo\x1b[2J", "key": "b"}]
+    fake = Fake(lambda fields: {"answers": answers})
+    loaded, failed = Session(fake, {}).load_all({"a": Path("a.onnx"), "b": Path("b.onnx")}, profile=True)
+    assert [one["op"] for one in fake.asked] == ["many"]
+    assert [one["path"] for one in fake.asked[0]["requests"]] == ["/there/a.onnx", "/there/b.onnx"]
+    assert list(loaded) == ["a"]
+    assert failed == {"b": "b: operator Foo?[2J"}  # nothing that moves a terminal's cursor
+
+
+@pytest.mark.parametrize("answers", [None, [1, 2], [{}], [{}, {}, {}]])
+def test_malformed_answers_to_many_are_refused(answers: object) -> None:
+    with pytest.raises(MeasurementError, match="malformed|gave . answers to 2"):
+        Session(Fake(lambda fields: {"answers": answers}), {}).unload("a", "b")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"path": "/there/o", "dtype": "object", "shape": [1]},
+        {"path": "/there/o", "dtype": "float32", "shape": [1 << 40]},
+        {"path": "/there/o", "dtype": "float32", "shape": [-1]},
+        {"path": "/there/o", "dtype": "float32", "shape": [3]},
+        {"dtype": "float32", "shape": [4]},
+    ],
+)
+def test_malformed_outputs_are_refused(spec: dict[str, Any]) -> None:
+    with pytest.raises(MeasurementError, match="output 0 is malformed"):
+        Session(Fake(lambda fields: {"outputs": [spec]}), {}).run("a", [])
+
+
+@pytest.mark.parametrize(
+    "node", [{}, {"name": "a", "type": "b", "time_us": -1, "compute": True}, {"name": "a", "time_us": 1}, 7]
+)
+def test_malformed_nodes_are_refused(node: object) -> None:
+    with pytest.raises(MeasurementError, match="malformed"):
+        Session(Fake(lambda fields: {"nodes": [node], "total_us": 1.0}), {}).node_times("a")
 
 
 def test_rounds_are_told_while_they_run() -> None:

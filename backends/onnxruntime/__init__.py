@@ -19,6 +19,7 @@ name = "onnxruntime"
 modelled = False
 
 
+DEVICE_PACKAGE = "onnxruntime"
 NEEDED = ("onnxruntime", "onnx", "onnxscript", "onnxslim")
 FUSED = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid"})
 """Activations that go into the kernel before them."""
@@ -31,7 +32,16 @@ FUSED_INT8 = frozenset({"relu", "relu6"})
 
 
 def available() -> str | None:
-    missing = [package for package in NEEDED if util.find_spec(package) is None]
+    return _missing(NEEDED)
+
+
+def missing_packages() -> str | None:
+    """What writing ONNX needs and isn't there, with the line that installs it."""
+    return _missing(NEEDED[1:])
+
+
+def _missing(needed: tuple[str, ...]) -> str | None:
+    missing = [package for package in needed if util.find_spec(package) is None]
     return f"{', '.join(missing)} not installed: {install_line('onnx')}" if missing else None
 
 

@@ -19,6 +19,7 @@ name = "openvino"
 modelled = False
 
 
+DEVICE_PACKAGE = "openvino"
 NEEDED = ("openvino", "onnx", "onnxscript", "onnxslim")
 FUSED = frozenset({"relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu"})
 """Activations that go into the kernel before them; a hard sigmoid stays behind where those are integers."""

@@ -19,6 +19,7 @@ name = "tflite"
 modelled = False
 
 
+DEVICE_PACKAGE = "ai-edge-litert"
 NEEDED = {"ai_edge_litert": "ai-edge-litert", "litert_torch": "litert-torch"}
 FUSED = frozenset({"relu", "relu6"})
 """Activations that go into the operator before them: the format has clamps and nothing else."""
