@@ -33,7 +33,7 @@ PIP = {"openvino": "openvino", "onnxruntime": "onnxruntime", "tflite": "ai-edge-
 TENSORRT = {
     "jetson": {
         "tensorrt": "sudo apt-get install nvidia-jetpack (its TensorRT brings /usr/src/tensorrt/bin/trtexec)",
-        "tensorrt_python": "sudo apt-get install nvidia-jetpack (its python3-libnvinfer goes with the system's python3)",
+        "tensorrt_python": "sudo apt-get install nvidia-jetpack (its python3-libnvinfer is for the system's python3)",
     },
     "other": {
         "tensorrt": "install TensorRT 8.5 or later (developer.nvidia.com/tensorrt) and put trtexec on the PATH",

@@ -6,7 +6,7 @@ session of its own, waits for the end of a pipe that only the program holds open
 Jetson: `jetson_clocks --store`, `jetson_clocks`, `jetson_clocks --restore`. NVIDIA cards: `nvidia-smi -lgc` to the
 largest clock, `-rgc` afterwards. Any other: the cpufreq governor `performance`, the former one afterwards.
 """
-# ruff: noqa: PTH101, PTH120, PTH123, UP031
+# ruff: noqa: PTH, UP031
 
 from __future__ import annotations
 

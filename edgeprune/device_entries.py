@@ -108,7 +108,7 @@ def _copied(template: str, own: CommentedMap, name: str, bare: bool) -> Commente
     named = {alias: key for key, entry in shipped.items() for alias in entry.get("aliases", ())}
     found = own.get(template) or shipped.get(template) or shipped.get(named.get(template, ""))
     if found is not None:
-        copied = deepcopy(found)
+        copied: CommentedMap = deepcopy(found)
         copied.pop("aliases", None)
         return copied
     if bare and template == name:

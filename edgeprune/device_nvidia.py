@@ -66,8 +66,8 @@ def tegrastats_line(tree: Any) -> str:
         )
     except OSError:
         return ""
+    assert child.stdout is not None
     try:
-        assert child.stdout is not None
         return child.stdout.readline().decode(errors="replace").strip()
     finally:
         child.kill()
@@ -106,7 +106,7 @@ def _card_by_nvml() -> dict[str, Any]:
         handle = nvml.nvmlDeviceGetHandleByIndex(0)
     except Exception:  # of a package that is missing, or a driver that is
         return {}
-    questions = {
+    questions: dict[str, Any] = {
         "gpu": lambda: _words(nvml.nvmlDeviceGetName(handle)),
         "driver": lambda: _words(nvml.nvmlSystemGetDriverVersion()),
         "compute_capability": lambda: "%d.%d" % tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
@@ -116,7 +116,7 @@ def _card_by_nvml() -> dict[str, Any]:
         "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
         "reasons": lambda: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
     }
-    card = {}
+    card: dict[str, Any] = {}
     for name, question in questions.items():
         try:
             card[name] = question()

@@ -1,4 +1,4 @@
-"""Asks a device what it is, how it is doing and which runtimes it has: what `devices probe` prints and the doctor judges.
+"""Asks a device what it is, how it is doing and which runtimes it has: `devices probe` prints it, the doctor judges it.
 
 Each question goes through a session like every measurement. The first one starts the device program with the null
 backend, which needs no runtime there.

@@ -1,13 +1,13 @@
 """What a device is and how it is doing, read over there: a part of the device program (standard library, Python 3.8).
 
-`Tree` reads files below a root folder and runs programs of the PATH, so that a *synthetic* tree of another machine reads
-like that machine. What can't be read is left out, never guessed.
+`Tree` reads files below a root folder and runs programs of the PATH, so that a *synthetic* tree of another machine
+reads like that machine. What can't be read is left out, never guessed.
 
 Sources: Jetson: NVIDIA's Jetson Linux Developer Guide, Platform Power and Performance (nvpmodel, soctherm, devfreq,
 INA3221, tegrastats); NVML answers nothing there. Raspberry Pi: documentation of `vcgencmd get_throttled`. x86: the
 kernel's Documentation/admin-guide/thermal/intel_thermal_throttle.rst, cpufreq and powercap.
 """
-# ruff: noqa: B905, PTH118, PTH123, PTH207, UP031
+# ruff: noqa: PTH, UP031
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def machine_facts(tree: Tree) -> dict[str, Any]:
 
 
 def whole_state(tree: Tree) -> dict[str, Any]:
-    """All that can be told, for a person: facts, state, what slows it down now and what has since it was switched on."""
+    """All that can be told: facts, state, what slows it down now and what has since it was switched on."""
     free = shutil.disk_usage(os.getcwd()).free
     return {
         "facts": machine_facts(tree),

@@ -171,8 +171,8 @@ class Measurement:
     stopped_by: str = "confidence"  # or "rounds", "seconds"
     burst_percentile: float = 50.0
     machine: Mapping[str, float] = field(default_factory=dict)
-    """`clock_mhz`, `gpu_clock_mhz` and `power_w` right after the last round, `temperature_c` the hottest in between, where
-    the device tells them."""
+    """`clock_mhz`, `gpu_clock_mhz` and `power_w` right after the last round, `temperature_c` the hottest in between,
+    where the device tells them."""
     slowed: tuple[str, ...] = ()
     """What slowed the device down meanwhile, in its words: heat, a power limit, under-voltage."""
     processes: tuple[int, ...] = (0,)

@@ -182,8 +182,8 @@ def slowed_warnings(device: Device, reasons: Iterable[str]) -> list[str]:
     if not listed:
         return []
     return [
-        f"device '{device.name}' was slowed down while it was measured ({listed}): ratios to the references hold as long "
-        f"as both were slowed alike, microseconds don't; see edgeprune doctor --device {device.name}"
+        f"device '{device.name}' was slowed down while it was measured ({listed}): ratios to the references hold as "
+        f"long as both were slowed alike, microseconds don't; see edgeprune doctor --device {device.name}"
     ]
 
 

@@ -75,8 +75,8 @@ def _timed(kernel: Kernel, measured: Measurement) -> Iterator[Check]:
     median_us, p90_us = (measured.percentile_us(COMPUTE, percentile) for percentile in (50.0, 90.0))
     ratio = measured.ratio(COMPUTE, MEMORY)
     found = (
-        f"p50 {median_us / 1e3:.3f} ms, p90 {p90_us / 1e3:.3f} ms, {2 * kernel.macs / median_us / 1e3:.1f} GFLOPS end to "
-        f"end, {ratio.rounds} rounds within {ratio.spread:.1%}"
+        f"p50 {median_us / 1e3:.3f} ms, p90 {p90_us / 1e3:.3f} ms, {2 * kernel.macs / median_us / 1e3:.1f} GFLOPS end "
+        f"to end, {ratio.rounds} rounds within {ratio.spread:.1%}"
     )
     noisy = ratio.spread > 0.05
     fix = "rounds differ by more than 5 %: end other work there, hold the clocks (--lock-clocks), let it cool down"

@@ -125,7 +125,7 @@ class Session:
         return self.request("hello")
 
     def state(self) -> dict[str, Any]:
-        """All that the device tells about itself as it is now: `facts`, `state`, `slowed`, `slowed_before`, `packages`."""
+        """What the device tells about itself now: `facts`, `state`, `slowed`, `slowed_before`, `packages`, disk."""
         return self.request("state")
 
     def hold_clocks(self) -> list[str]:

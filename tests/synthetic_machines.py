@@ -1,5 +1,5 @@
-"""*Synthetic* machines: files and programs as public documents describe them, written into a folder. None was copied from
-a device; each says where its shape comes from. What they prove is that such answers are read right, no more.
+"""*Synthetic* machines: files and programs as public documents describe them, written into a folder. None was copied
+from a device; each says where its shape comes from. What they prove is that such answers are read right, no more.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def path_with(folder: Path) -> str:
 _CPU = "sys/devices/system/cpu/"
 
 # Board, SoC and zones: NVIDIA, Jetson Linux Developer Guide r36.3, "Jetson Orin Nano Series, ...": thermal zones
-# cpu-thermal, gpu-thermal, tj-thermal; hwmon soctherm_oc with oc<n>_event_cnt; ina3221 with VDD_IN; devfreq 17000000.gpu
-# (17000000.ga10b in r35). https://docs.nvidia.com/jetson/archives/r36.3/DeveloperGuide/SD/PlatformPowerAndPerformance/
+# cpu-thermal, gpu-thermal, tj-thermal; hwmon soctherm_oc with oc<n>_event_cnt; ina3221 with VDD_IN; devfreq
+# 17000000.gpu (17000000.ga10b in r35). https://docs.nvidia.com/jetson/archives/r36.3/DeveloperGuide/SD/PlatformPowerAndPerformance/
 # `nvpmodel -q` prints the name, then the number. /etc/nv_tegra_release: "# R36 (release), REVISION: 3.0, ...".
 # tegrastats: https://docs.nvidia.com/jetson/archives/r36.3/DeveloperGuide/AT/JetsonLinuxDevelopmentTools/TegrastatsUtility.html
 TEGRASTATS = (
@@ -92,8 +92,8 @@ JETSON = Machine(
     },
 )
 
-# vcgencmd get_throttled: https://www.raspberrypi.com/documentation/computers/os.html#get_throttled; the same word stands
-# in /sys/devices/platform/soc/soc:firmware/get_throttled (drivers/firmware/raspberrypi.c of the Raspberry Pi kernel).
+# vcgencmd get_throttled: https://www.raspberrypi.com/documentation/computers/os.html#get_throttled; the same word
+# stands in /sys/devices/platform/soc/soc:firmware/get_throttled (drivers/firmware/raspberrypi.c of the Raspberry Pi kernel).
 RASPBERRY_PI = Machine(
     files={
         "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
@@ -112,7 +112,7 @@ RASPBERRY_PI = Machine(
     programs={"vcgencmd": "echo throttled=0x50005"},
 )
 
-# thermal_throttle: Documentation/admin-guide/thermal/intel_thermal_throttle.rst; powercap: Documentation/power/powercap;
+# thermal_throttle: Documentation/admin-guide/thermal/intel_thermal_throttle.rst; powercap: Documentation/power/powercap
 # cooling devices: Documentation/ABI/testing/sysfs-class-thermal; all of the Linux kernel.
 X86 = Machine(
     files={

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ case "$1" in -L) echo GPU 0;; --query-gpu=*) echo 2520;; -lgc) exit LOCK;; esac
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A PATH with `sudo -n` that needs no password, and a folder of its own for the lock."""
     (tmp_path / "bin").mkdir()
     program(tmp_path / "bin" / "sudo", 'shift; exec "$@"')

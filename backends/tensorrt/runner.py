@@ -115,7 +115,7 @@ def version() -> str:
 
 
 def facts() -> dict[str, str]:
-    """GPU and driver where there is `nvidia-smi`; of a Jetson the program itself tells board, release and power mode."""
+    """GPU and driver where there is `nvidia-smi`; what board it is and its power mode the program itself tells."""
     names = ("gpu", "compute_capability", "driver", "clocks_max_graphics")
     query = "--query-gpu=name,compute_cap,driver_version,clocks.max.graphics"
     answer = _first_line(_ask("nvidia-smi", query, "--format=csv,noheader"))
