@@ -6,7 +6,6 @@ session of its own, waits for the end of a pipe that only the program holds open
 Jetson: `jetson_clocks --store`, `jetson_clocks`, `jetson_clocks --restore`. NVIDIA cards: `nvidia-smi -lgc` to the
 largest clock, `-rgc` afterwards. Any other: the cpufreq governor `performance`, the former one afterwards.
 """
-# ruff: noqa: PTH, UP031
 
 from __future__ import annotations
 
@@ -131,7 +130,7 @@ class Clocks:
         return {
             "what": "cpufreq governor performance",
             "do": [_written(path, "performance") for path in full],
-            "undo": [_written(path, governor) for path, governor in zip(full, before)],  # noqa: B905
+            "undo": [_written(path, governor) for path, governor in zip(full, before)],
             "by_hand": "run `echo performance | sudo tee /%s` there, profile without --lock-clocks, then the same with "
             "%s" % (GOVERNORS, before[0]),
         }

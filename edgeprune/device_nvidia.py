@@ -4,7 +4,6 @@
 https://docs.nvidia.com/deploy/nvml-api/group__nvmlClocksEventReasons.html; `nvidia-smi --help-query-gpu`; tegrastats:
 https://docs.nvidia.com/jetson/archives/r36.3/DeveloperGuide/AT/JetsonLinuxDevelopmentTools/TegrastatsUtility.html
 """
-# ruff: noqa: B905, UP031
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ Sources: Jetson: NVIDIA's Jetson Linux Developer Guide, Platform Power and Perfo
 INA3221, tegrastats); NVML answers nothing there. Raspberry Pi: documentation of `vcgencmd get_throttled`. x86: the
 kernel's Documentation/admin-guide/thermal/intel_thermal_throttle.rst, cpufreq and powercap.
 """
-# ruff: noqa: PTH, UP031
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ JETSON = Machine(
 )
 
 # vcgencmd get_throttled: https://www.raspberrypi.com/documentation/computers/os.html#get_throttled; the same word
-# stands in /sys/devices/platform/soc/soc:firmware/get_throttled (drivers/firmware/raspberrypi.c of the Raspberry Pi kernel).
+# stands in /sys/devices/platform/soc/soc:firmware/get_throttled (drivers/firmware/raspberrypi.c of its kernel).
 RASPBERRY_PI = Machine(
     files={
         "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
