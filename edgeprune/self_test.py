@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from edgeprune.device import Device
 
 TIMING = Timing(min_rounds=5, max_rounds=10, max_seconds=10.0, tolerance=0.05)
-SPARSE = Kernel(operator="conv", c_in=256, c_out=256, spatial=(28, 28), precision="fp16", sparsity="2:4")
+SPARSE = Kernel(
+    operator="conv",
+    c_in=256,
+    c_out=256,
+    spatial=(28, 28),
+    window=(1, 1),
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    precision="fp16",
+    sparsity="2:4",
+)
 """A pointwise convolution of the least width at which 2:4 pays."""
 
 
