@@ -6,7 +6,7 @@ Nothing of a transport is in it; what the core answers over a machine's files is
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class CoreChannel:
         answer = self.program.answer(dict(fields))
         return {**answer, **(self.changes if fields["op"] == "hello" else {}), "id": fields["id"]}
 
-    def put(self, paths: list[Path]) -> list[str]:
+    def put(self, paths: Sequence[Path]) -> list[str]:
         return [str(path) for path in paths]
 
     def get(self, remote: str, path: Path, num_bytes: int) -> None:
@@ -43,10 +43,10 @@ class CoreChannel:
 
 def opener(
     root: Path,
-    runtimes: Mapping[str, str | EdgepruneError],
+    runtimes: Mapping[str, Any],
     *,
     accelerator: Mapping[str, str] | None = None,
-    **hello: Any,
+    hello: Mapping[str, Any] | None = None,
 ) -> Opener:
     """Opens sessions with the machine below `root`: each runtime has a version, or an error that opening it raises."""
 
@@ -61,6 +61,6 @@ def opener(
             runner.facts = lambda: dict(accelerator)
         program = Program(runner, "0" * 12, lambda message: None)
         program.tree = Tree(str(root))
-        yield Session(CoreChannel(program, root, hello), {})
+        yield Session(CoreChannel(program, root, hello or {}), {})
 
     return opened

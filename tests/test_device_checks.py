@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unit
 
 ORIN = {"gpu": "Orin (nvgpu)", "compute_capability": "8.7"}
 NO_TRTEXEC = RuntimeMissing("device 'jetson': no trtexec: not $TRTEXEC, not on the PATH")
-AARCH64 = {"cpu": {"machine": "aarch64", "cores": 6, "flags": []}, "python": "3.10.12"}
+AARCH64: dict[str, Any] = {"cpu": {"machine": "aarch64", "cores": 6, "flags": []}, "python": "3.10.12"}
 
 
 def jetson(**changes: Any) -> Device:
@@ -49,7 +49,7 @@ def checks(found: Any) -> dict[str, Check]:
 
 @of(JETSON)
 def test_a_jetson_in_order(machine: Path) -> None:
-    found = probe(jetson(), opener(machine, {"tensorrt": "10.3.0"}, accelerator=ORIN, **AARCH64))
+    found = probe(jetson(), opener(machine, {"tensorrt": "10.3.0"}, accelerator=ORIN, hello=AARCH64))
     told = checks(found)
     faults = {name: check.fix for name, check in told.items() if check.fix}
     assert set(faults) == {"clocks and heat", "runtime tensorrt_python"} - {"runtime tensorrt_python"}
@@ -68,7 +68,7 @@ def test_a_jetson_with_everything_wrong(machine: Path, tmp_path: Path) -> None:
     (machine / "sys/class/thermal/cooling_device1/cur_state").write_text("1\n")
     other = jetson(compute_capability="7.2", arch="x86_64")
     runtimes = {"tensorrt": NO_TRTEXEC, "tensorrt_python": "10.3.0"}
-    told = checks(probe(other, opener(machine, runtimes, accelerator=ORIN, **AARCH64)))
+    told = checks(probe(other, opener(machine, runtimes, accelerator=ORIN, hello=AARCH64)))
     runtime = told["runtime tensorrt"]
     assert runtime.required and runtime.exit_code == 5 and runtime.found is None
     assert "no trtexec" in str(runtime.fix) and "sudo apt-get install nvidia-jetpack" in str(runtime.fix)
@@ -82,7 +82,7 @@ def test_a_jetson_with_everything_wrong(machine: Path, tmp_path: Path) -> None:
 @of(RASPBERRY_PI)
 def test_a_raspberry_pi_with_the_old_runtime_and_the_new_numpy(machine: Path) -> None:
     device = find_device("pi5").model_copy(update={"host": "pi", "roofline": None})
-    found = probe(device, opener(machine, {"tflite": MeasurementError("numpy.core.multiarray failed")}, **AARCH64))
+    found = probe(device, opener(machine, {"tflite": MeasurementError("numpy.core.multiarray failed")}, hello=AARCH64))
     state = {**found.state, "packages": {"tflite-runtime": "2.14.0", "numpy": "2.1.0"}, "disk_free_mb": 80}
     told = {c.name: c for c in reached_checks(type(found)(**{**vars(found), "state": state}))}
     assert told["numpy"].fix == "tflite-runtime 2.14.0 can't use numpy 2: pip install 'numpy<2' there"
@@ -101,7 +101,7 @@ def test_a_raspberry_pi_with_the_old_runtime_and_the_new_numpy(machine: Path) ->
 def test_a_32_bit_system(machine: Path) -> None:
     device = find_device("pi4").model_copy(update={"host": "pi", "roofline": None})
     hello = {"cpu": {"machine": "armv7l", "cores": 4, "flags": []}, "python": "3.11.2"}
-    told = checks(probe(device, opener(machine, {"tflite": RuntimeMissing("no tflite")}, **hello)))
+    told = checks(probe(device, opener(machine, {"tflite": RuntimeMissing("no tflite")}, hello=hello)))
     assert "install the 64 bit one" in str(told["architecture"].fix)
     assert "pip install tflite-runtime 'numpy<2'" in str(told["runtime tflite"].fix)
 
@@ -127,7 +127,7 @@ def test_the_board_belongs_to_the_fingerprint_and_the_table_is_old_when_it_chang
 ) -> None:
     monkeypatch.setenv("EDGEPRUNE_CACHE_DIR", str(tmp_path / "cache"))
     device = jetson()
-    found = probe(device, opener(machine, {"tensorrt": "10.3.0"}, accelerator=ORIN, **AARCH64))
+    found = probe(device, opener(machine, {"tensorrt": "10.3.0"}, accelerator=ORIN, hello=AARCH64))
     hello = dict(found.runtimes["tensorrt"].hello)
     facts = fingerprint_of(device, "fp16", hello).facts
     assert facts["board"]["power_mode"] == "15W" and facts["board"]["l4t"] == "R36.3.0"
@@ -148,7 +148,14 @@ def write_table(path: Path, device: Device, hello: Any) -> None:
     fingerprint = fingerprint_of(device, "fp16", hello)
     kernel = Kernel(operator="linear", c_in=8, c_out=8, spatial=(4,), precision="fp16").to_json()
     common: dict[str, Any] = {"fingerprint": fingerprint.short_hash}
-    row = {"n": 4, "median_us": 2.0, "p90_us": 2.0, "p99_us": 2.0, "spread": 0.0, "reference": "compute"}
+    row: dict[str, Any] = {
+        "n": 4,
+        "median_us": 2.0,
+        "p90_us": 2.0,
+        "p99_us": 2.0,
+        "spread": 0.0,
+        "reference": "compute",
+    }
     row |= {"reference_ratio": 1.0, "ratio_ci": (1.0, 1.0), "rounds": 4, "disturbed": 0, "origin": "measured"}
     lines = [
         FingerprintLine(hash=fingerprint.short_hash, facts=dict(fingerprint.facts)),
