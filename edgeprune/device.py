@@ -213,8 +213,10 @@ def _unreachable(device: Device, asked: str) -> str:
         text = f"its entry knows a roofline and no way to it, so nothing was tried; set one: {line}"
     if device.roofline is None:
         return f"device '{asked}': {text} (there is no data sheet of it to model latencies from)"
-    conditions = device.roofline.conditions
-    return f"device '{asked}': {text}; or take latencies modelled from its data sheet ({conditions}): --allow-modelled"
+    return (
+        f"device '{asked}': {text}; or take latencies modelled from its data sheet ({device.roofline.conditions}): "
+        "--allow-modelled (allow_modelled=True)"
+    )
 
 
 def load_devices(path: Path | None = None) -> dict[str, Device]:

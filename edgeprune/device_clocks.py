@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 GUARD = """
@@ -43,21 +44,31 @@ GOVERNORS = "sys/devices/system/cpu/cpufreq/policy[0-9]*/scaling_governor"
 class Clocks:
     """The clocks of one machine; `tree` is a `Tree` of `device_state.py`."""
 
-    def __init__(self, tree: Any) -> None:
-        self.tree = tree
+    def __init__(self, tree: Any, wait_s: float = 20.0) -> None:
+        """`wait_s`: how long the clocks of a run that has just ended may take to go back."""
+        self.tree, self.wait_s = tree, wait_s
         self.guard: Any = None
+        self.steps: list[dict[str, Any]] = []
 
     def hold(self) -> list[str]:
         """Hold them; gives what is held. `RuntimeError` that says what to run where it isn't allowed."""
         if self.guard is not None:
             return []
         with open(os.path.join(tempfile.gettempdir(), "edgeprune-clocks-%d.lock" % os.getuid()), "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RuntimeError("another run holds the clocks of this machine: wait for its end") from None
+            self._wait_for(lock)
             self._hold(lock.fileno())  # the guard keeps the lock until the clocks are back
         return [step["what"] for step in self.steps]
+
+    def _wait_for(self, lock: Any) -> None:
+        deadline = time.monotonic() + self.wait_s
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise RuntimeError("another run holds the clocks of this machine: wait for its end") from None
+            time.sleep(0.05)
 
     def release(self) -> None:
         """Put them back, and wait until they are."""

@@ -397,6 +397,8 @@ def main(runners: dict[str, str], program_hash: str) -> int:
 
     On a remote device a folder for models follows, and how many megabytes they may take.
     """
+    # where nvpmodel and others are; a login by ssh may leave them out
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the runtime prints goes to stderr and can't mix with answers
 

@@ -125,9 +125,18 @@ def is_raspberry_pi(tree: Tree) -> bool:
 
 
 def power_mode(tree: Tree) -> str:
-    """Of a Jetson, as `nvpmodel -q` calls it: `NV Power Mode: 15W`, then its number."""
+    """Of a Jetson, as `nvpmodel -q` calls it: `NV Power Mode: 15W`, then its number.
+
+    Where that needs rights that this user hasn't, the number that it keeps leads to the name in its configuration.
+    """
     found = re.search(r"NV Power Mode:\s*(\S+)", tree.ask("nvpmodel", "-q"))
-    return found.group(1) if found else ""
+    if found:
+        return found.group(1)
+    kept = re.search(r"pmode:0*(\d+)", tree.text("var/lib/nvpmodel/status"))
+    if not kept:
+        return ""
+    named = re.search(r"POWER_MODEL ID=%s NAME=(\S+)" % kept.group(1), tree.text("etc/nvpmodel.conf"))
+    return named.group(1) if named else kept.group(1)
 
 
 def package_versions() -> dict[str, str]:

@@ -137,6 +137,10 @@ def test_the_board_belongs_to_the_fingerprint_and_the_table_is_old_when_it_chang
     held = device.model_copy(update={"lock_clocks": True})
     assert fingerprint_of(held, "fp16", hello).facts == {**facts, "clocks": "held"}
     assert "nothing is measured yet: edgeprune profile --device" in str(table_check(device, "fp16", hello).fix)
+    write_table(table_path(device, "fp16"), held, hello)
+    check = table_check(device, "fp16", hello)
+    assert check.fix is None and "with clocks held (--lock-clocks)" in str(check.found)
+    table_path(device, "fp16").unlink()
     write_table(table_path(device, "fp16"), device, hello)
     assert table_check(device, "fp16", hello).fix is None
     changed = {**hello, "board": {**hello["board"], "power_mode": "MAXN"}, "version": "10.7.0"}
@@ -170,7 +174,7 @@ def write_table(path: Path, device: Device, hello: Any) -> None:
         ),
         RowLine(kernel=kernel, session="1", **common, **row),
     ]
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line.to_line() for line in lines))
 
 

@@ -119,7 +119,7 @@ def test_a_machine_whose_clocks_nobody_sets(folder: Path) -> None:
 
 def test_two_runs_do_not_undo_one_another(folder: Path) -> None:
     tree = Tree(str(CPUS.written(folder)))
-    first, second = Clocks(tree), Clocks(tree)
+    first, second = Clocks(tree), Clocks(tree, wait_s=0.1)
     first.hold()
     with pytest.raises(RuntimeError, match="another run holds the clocks"):
         second.hold()

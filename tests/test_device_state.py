@@ -119,6 +119,12 @@ def test_power_modes_with_other_words_around_them(tree: Tree, tmp_path: Path, re
     assert power_mode(tree) == "MAXN"
     program(tmp_path / "bin" / "nvpmodel", "exit 1")
     assert power_mode(tree) == "" and "power_mode" not in board_facts(tree)
+    # what it keeps (forum posts show `pmode:0001`), and < POWER_MODEL ID=1 NAME=5W > as the developer guide has it
+    files = {"var/lib/nvpmodel/status": "pmode:0001", "etc/nvpmodel.conf": "< POWER_MODEL ID=1 NAME=7W >"}
+    for path, text in files.items():
+        Path(tree.root, path).parent.mkdir(parents=True, exist_ok=True)
+        write(tree, path, text)
+    assert power_mode(tree) == "7W"
 
 
 @of(RASPBERRY_PI)

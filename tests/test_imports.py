@@ -26,7 +26,8 @@ LAYERS = (
     "device_core device_program wire local_channel "
     "remote_channel ssh_link transport fingerprint "
     "table_lines table_log table table_listing table_merging table_comparing table_curve table_export foreign_tables "
-    "profiling device_probe device_checks self_test robust budget surface correction cost sampling saliency solve zero_branch comparing surgery recovery "
+    "profiling device_probe device_checks self_test "
+    "robust budget surface correction cost sampling saliency solve zero_branch comparing surgery recovery "
     "rewinding constraints scopes variables budget_rows climbing choosing scheduling planning exporting calibration "
     "parity verifying bundle loading benching preparing forecasting front pipeline reporting cli"
 ).split()
