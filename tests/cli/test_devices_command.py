@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from edgeprune.cli import main
+from edgeprune.device_state import Tree, board_facts
+from edgeprune.errors import MeasurementError
+from edgeprune.transport import open_session
 from tests.backends.test_trtexec_double import double
 from tests.sshd import Sshd, running_sshd, why_not
+from tests.synthetic_machines import program
 
 pytestmark = pytest.mark.integration
 
@@ -137,3 +143,30 @@ def test_over_ssh(capsys: Capture, sshd: Sshd, folders: Path) -> None:
     capsys.readouterr()
     assert main(["doctor", "--device", "far"]) == 4
     assert "set 'python' in its entry to an interpreter of 3.8 or later" in capsys.readouterr().out
+
+
+def test_clocks_go_back_when_the_connection_is_cut(sshd: Sshd, folders: Path, require: object) -> None:
+    """A stand-in of `jetson_clocks` over there writes down how it is called; the cut kills sshd and the device program."""
+    require("openvino")  # type: ignore[operator]
+    calls, there = folders / "calls", folders / "there"
+    there.mkdir()
+    program(there / "jetson_clocks", f'echo "$1" >> {calls}; test "$1" = --store && touch "$2"; exit 0')
+    program(there / "sudo", 'shift; exec "$@"')
+    program(there / "python", f'PATH="{there}:$PATH" exec "{sys.executable}" "$@"')
+    device = sshd.device("clocked", backend="openvino", python=str(there / "python"), lock_clocks=True)
+    with pytest.raises(MeasurementError), open_session(device) as session:
+        assert session.hello()["board"] == board_facts(Tree())
+        assert calls.read_text() == "--store\n\n"
+        assert sshd.cut() > 0
+        session.hello()
+    assert within(30, lambda: calls.read_text() == "--store\n\n--restore\n")
+    with open_session(device):  # and they are held again
+        pass
+    assert within(30, lambda: calls.read_text() == 2 * "--store\n\n--restore\n")
+
+
+def within(seconds: float, true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return true()
