@@ -146,7 +146,7 @@ def test_over_ssh(capsys: Capture, sshd: Sshd, folders: Path) -> None:
 
 
 def test_clocks_go_back_when_the_connection_is_cut(sshd: Sshd, folders: Path, require: object) -> None:
-    """A stand-in of `jetson_clocks` over there writes down how it is called; the cut kills sshd and the device program."""
+    """A stand-in of `jetson_clocks` writes down its calls; the cut kills sshd and the device program over there."""
     require("openvino")  # type: ignore[operator]
     calls, there = folders / "calls", folders / "there"
     there.mkdir()
