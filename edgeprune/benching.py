@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeprune.budget import Budget, parse_budget
 from edgeprune.bundle import PLAN, Bundle, read_bundle
-from edgeprune.device import Device, check_modelled
+from edgeprune.device import Device, check_modelled, load_device
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError
 from edgeprune.fingerprint import Fingerprint
@@ -137,8 +137,15 @@ def _plain(facts: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _device_for(bundle: Bundle, device: Device | None) -> Device:
+    """A bundle says which device it is for; how that is reached is only taken from one's own devices.yaml.
+
+    Else a bundle from elsewhere could name a host, a file of ssh's options and a program to start there.
+    """
     if device is None:
-        return bundle.manifest.device
+        told = bundle.manifest.device
+        if not told.remote:
+            return told
+        device = load_device(told.name, allow_modelled=True)
     if device.backend != bundle.engine.backend:
         raise InputError(
             f"{bundle.folder} holds an engine for {bundle.engine.backend}, device '{device.name}' runs {device.backend}"
@@ -149,7 +156,7 @@ def _device_for(bundle: Bundle, device: Device | None) -> Device:
 def _one_device(bundles: Sequence[Bundle], device: Device | None) -> Device:
     chosen = _device_for(bundles[0], device)
     for bundle in bundles:
-        if device is None and bundle.manifest.device != chosen:
+        if device is None and _device_for(bundle, None) != chosen:
             raise InputError(
                 f"{bundle.folder} is for device '{bundle.manifest.device.name}', {bundles[0].folder} for "
                 f"'{chosen.name}': bench compares bundles of one device"

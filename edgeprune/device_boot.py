@@ -10,6 +10,7 @@ nonce, since a login shell may print something of its own before:
     <-  the program's bytes, where it was not there already
     ->  {"stored": true}, or {"error", "kind"} and the end
         from here on stdin and stdout are the program's
+    ->  {"event": "ended", "key"} when the program ended before its work: what it was busy with
 
 The lock is a `flock` on a file in the folder: it goes with the last process that holds it, however that ends. The guard
 holds it as well as the program, and ends the program when the host is gone, even while it hangs in a runtime.
@@ -223,6 +224,7 @@ def guard(command: list[str], folder: str, config: dict[str, Any]) -> int:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             end([child])
+            farewell(os.path.join(folder, "scratch", "busy"))
             return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         if left is not None and time.monotonic() > left:
             end([child])
@@ -232,6 +234,15 @@ def guard(command: list[str], folder: str, config: dict[str, Any]) -> int:
             elif left is None:  # it hears the end of its input as well, unless it is busy
                 left = time.monotonic() + GRACE_SECONDS
                 poll.unregister(0)
+
+
+def farewell(note: str) -> None:
+    """Tell what the program was busy with when it ended, where it was."""
+    with suppress(OSError):
+        with open(note, "rb") as file:
+            key = file.read(1024).rstrip(b"\0").decode("utf-8", "replace")
+        if key:
+            os.write(1, ("\n%s\n" % json.dumps({"event": "ended", "key": key})).encode())
 
 
 def start(command: list[str], scratch: str, parent: int) -> None:

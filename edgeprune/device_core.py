@@ -31,6 +31,7 @@ import functools
 import gc
 import json
 import math
+import mmap
 import os
 import platform
 import random
@@ -52,6 +53,7 @@ if TYPE_CHECKING:  # Python 3.8 can't subscript these at run time
     Burst = Callable[[int, int], list[float]]  # (untimed runs, timed runs) -> microseconds
 
 PROTOCOL = 1
+NOTE_BYTES = 1024
 COLD_RUNS = 8  # at most: the first runs of a model prepare weights and fill caches
 
 
@@ -71,10 +73,21 @@ class Program:
         self.tree = Tree()
         self.clocks = Clocks(self.tree)
         self.parent = os.getppid()
-        self.busy = ""  # key of the model that is loaded or run right now
+        self.note: Callable[[str], None] = lambda key: None  # told what runs, for whoever looks when it doesn't end
+        self._busy = ""
         self.own_bursts = hasattr(runner, "burst")
         if hasattr(runner, "alive"):
             runner.alive = lambda: emit({"event": "alive", "key": self.busy})
+
+    @property
+    def busy(self) -> str:
+        """Key of the model that is loaded or run right now."""
+        return self._busy
+
+    @busy.setter
+    def busy(self, key: str) -> None:
+        self._busy = key
+        self.note(key)
 
     def op_hello(self, request: Request) -> dict[str, Any]:
         return {
@@ -212,10 +225,12 @@ class Program:
                 raise ValueError("unknown operation %r" % request["op"])
             answer: dict[str, Any] = operation(request)
         except Exception as error:  # of the runtime or of the request: whoever asked decides what it means
-            text = str(error).strip() or "no message"
+            plain = isinstance(error, OSError) and error.filename is None and error.strerror
+            text = str(plain or error).strip() or "no message"
             answer = {"error": text[:4000], "error_type": type(error).__name__, "key": self.busy}
             if isinstance(error, OSError) and error.errno:
                 answer["errno"] = error.errno
+        self.busy = ""
         return answer
 
     def _handle(self, key: str) -> Any:
@@ -416,7 +431,25 @@ def main(runners: dict[str, str], program_hash: str) -> int:
     store = None
     if len(sys.argv) > 2:
         store = Store(sys.argv[2], int(sys.argv[3]) << 20, sys.stdin.buffer.read)
-    return serve(Program(runner, program_hash, emit, store), sys.stdin.buffer, emit)
+    program = Program(runner, program_hash, emit, store)
+    program.note = noted("busy")
+    return serve(program, sys.stdin.buffer, emit)
+
+
+def noted(path: str) -> Callable[[str], None]:
+    """Writes a key into a file in the working folder, by a page of memory: it stands there even when we are killed."""
+    try:
+        with open(path, "w+b") as file:
+            file.write(bytes(NOTE_BYTES))
+            file.flush()
+            page = mmap.mmap(file.fileno(), NOTE_BYTES)
+    except (OSError, ValueError):  # only a courtesy
+        return lambda key: None
+
+    def note(key: str) -> None:
+        page[:] = key.encode("utf-8", "replace")[:NOTE_BYTES].ljust(NOTE_BYTES, b"\0")
+
+    return note
 
 
 def execute(source: str, runner: types.ModuleType) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+_parsing = threading.Lock()
+"""Several threads that parse at once make some versions of Python fail (github.com/python/cpython/issues/106905)."""
 CORE = Path(__file__).with_name("device_core.py")
 
 
@@ -24,8 +27,9 @@ class DeviceProgram:
 
 def assemble(runners: Mapping[str, Path]) -> DeviceProgram:
     """`runners` maps names to the `runner.py` of each backend."""
-    sources = {name: self_contained(path) for name, path in sorted(runners.items())}
-    body = self_contained(CORE)
+    with _parsing:
+        sources = {name: self_contained(path) for name, path in sorted(runners.items())}
+        body = self_contained(CORE)
     # lists of lines rather than one long string, so that a person can read the file on the device
     listed = "".join(
         f"    {name!r}: [\n" + "".join(f"        {line!r},\n" for line in source.splitlines()) + "    ],\n"

@@ -51,7 +51,7 @@ class Store:
 
     def put(self, models: list[dict[str, Any]], in_use: set[str]) -> None:
         """Take models whose bytes follow the request, one file after the other. All bytes are taken, come what may."""
-        failure = None
+        failure: Exception | None = None
         for model in models:
             total = sum(int(file["size"]) for file in model["files"])
             try:
@@ -60,13 +60,13 @@ class Store:
                     self.put_one(model)
                     in_use = in_use | {model["key"]}
                     continue
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 failure = error
-            except ValueError as error:
-                failure = OSError(0, str(error))
             self.skip(model)
-        if failure is not None:
+        if isinstance(failure, OSError):
             raise OSError(failure.errno, "cannot write %s: %s" % (self.models, failure.strerror))
+        if failure is not None:
+            raise failure
 
     def put_one(self, model: dict[str, Any]) -> None:
         final = self.place(model["key"])

@@ -13,7 +13,14 @@ from edgeprune.errors import MeasurementError
 
 
 class SessionLost(MeasurementError):
-    """The device program died, hung or answered nonsense; its session is over, another one may be opened."""
+    """The device program died, hung or answered nonsense; its session is over, another one may be opened.
+
+    `key` is what it was at, where that is known better than from what it said last.
+    """
+
+    def __init__(self, message: str, *, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class SessionHung(SessionLost):

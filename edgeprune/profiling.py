@@ -44,6 +44,7 @@ LOG = logging.getLogger("edgeprune")
 COMPUTE = "compute"
 MEMORY = "memory"
 BATCH = 8
+MOST_LOST_REFERENCES = 2  # in a row
 MAX_DISTURBED = 0.5  # share of rounds above which a batch is measured once more
 SECONDS_EACH = 0.12  # building, loading and the shortest bursts of one kernel
 RUNS_EACH = 50
@@ -331,7 +332,10 @@ class Profiler:
         if isinstance(error, ConnectionLost):
             return [batch]
         if self.session.busy_with in (COMPUTE, MEMORY):
-            raise error
+            self.cuts += 1
+            if self.cuts > MOST_LOST_REFERENCES or not isinstance(error, SessionLost):
+                raise error
+            return [batch]
         guilty = [kernel for kernel in batch if kernel.key == self.session.busy_with or len(batch) == 1]
         if not guilty:
             if self.session.busy_with not in ("load", "measure", "node_times", "unload"):

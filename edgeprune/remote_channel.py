@@ -34,6 +34,7 @@ LOADER = "import os;exec(b''.join(iter(lambda:os.read(0,1)or os._exit(9),bytes(1
 CLIENT = secrets.token_hex(8)
 """Of this process, so that it may end what it has left behind on a device when its connection was cut."""
 BOOT_SECONDS = 60.0
+FOLDERS = {"ssh": "~/.cache/edgeprune", "adb": "/data/local/tmp/edgeprune"}
 MOST_PREAMBLE = 1 << 16  # bytes that a login shell may print before us
 BESIDE = {".xml": (".bin",), ".onnx": (".json", ".onnx.data")}
 """Files that belong to a model: OpenVINO's weights; modelled times of the null device; weights beside ONNX."""
@@ -103,16 +104,14 @@ class RemoteChannel:
         self._booted = False
         try:
             answer = self._boot(program, runner, wait_s, on_wait)
+            self.folder, self.home = _text(answer, "scratch"), _text(answer, "folder")
+            self.python, self.executable = _text(answer, "python"), _text(answer, "executable")
+            self.boot_id = str(answer.get("boot_id"))[:100]
         except BaseException:
             self._wire.kill()
             self._wire.close()
             raise
         self._booted = True
-        self.folder = _text(answer, "scratch")
-        self.home = _text(answer, "folder")
-        self.boot_id = str(answer.get("boot_id"))[:100]
-        self.python = _text(answer, "python")
-        self.executable = _text(answer, "executable")
 
     def __enter__(self) -> RemoteChannel:
         return self
@@ -173,7 +172,7 @@ class RemoteChannel:
         answer = self._wire.converse({"id": 0, **fields}, self._device.timeout_s, payload=payload)
         if "error" in answer:
             said = printable(str(answer["error"])[:500])
-            if answer.get("errno") is not None or answer.get("error_type") == "OSError":
+            if answer.get("errno") is not None:
                 raise StorageError(f"device '{self._device.name}': {said}; free some space there, or lower cache_mb")
             raise MeasurementError(said)
         return answer
@@ -185,7 +184,7 @@ class RemoteChannel:
         data = program.text.encode()
         config = {
             "nonce": nonce,
-            "folder": self._device.folder or "~/.cache/edgeprune",
+            "folder": self._device.folder or FOLDERS[self._device.transport],
             "client": CLIENT,
             "who": who(),
             "wait_s": wait_s,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from edgeprune.adb_link import AdbLink
 from edgeprune.backends import find_backend
 from edgeprune.device import Device, check_precision
 from edgeprune.device_core import PROTOCOL
@@ -26,7 +27,7 @@ from edgeprune.errors import DeviceError, DeviceUnreachable, MeasurementError, R
 from edgeprune.local_channel import LocalChannel
 from edgeprune.measurement import HOT, ConnectionLost, Loaded, Measurement, NodeTimes, SessionLost, TensorSpec, Timing
 from edgeprune.modelled import backend_of
-from edgeprune.remote_channel import RemoteChannel
+from edgeprune.remote_channel import Link, RemoteChannel
 from edgeprune.ssh_link import ssh_link
 from edgeprune.wire import pause, printable
 
@@ -97,7 +98,11 @@ class Session:
             if on_event is not None:
                 on_event(message)
 
-        answer = self.channel.request({"id": number, "op": op, **fields}, self.silence_s, event)
+        try:
+            answer = self.channel.request({"id": number, "op": op, **fields}, self.silence_s, event)
+        except SessionLost as error:
+            self.busy_with = error.key or self.busy_with
+            raise
         if answer.get("id") != number:
             said = printable(str(answer.get("error", ""))[:500])
             got = printable(repr(answer.get("id"))[:100])
@@ -312,9 +317,8 @@ def _remote(device: Device, program: DeviceProgram, wait_s: float) -> RemoteChan
         LOG.info("waiting for device '%s': it is being measured by %s", device.name, holder)
 
     long = wait_s == math.inf or device.name in _held
-    return RemoteChannel(
-        device, ssh_link(device), program, device.backend, wait_s=None if long else wait_s, on_wait=on_wait
-    )
+    link: Link = ssh_link(device) if device.transport == "ssh" else AdbLink(device)
+    return RemoteChannel(device, link, program, device.backend, wait_s=None if long else wait_s, on_wait=on_wait)
 
 
 def _greet(session: Session, channel: RemoteChannel, device: Device, program: DeviceProgram) -> None:

@@ -21,6 +21,7 @@ MAX_LINE = 64 << 20
 MAX_TALK = 256 << 20  # bytes of all events and the answer to one request
 TAIL_BYTES = 4000
 SLICE_SECONDS = 0.25
+FAREWELL_SECONDS = 3.0
 
 CANCELLED: ContextVar[Flag | None] = ContextVar("CANCELLED", default=None)
 """Of a thread that isn't the main one and so hears no Ctrl-C: when it is set, waiting ends by a KeyboardInterrupt."""
@@ -33,7 +34,9 @@ class Wire:
     """A child process in a session of its own, so that a Ctrl-C here is ours to handle."""
 
     def __init__(self, command: Sequence[str], explain: Explain, *, folder: Path | str | None = None) -> None:
+        """It runs in `folder`, where it may note in a file `busy` what it is at; else it says so when it ends."""
         self._explain = explain
+        self._note = Path(folder, "busy") if folder else None
         self._tail = b""
         self._buffer = bytearray()
         self._process = subprocess.Popen(
@@ -74,7 +77,9 @@ class Wire:
         talked = 0
         while True:
             line = self.line(doing, silence_s)
-            talked += len(line)
+            talked += len(line) + 1
+            if not line and talked <= MAX_TALK:
+                continue  # in front of what is said when a program has ended
             message = self.parsed(line, doing)
             if "event" not in message:
                 return message
@@ -166,8 +171,10 @@ class Wire:
             if ready and time.monotonic() <= deadline:
                 return [key.fileobj for key, _ in ready]
             if time.monotonic() > deadline:
+                key = self._noted() or self._farewell()
                 self.kill()
-                raise SessionHung(f"{doing}: no answer within {silence_s:g} s; the device program was ended")
+                text = f"{key or doing}: no answer within {silence_s:g} s; the device program was ended"
+                raise SessionHung(text, key=key)
 
     def _read(self, stream: Any, doing: str) -> bool:
         """Take what is there; whether it was a part of an answer."""
@@ -189,7 +196,39 @@ class Wire:
         with suppress(OSError, ValueError):
             os.set_blocking(self._stderr.fileno(), False)
             self._tail = (self._tail + (self._stderr.read() or b""))[-TAIL_BYTES:]
-        return self._explain(doing, self._process.returncode, self.last_words())
+        key = self._noted()
+        lost = self._explain(key or doing, self._process.returncode, self.last_words())
+        lost.key = key
+        return lost
+
+    def _noted(self) -> str:
+        """What it has written down that it is at."""
+        if self._note is None:
+            return ""
+        with suppress(OSError), self._note.open("rb") as file:
+            return printable(file.read(1024).rstrip(b"\0").decode(errors="replace"))
+        return ""
+
+    def _farewell(self) -> str:
+        """End its input and hear what its guard says that it was at."""
+        with suppress(OSError, KeyError, ValueError):
+            self._selector.unregister(self._stdin)
+        with suppress(OSError):
+            self._stdin.close()
+        deadline, heard = time.monotonic() + FAREWELL_SECONDS, bytes(self._buffer)
+        os.set_blocking(self._stdout.fileno(), False)
+        while (left := deadline - time.monotonic()) > 0 and len(heard) < MAX_LINE:
+            if not [key for key, _ in self._selector.select(left) if key.fileobj is self._stdout]:
+                continue
+            if not (chunk := self._stdout.read(1 << 16)):
+                break
+            heard += chunk
+        for line in reversed(heard.splitlines()):
+            with suppress(ValueError, RecursionError, AttributeError):
+                message = json.loads(line)
+                if message.get("event") == "ended":
+                    return printable(str(message.get("key", ""))[:1024])
+        return ""
 
 
 def pause(seconds: float) -> None:

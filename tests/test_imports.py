@@ -24,12 +24,12 @@ LAYERS = (
     "device device_entries modelled staircase "
     "units models preprocessing data quality device_boot device_store device_nvidia device_state device_clocks "
     "device_core device_program wire local_channel "
-    "remote_channel ssh_link transport fingerprint "
+    "remote_channel adb_link ssh_link transport fingerprint "
     "table_lines table_log table table_listing table_merging table_comparing table_curve table_export foreign_tables "
     "profiling device_probe device_checks self_test "
     "robust budget surface correction cost sampling saliency solve zero_branch comparing surgery recovery "
     "rewinding constraints scopes variables budget_rows climbing choosing scheduling planning exporting calibration "
-    "parity verifying bundle loading benching preparing forecasting front pipeline reporting cli"
+    "parity verifying bundle loading benching at_once preparing forecasting front pipeline reporting cli"
 ).split()
 
 

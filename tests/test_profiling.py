@@ -228,11 +228,13 @@ def test_a_session_lost_with_nobody_to_blame_tries_each_alone(tmp_path: Path, mo
 
 
 def test_a_lost_reference_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Session.load
+    real, tried = Session.load, 0
 
     def load(self: Session, key: str, *arguments: Any, **options: Any) -> Any:
+        nonlocal tried
         self.busy_with = key
         if key == "memory":
+            tried += 1
             raise SessionLost("it died")
         return real(self, key, *arguments, **options)
 
@@ -240,6 +242,7 @@ def test_a_lost_reference_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(SessionLost):
         profile(KERNELS[:2], NULL, table_path=tmp_path / "t.jsonl")
     assert read_lines([tmp_path / "t.jsonl"]).failures == ()
+    assert tried == 3  # as often it is tried again
 
 
 def test_disturbed_rounds_are_those_of_the_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

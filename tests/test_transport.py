@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,6 +89,23 @@ def test_hang_is_ended_by_time_out(session: Session) -> None:
         session.load("slow one", Path("hang"))
     assert time.monotonic() - begun < 10
     assert ended(session)
+
+
+def test_what_hangs_between_two_rounds_is_named() -> None:
+    """Rounds don't tell which model runs; what the program has noted does."""
+    kernel = {"name": "k", "type": "conv", "time_us": 40.0}
+    spec = [{"name": "x", "dtype": "float32", "shape": [1, 4]}]
+    document = {"schema": 1, "factor": 1.0, "offset_us": 2.0, "kernels": [kernel], "inputs": spec, "outputs": spec}
+    with tempfile.TemporaryDirectory() as folder, open_session(load_device("null"), silence_s=2.0) as session:
+        Path(folder, "m.json").write_text(json.dumps(document))
+        pid = session.hello()["pid"]
+        session.options["sleep_ms"] = 1.0
+        session.load_all({key: Path(folder, "m.json") for key in ("a", "b")})
+        stopped = lambda number: number == 1 and os.kill(pid, signal.SIGSTOP)  # noqa: E731
+        endless = Timing(warmup_ms=0, burst_ms=0, max_rounds=1000, tolerance=0.0)
+        with pytest.raises(SessionHung, match="^[ab]: no answer within 2 s"):
+            session.measure(["a", "b"], timing=endless, on_round=stopped)
+        assert session.busy_with in ("a", "b")
 
 
 def test_nonsense_ends_the_session(session: Session) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from edgeprune.cli.progress import Console
     from edgeprune.device import Device
-    from edgeprune.preparing import Reporter, Task
+    from edgeprune.preparing import Task
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -92,7 +93,7 @@ def choice_options(function: Command) -> Command:
                 "--preprocess", type=click.Path(path_type=Path), metavar="FILE.json", help="Instead of the model's own."
             ),
             click.option("--allow-other-table", is_flag=True, help="Use a table that was measured on another machine."),
-            click.option("--wait", is_flag=True, help="Where another process writes the table, wait for it to end."),
+            click.option("--wait", is_flag=True, help="Where another process has the table or device, wait for it."),
         )
     ):
         function = option(function)
@@ -165,7 +166,7 @@ def make_task(
     )
 
 
-def reporter() -> Reporter:
+def reporter() -> Console:
     """Lines and a progress bar with an ETA on stderr; only warnings of the log level with -q."""
     from edgeprune.cli.progress import Console
 
