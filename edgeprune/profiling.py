@@ -306,12 +306,12 @@ class Profiler:
     def write_fingerprint(self, log: TableLog) -> None:
         """What the lines that follow belong to."""
         log.append([FingerprintLine(hash=self.fingerprint.short_hash, facts=dict(self.fingerprint.facts))])
-        if self.machine is None and not self.device.modelled:
-            told = self.session.state()
-            self.machine = {name: told[name] for name in ("facts", "state", "packages") if told.get(name)}
 
     def load_references(self) -> tuple[str, ...]:
         """Load the reference kernels where this session has not yet; gives their keys."""
+        if self.machine is None and not self.device.modelled:
+            told = self.session.state()
+            self.machine = {name: told[name] for name in ("facts", "state", "packages") if told.get(name)}
         if not self.references:
             self.references = load_references(self.session, self.device, self.precision, self.folder)
         return self.references
@@ -331,7 +331,7 @@ class Profiler:
         """
         if isinstance(error, ConnectionLost):
             return [batch]
-        if self.session.busy_with in (COMPUTE, MEMORY):
+        if self.session.busy_with in (COMPUTE, MEMORY, "state"):
             self.cuts += 1
             if self.cuts > MOST_LOST_REFERENCES or not isinstance(error, SessionLost):
                 raise error

@@ -25,6 +25,7 @@ from edgeprune.device_core import PROTOCOL
 from edgeprune.device_program import DeviceProgram, assemble
 from edgeprune.errors import DeviceError, DeviceUnreachable, MeasurementError, RuntimeMissing
 from edgeprune.local_channel import LocalChannel
+from edgeprune.machine import told
 from edgeprune.measurement import HOT, ConnectionLost, Loaded, Measurement, NodeTimes, SessionLost, TensorSpec, Timing
 from edgeprune.modelled import backend_of
 from edgeprune.remote_channel import Link, RemoteChannel
@@ -131,7 +132,7 @@ class Session:
 
     def state(self) -> dict[str, Any]:
         """What the device tells about itself now: `facts`, `state`, `slowed`, `slowed_before`, `packages`, disk."""
-        return self.request("state")
+        return told(self.request("state"))
 
     def hold_clocks(self) -> list[str]:
         """Until the session ends, however it does; `MeasurementError` that says what to run where it isn't allowed."""

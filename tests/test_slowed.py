@@ -12,6 +12,7 @@ from edgeprune.device import load_device
 from edgeprune.device_core import Program
 from edgeprune.device_state import Tree
 from edgeprune.errors import MeasurementError
+from edgeprune.machine import told
 from edgeprune.measurement import Measurement, Timing, joined
 from edgeprune.profiling import slowed_warnings
 from edgeprune.transport import Session
@@ -67,6 +68,27 @@ def test_the_warning_names_the_device_the_reason_and_where_to_look() -> None:
     )
     assert warning.endswith("see edgeprune doctor --device null")
     assert slowed_warnings(load_device("null"), []) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"facts": 7}, "facts: Input should be a valid dictionary"),
+        ({"state": {"clock_mhz": "fast"}}, "state.clock_mhz: Input should be a valid number"),
+        ({"facts": {"a b;c": "x"}}, "String should match pattern"),
+        ({"slowed": ["x"] * 51}, "slowed: List should have at most 50 items"),
+        ({"packages": {str(n): "1" for n in range(51)}}, "packages: Dictionary should have at most 50 items"),
+    ],
+)
+def test_a_state_of_another_shape_is_refused(answer: dict[str, Any], message: str) -> None:
+    with pytest.raises(MeasurementError, match=f"answer to 'state' is malformed: .*{message}"):
+        told(answer)
+
+
+def test_text_of_a_device_orders_no_terminal_about() -> None:
+    assert told({"facts": {"board": "\x1b[2JJetson"}, "slowed": ["a\nb"]})["facts"]["board"] == "?[2JJetson"
+    assert told({"slowed": ["a\nb"], "later": 1})["slowed"] == ["a?b"]
+    assert len(told({"facts": {"board": "x" * 10**6}})["facts"]["board"]) == 1000
 
 
 @pytest.mark.parametrize("slowed", [7, {"a": 1}.items, [["x"] * 30]])
