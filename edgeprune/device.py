@@ -109,12 +109,12 @@ class Device(BaseModel, frozen=True, extra="forbid"):
     affinity: Annotated[tuple[_Cpu, ...], Field(min_length=1)] | None = None  # CPUs; None leaves it to the system
     streams: _Positive = 1
     hint: Literal["latency", "throughput"] = "latency"
+    sparse: bool = False  # it has sparse tensor cores: layers may be 2:4
     options: dict[str, _Scalar] = {}  # what the backend alone understands
     fallbacks: tuple[Annotated[str, AfterValidator(_backend)], ...] = ()  # `devices probe` tries them after `backend`
     arch: Literal["aarch64", "armv7l", "x86_64"] | None = None  # as `uname -m` says it
     power_mode: str | None = None  # that measurements are meant for, as the device itself calls it
     compute_capability: Annotated[str, Field(pattern=r"^\d+\.\d$")] | None = None  # of an NVIDIA GPU
-    sparse: bool = False  # it has tensor cores that multiply 2:4 sparse weights: compute capability 8.0 and more
     lock_clocks: bool = False  # hold the clocks while something is measured, where that is allowed
     roofline: Roofline | None = None  # of `precisions[0]`: times by its data sheet while there is no way to the device
     aliases: tuple[_Name, ...] = ()
