@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,7 +158,10 @@ def hang(sshd: Sshd, folder: Path, timeout_s: float = 4.0) -> dict[str, Any]:
 
 
 def full_disk(sshd: Sshd, folder: Path) -> dict[str, Any]:
-    """A file system of 2 MB over there that something else fills up; then there is room again."""
+    """A file system of 2 MB over there that something else fills up; then there is room again.
+
+    The models that lie there go too: else those would make room for the next ones.
+    """
     place = folder / "small"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place)], check=False).returncode == 0
@@ -168,6 +172,8 @@ def full_disk(sshd: Sshd, folder: Path) -> dict[str, Any]:
 
     def fill(done: int, total: int) -> None:
         if done == 8 and not filler.exists():
+            for stored in (place / "edgeprune" / "models").iterdir():
+                shutil.rmtree(stored)
             with suppress(OSError), filler.open("wb", buffering=0) as file:
                 while True:
                     file.write(b"x" * 4096)

@@ -35,11 +35,10 @@ def at_once(work: Mapping[str, Callable[[], Result]]) -> dict[str, Result | Edge
         except KeyboardInterrupt:
             cancelled.set()
             wait(futures.values())
-    return {name: _outcome(future) for name, future in futures.items()}
-
-
-def _outcome(future: Future[Result]) -> Result | EdgepruneError:
-    try:
-        return future.result()
-    except EdgepruneError as error:
-        return error
+    found: dict[str, Result | EdgepruneError] = {}
+    for name, future in futures.items():
+        try:
+            found[name] = future.result()
+        except EdgepruneError as error:
+            found[name] = error
+    return found

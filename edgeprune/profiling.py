@@ -44,6 +44,7 @@ LOG = logging.getLogger("edgeprune")
 COMPUTE = "compute"
 MEMORY = "memory"
 BATCH = 8
+STARTS = 3  # of the device program, before it counts as gone
 MOST_LOST_REFERENCES = 2  # in a row
 MAX_DISTURBED = 0.5  # share of rounds above which a batch is measured once more
 SECONDS_EACH = 0.12  # building, loading and the shortest bursts of one kernel
@@ -255,12 +256,15 @@ class Profiler:
 
     def reopen(self) -> None:
         """Go on in a new process, with nothing loaded; `DeviceError` where none starts any more."""
-        self.inner.close()
         boot_id = self.boot_id
-        try:
-            self._open(PATIENCE_SECONDS)
-        except (DeviceUnreachable, MeasurementError) as error:
-            raise DeviceError(f"device '{self.device.name}' has gone: {error}") from error
+        for left in reversed(range(STARTS)):
+            self.inner.close()
+            try:
+                self._open(PATIENCE_SECONDS)
+                break
+            except (DeviceUnreachable, MeasurementError) as error:
+                if not left or not isinstance(error, SessionLost):
+                    raise DeviceError(f"device '{self.device.name}' has gone: {error}") from error
         if self.boot_id != boot_id:
             LOG.warning("device '%s' was started anew", self.device.name)
 

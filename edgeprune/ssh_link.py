@@ -44,8 +44,8 @@ _lock = threading.Lock()
 
 
 def ssh_link(device: Device) -> SshLink:
-    """The link to a device; all devices with the same destination share it, and its connection."""
-    where = (device.host, device.user, device.port, device.ssh_config)
+    """The link to a device, which all its sessions share, and with it the connection."""
+    where = (device.name, device.host, device.user, device.port, device.ssh_config)
     with _lock:
         if where not in _links:
             _links[where] = SshLink(device)

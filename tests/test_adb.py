@@ -68,9 +68,9 @@ def test_unreachable_says_what_to_do(
     state: str, error: type[DeviceError], says: str, board: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SYNTHETIC_ADB_STATE", state)
-    with pytest.raises(error, match=f"device 'board' can't be reached: `adb -s board get-state` said: .*{says}") as no:
-        with open_session(board):
-            pass
+    match = f"device 'board' can't be reached: `adb -s board get-state` said: .*{says}"
+    with pytest.raises(error, match=match) as no, open_session(board):
+        pass
     assert no.value.exit_code == 4
 
 

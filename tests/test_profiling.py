@@ -197,7 +197,7 @@ def test_a_lost_connection_is_no_kernels_fault(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Session, "measure", measure)
     path = tmp_path / "t.jsonl"
-    assert (len(profile(KERNELS, NULL, table_path=path)), dict(read_lines([path]).failures)) == (20, {})
+    assert (len(profile(KERNELS, NULL, table_path=path)), read_lines([path]).failures) == (20, ())
     assert [len(batch) for batch in lost] == [8, 8, 0, 8, 8, 0, 4, 4, 0]
 
     def never(self: Session, *arguments: Any, **options: Any) -> Measurement:

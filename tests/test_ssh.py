@@ -12,19 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from edgeprune import transport
+from edgeprune.benching import bench, verify_bundle
+from edgeprune.budget import parse_budget
 from edgeprune.device import Device
-from edgeprune.errors import DeviceError, DeviceUnreachable, RuntimeMissing
+from edgeprune.errors import DeviceError, DeviceUnreachable, InputError, RuntimeMissing
 from edgeprune.kernel import Kernel
+from edgeprune.pipeline import fit
+from edgeprune.preparing import Task
 from edgeprune.profiling import profile
 from edgeprune.ssh_link import ssh_link
 from edgeprune.table import read_lines
 from edgeprune.transport import open_session
+from tests.small_models import patiently, plain
 from tests.sshd import Sshd, device_python, running_sshd, why_not
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
+X = (torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)),)
 KERNELS = [Kernel(operator="linear", c_in=8 * n, c_out=64) for n in range(1, 21)]
 
 
@@ -195,6 +202,46 @@ def test_a_device_with_its_runtime_alone(
     table = profile([small, large], device, table_path=tmp_path / "t.jsonl")
     assert table.origin == "measured"
     assert table.latency_us(large) > 4 * table.latency_us(small)
+
+
+def test_the_whole_flow_over_ssh_gives_the_same_plan(
+    far: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Profile, calibrate, fit, verify and bench; how the device is reached is never read from the bundle."""
+    twin = far.model_copy(update={"name": "twin", "folder": f"{far.folder}-twin"})
+    plans = {}
+    for way, device in (("near", Device(name="twin", backend="null")), ("far", twin)):
+        monkeypatch.setenv("EDGEPRUNE_CACHE_DIR", str(tmp_path / f"cache-{way}"))
+        task = Task(model=plain().eval(), name="plain", example_inputs=X, device=device, saliency="l2")
+        found = fit(task, parse_budget("0.6x"), tmp_path / way)
+        assert found.verification.met
+        plans[way] = (tmp_path / way / "plan.json").read_bytes()
+    assert plans["near"] == plans["far"]
+    monkeypatch.setenv("EDGEPRUNE_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(InputError, match="device 'twin' is not in devices.yaml"):
+        verify_bundle(tmp_path / "far")
+    entry = twin.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
+    (tmp_path / "devices.yaml").write_text(json.dumps({"schema": 1, "devices": {"twin": entry}}))
+    assert verify_bundle(tmp_path / "far").met
+    (result,) = bench([tmp_path / "far"])
+    assert result.pruned.ratio is not None
+    assert result.pruned.ratio.value < 0.6
+
+
+def test_a_real_runtime_without_torch_is_fitted_and_its_outputs_are_right(
+    sshd: Sshd, tmp_path: Path, require: Callable[[str], None]
+) -> None:
+    require("openvino")
+    python = device_python("openvino")
+    if python is None:
+        pytest.skip("no test device 'openvino': make test-devices")
+    device = sshd.device("fitted", backend="openvino", python=str(python))
+    task = Task(model=plain().eval(), name="plain", example_inputs=X, device=device, saliency="l2")
+    found = patiently(lambda: fit(task, parse_budget("0.8x"), tmp_path / "bundle")).verification
+    assert found.met
+    assert found.origin == "measured"
+    assert found.parity is not None
+    assert found.parity.error <= found.parity.tolerance
 
 
 def test_the_command_line(far: Device, sshd: Sshd, tmp_path: Path) -> None:

@@ -101,8 +101,12 @@ def test_what_hangs_between_two_rounds_is_named() -> None:
         pid = session.hello()["pid"]
         session.options["sleep_ms"] = 1.0
         session.load_all({key: Path(folder, "m.json") for key in ("a", "b")})
-        stopped = lambda number: number == 1 and os.kill(pid, signal.SIGSTOP)  # noqa: E731
-        endless = Timing(warmup_ms=0, burst_ms=0, max_rounds=1000, tolerance=0.0)
+
+        def stopped(number: int) -> None:
+            if number == 1:
+                os.kill(pid, signal.SIGSTOP)
+
+        endless = Timing(warmup_ms=0, burst_ms=0, min_rounds=1000, max_rounds=1000)
         with pytest.raises(SessionHung, match="^[ab]: no answer within 2 s"):
             session.measure(["a", "b"], timing=endless, on_round=stopped)
         assert session.busy_with in ("a", "b")
