@@ -21,7 +21,7 @@ module with
     unload(handle)                           optional
     notes(handle) -> {name: value}           optional: what the runtime told when it compiled the model: `sparse`, if it
                                              picked sparse kernels, `ran_in`, shares of it in each precision
-    facts() -> {name: text}                  optional: the accelerator, its driver and power mode
+    facts() -> {name: text}                  optional, of an NVIDIA GPU: which one, its driver
     alive()                                  optional: set by the program, to be called now and then in a long call
 """
 

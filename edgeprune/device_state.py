@@ -152,10 +152,10 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def machine_state(tree: Tree, quick: bool = False) -> dict[str, Any]:
+def machine_state(tree: Tree, quick: bool = False, card: dict[str, Any] | None = None) -> dict[str, Any]:
     """`clock_mhz`, the mean of the cores', `temperature_c` of the hottest zone, `gpu_clock_mhz`, `power_w`, where told.
 
-    A `quick` look reads files alone.
+    A `quick` look reads files alone; `card` is what an NVIDIA card has just told.
     """
     clocks = [clock / 1e3 for clock in tree.numbers("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
     if not clocks:
@@ -179,12 +179,12 @@ def machine_state(tree: Tree, quick: bool = False) -> dict[str, Any]:
         if "gpu_clock_mhz" not in state or "temperature_c" not in state:
             state = dict(parse_tegrastats(tegrastats_line(tree)), **state)
     else:
-        card = card_state(tree)
+        card = card_state(tree) if card is None else card
         state.update((name, card[name]) for name in ("gpu_clock_mhz", "gpu_temperature_c", "power_w") if card.get(name))
     return state
 
 
-def slowed_now(tree: Tree, quick: bool = False) -> list[str]:
+def slowed_now(tree: Tree, quick: bool = False, card: dict[str, Any] | None = None) -> list[str]:
     """Why the machine runs slower than it could, right now."""
     reasons = []
     for path in tree.paths("sys/class/thermal/cooling_device[0-9]*/cur_state"):
@@ -194,7 +194,7 @@ def slowed_now(tree: Tree, quick: bool = False) -> list[str]:
     bits = _pi_bits(tree)
     reasons += [reason for bit, reason in sorted(THROTTLED.items()) if bits >> bit & 1]
     if not quick and not is_jetson(tree):
-        reasons += card_reasons(card_state(tree))
+        reasons += card_reasons(card_state(tree) if card is None else card)
     return reasons
 
 
@@ -226,7 +226,7 @@ class Watch:
         self.hottest: list[float] = []
         self.joules = _package_joules(tree)
         self.started = self.seen = time.monotonic()
-        self.look(quick=not card)
+        self.look(quick=True)  # nvidia-smi takes its time: once a measurement, at its end
 
     def now_and_then(self) -> None:
         """Files alone, and not more often than every two seconds."""
@@ -235,8 +235,9 @@ class Watch:
 
     def look(self, quick: bool) -> dict[str, Any]:
         self.seen = time.monotonic()
-        state = machine_state(self.tree, quick)
-        self.reasons.update(dict.fromkeys(slowed_now(self.tree, quick)))
+        card = None if quick or is_jetson(self.tree) else card_state(self.tree)
+        state = machine_state(self.tree, quick, card)
+        self.reasons.update(dict.fromkeys(slowed_now(self.tree, quick, card)))
         self.hottest += [state[name] for name in ("temperature_c", "gpu_temperature_c") if name in state]
         return state
 
