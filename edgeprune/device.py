@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -13,8 +14,6 @@ from pydantic import (
     PlainValidator,
     StrictInt,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 from ruamel.yaml import YAML
@@ -22,7 +21,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from edgeprune.backends import backend_names, find_backend
-from edgeprune.errors import InputError, did_you_mean
+from edgeprune.errors import DeviceError, InputError, did_you_mean
 from edgeprune.folders import config_dir
 from edgeprune.roofline import Roofline
 
@@ -73,6 +72,14 @@ def _folder(value: str) -> str:
     return value
 
 
+def _name(value: str) -> str:
+    """It becomes a folder's name and stands in command lines."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
+        raise ValueError(f"a device's name is made of letters, digits, '.', '_' and '-', found {value[:100]!r}")
+    return value
+
+
+_Name = Annotated[str, AfterValidator(_name)]
 _Word = Annotated[str, AfterValidator(_word)]
 _Host = Annotated[str, AfterValidator(_host)]
 _Folder = Annotated[str, AfterValidator(_folder)]
@@ -84,7 +91,7 @@ _ONLY_OF = {"host": "ssh", "user": "ssh", "port": "ssh", "ssh_config": "ssh", "s
 class Device(BaseModel, frozen=True, extra="forbid"):
     """How to reach one device and how its runtime is pinned: all of it is part of what a measurement means."""
 
-    name: str
+    name: _Name
     description: str = ""
     transport: Literal["local", "ssh", "adb"] = "local"
     host: _Host | None = None  # of ssh: a name of ~/.ssh/config, or host
@@ -93,9 +100,7 @@ class Device(BaseModel, frozen=True, extra="forbid"):
     ssh_config: str | None = None  # a file in the place of ~/.ssh/config
     serial: _Host | None = None  # of adb, where several devices are plugged in
     python: _Word = "python3"  # over there, 3.8 or later
-    folder: _Folder | None = (
-        None  # where edgeprune keeps its files over there; ~/.cache/edgeprune, or below /data/local/tmp
-    )
+    folder: _Folder | None = None  # of edgeprune's files over there; ~/.cache/edgeprune, or below /data/local/tmp
     cache_mb: Annotated[StrictInt, Field(ge=16)] = 512  # the most that models take there
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0  # the longest silence of the device program
     backend: Annotated[str, AfterValidator(_backend)]
@@ -104,21 +109,18 @@ class Device(BaseModel, frozen=True, extra="forbid"):
     affinity: Annotated[tuple[_Cpu, ...], Field(min_length=1)] | None = None  # CPUs; None leaves it to the system
     streams: _Positive = 1
     hint: Literal["latency", "throughput"] = "latency"
+    sparse: bool = False  # it has sparse tensor cores: layers may be 2:4
     options: dict[str, _Scalar] = {}  # what the backend alone understands
-    roofline: Roofline | None = None  # for a device that is not at hand: times by its data sheet instead of a clock
-    aliases: tuple[str, ...] = ()
-
-    @field_validator("roofline")
-    @classmethod
-    def _one_precision(cls, roofline: Roofline | None, info: ValidationInfo) -> Roofline | None:
-        if roofline is not None and len(info.data.get("precisions", ("",))) > 1:
-            raise ValueError("a roofline is that of one precision, this device has several")
-        return roofline
+    fallbacks: tuple[Annotated[str, AfterValidator(_backend)], ...] = ()  # `devices probe` tries them after `backend`
+    arch: Literal["aarch64", "armv7l", "x86_64"] | None = None  # as `uname -m` says it
+    power_mode: str | None = None  # that measurements are meant for, as the device itself calls it
+    compute_capability: Annotated[str, Field(pattern=r"^\d+\.\d$")] | None = None  # of an NVIDIA GPU
+    lock_clocks: bool = False  # hold the clocks while something is measured, where that is allowed
+    roofline: Roofline | None = None  # of `precisions[0]`: times by its data sheet while there is no way to the device
+    aliases: tuple[_Name, ...] = ()
 
     @model_validator(mode="after")
-    def _reachable(self) -> Device:
-        if self.transport == "ssh" and self.host is None:
-            raise ValueError("transport ssh needs 'host': a name of ~/.ssh/config, host or user@host")
+    def _own_fields(self) -> Device:
         for field, transport in _ONLY_OF.items():
             if getattr(self, field) is not None and self.transport != transport:
                 raise ValueError(f"'{field}' is of transport {transport}, this device has {self.transport}")
@@ -128,6 +130,13 @@ class Device(BaseModel, frozen=True, extra="forbid"):
     def remote(self) -> bool:
         """It is another machine than this one, or is reached like one."""
         return self.transport != "local"
+
+    @property
+    def at_hand(self) -> bool:
+        """Its entry says how to reach it; whether it answers is another question."""
+        if self.transport == "ssh":
+            return self.host is not None
+        return self.roofline is None or self.serial is not None
 
     @property
     def modelled(self) -> bool:
@@ -161,33 +170,77 @@ def check_precision(device: Device, precision: str) -> None:
 
 def load_device(name: str, path: Path | None = None, *, allow_modelled: bool = False) -> Device:
     """The device of that name or alias. One that is known by its data sheet alone has to be asked for knowingly."""
+    return check_modelled(find_device(name, path), allow_modelled, asked=name)
+
+
+def find_device(name: str, path: Path | None = None) -> Device:
+    """The device of that name or alias, whether there is a way to it or not."""
     devices = load_devices(path)
-    if name in devices:
-        return check_modelled(devices[name], allow_modelled)
-    for device in devices.values():
-        if name in device.aliases:
-            return check_modelled(device, allow_modelled)
-    hint = did_you_mean(name, [*devices, *(alias for device in devices.values() for alias in device.aliases)])
-    raise InputError(f"device '{name}' is not in {path or 'devices.yaml'}{hint} (known: {', '.join(devices)})")
+    aliases = _aliases(devices, path)
+    target = name if name in devices else aliases.get(name)
+    if target is None:
+        hint = did_you_mean(name, [*devices, *aliases])
+        raise InputError(f"device '{name}' is not in {path or 'devices.yaml'}{hint} (known: {', '.join(devices)})")
+    return devices[target]
 
 
-def check_modelled(device: Device, allow_modelled: bool) -> Device:
-    """The device; `InputError` where its latencies come from a data sheet and that was not allowed."""
-    if device.roofline is not None and not allow_modelled:
-        raise InputError(
-            f"device '{device.name}' has no measured latencies, only modelled ones, from its data sheet: "
-            "--allow-modelled (allow_modelled=True) takes them"
-        )
-    return device
+def _aliases(devices: dict[str, Device], path: Path | None) -> dict[str, str]:
+    """Aliases of presets hold for the user's entries that took their places; an entry's own come first."""
+    shipped = {} if path else {alias: name for name, device in _shipped().items() for alias in device.aliases}
+    return shipped | {alias: name for name, device in devices.items() for alias in device.aliases}
+
+
+def check_modelled(device: Device, allow_modelled: bool, *, asked: str | None = None) -> Device:
+    """The device, if there is a way to it, or if its latencies may come from its data sheet; else `DeviceError`.
+
+    `asked` is the name that it was asked for by.
+    """
+    if device.at_hand:
+        return device
+    if device.roofline is not None and allow_modelled:
+        return device.model_copy(update={"transport": "local"})  # the formula runs here
+    raise DeviceError(_unreachable(device, asked or device.name))
+
+
+def _unreachable(device: Device, asked: str) -> str:
+    """What was looked at, and what to set."""
+    user = config_dir() / "devices.yaml"
+    line = f"edgeprune devices add {asked} --host USER@HOST"
+    where = f"neither {user} nor the presets" if user.is_file() else f"there is no {user}, and the presets don't"
+    if device.transport == "ssh":
+        text = f"no host to reach it by ({where} name one), so nothing was tried; set it: {line}"
+    else:
+        text = f"its entry knows a roofline and no way to it, so nothing was tried; set one: {line}"
+    if device.roofline is None:
+        return f"device '{asked}': {text} (there is no data sheet of it to model latencies from)"
+    return (
+        f"device '{asked}': {text}; or take latencies modelled from its data sheet ({device.roofline.conditions}): "
+        "--allow-modelled (allow_modelled=True)"
+    )
 
 
 def load_devices(path: Path | None = None) -> dict[str, Device]:
     """The devices of one file; without one, the user's devices.yaml and what it doesn't replace of the shipped one."""
     if path is not None:
-        return _read(path)
+        return {name: _settled(device) for name, device in _read(path).items()}
     user = config_dir() / "devices.yaml"
     mine = _read(user) if user.is_file() else {}
-    return mine | {name: device for name, device in _read(SHIPPED).items() if name not in mine}
+    devices = mine | {name: device for name, device in _shipped().items() if name not in mine}
+    return {name: _settled(device) for name, device in devices.items()}
+
+
+@functools.cache
+def _shipped() -> dict[str, Device]:
+    return _read(SHIPPED)
+
+
+def _settled(device: Device) -> Device:
+    """A device keeps its roofline only while there is no way to it; one that can be reached is measured."""
+    if device.roofline is None:
+        return device
+    if device.at_hand:
+        return device.model_copy(update={"roofline": None})
+    return device.model_copy(update={"precisions": device.precisions[:1]})
 
 
 class _Faults:
@@ -216,8 +269,19 @@ class _Faults:
 
 
 def _read(file: Path) -> dict[str, Device]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not YAML: {error}", file=file) from None
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from None
+    return devices_of(text, file)
+
+
+def devices_of(text: str, file: Path) -> dict[str, Device]:
+    """The devices of a file's text, as they stand there; all faults in one `InputError`, with their lines."""
     faults = _Faults(file)
-    document = _parse(file, faults)
+    document = _parse(text, faults)
     if not isinstance(document, dict):
         faults.add((), "expected 'schema' and 'devices'")
         document = {"schema": SCHEMA, "devices": {}}
@@ -268,18 +332,16 @@ def _check_aliases(devices: dict[str, Device], faults: _Faults) -> None:
             taken.add(alias)
 
 
-def _parse(file: Path, faults: _Faults) -> Any:
-    """The file as plain dicts, lists and scalars; the nodes are read rather than loaded, to know the line of each."""
+def _parse(text: str, faults: _Faults) -> Any:
+    """The text as plain dicts, lists and scalars; the nodes are read rather than loaded, to know the line of each."""
     yaml = YAML(typ="safe", pure=True)
     try:
-        root = yaml.compose(file.read_text(encoding="utf-8"))
+        root = yaml.compose(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise InputError(f"not YAML: {error.problem}", file=file, place=line) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"not YAML: {str(error).splitlines()[0]}", file=file) from None
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from None
+        raise InputError(f"not YAML: {error.problem}", file=faults.file, place=line) from None
+    except YAMLError as error:
+        raise InputError(f"not YAML: {str(error).splitlines()[0]}", file=faults.file) from None
     seen: set[int] = set()
 
     def plain(node: Node, place: _Place) -> Any:

@@ -21,7 +21,7 @@ module with
     unload(handle)                           optional
     notes(handle) -> {name: value}           optional: what the runtime told when it compiled the model: `sparse`, if it
                                              picked sparse kernels, `ran_in`, shares of it in each precision
-    facts() -> {name: text}                  optional: the accelerator, its driver and power mode
+    facts() -> {name: text}                  optional, of an NVIDIA GPU: which one, its driver
     alive()                                  optional: set by the program, to be called now and then in a long call
 """
 
@@ -41,6 +41,8 @@ import time
 import types
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.device_clocks import Clocks
+from edgeprune.device_state import Tree, Watch, board_facts, cpu_facts, whole_state
 from edgeprune.device_store import Store
 
 if TYPE_CHECKING:  # Python 3.8 can't subscript these at run time
@@ -68,6 +70,8 @@ class Program:
         self.handles: dict[str, Any] = {}
         self.filled: set[str] = set()  # keys whose inputs hold random values
         self.median_us: dict[str, float] = {}  # of the runs of the last measurement
+        self.tree = Tree()
+        self.clocks = Clocks(self.tree)
         self.parent = os.getppid()
         self.note: Callable[[str], None] = lambda key: None  # told what runs, for whoever looks when it doesn't end
         self._busy = ""
@@ -96,7 +100,8 @@ class Program:
             "python": platform.python_version(),
             "platform": platform.platform(),
             "pid": os.getpid(),
-            "cpu": cpu_facts(),
+            "cpu": cpu_facts(self.tree),
+            "board": board_facts(self.tree),
             "accelerator": self.runner.facts() if hasattr(self.runner, "facts") else {},
         }
 
@@ -156,12 +161,22 @@ class Program:
         for key in set(keys) - self.filled:
             self.runner.fill(self.handles[key], 0)
             self.filled.add(key)
-        rounds = Rounds(bursts, request, self)
+        modelled = hasattr(self.runner, "timed_run")
+        watch = None if modelled else Watch(self.tree, card=hasattr(self.runner, "facts"))
+        rounds = Rounds(bursts, request, self, watch)
         answer = rounds.measure()
         self.median_us.update({key: median([t for burst in rounds.times[key] for t in burst]) for key in keys})
-        answer["modelled"] = hasattr(self.runner, "timed_run")
-        answer["machine"] = {} if answer["modelled"] else machine_state()
+        answer["modelled"] = modelled
+        answer["machine"], answer["slowed"] = watch.ended() if watch else ({}, [])
         return answer
+
+    def op_state(self, request: Request) -> dict[str, Any]:
+        """All that this machine tells about itself, as it is now."""
+        return whole_state(self.tree)
+
+    def op_hold_clocks(self, request: Request) -> dict[str, Any]:
+        """Until the program ends, however it does."""
+        return {"held": self.clocks.hold()}
 
     def lap(self, key: str, first: bool = False) -> None:
         if hasattr(self.runner, "lap"):
@@ -193,6 +208,7 @@ class Program:
         return self.models().given(request["path"], request["offset"])
 
     def op_bye(self, request: Request) -> dict[str, Any]:
+        self.clocks.release()
         return {}
 
     def models(self) -> Store:
@@ -226,9 +242,10 @@ class Program:
 class Rounds:
     """Hot bursts of all candidates and references, interleaved in random order, round by round."""
 
-    def __init__(self, bursts: dict[str, Burst], request: Request, program: Program) -> None:
+    def __init__(self, bursts: dict[str, Burst], request: Request, program: Program, watch: Watch | None) -> None:
         self.bursts = bursts
         self.program = program
+        self.watch = watch
         self.candidates: list[str] = request["candidates"]
         self.references: list[str] = request["references"]
         self.anchors: dict[str, str] = request["anchors"]
@@ -289,6 +306,8 @@ class Rounds:
             self.random.shuffle(order)
             for key in order:
                 self.turn(key, number)
+            if self.watch is not None:
+                self.watch.now_and_then()
             self.program.emit({"event": "round", "round": number})
         return "rounds"
 
@@ -368,68 +387,6 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def cpu_facts() -> dict[str, Any]:
-    """What tells one kind of CPU from another; what can't be read is left out."""
-    facts: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count()}
-    lines = (_read("/proc/cpuinfo") or "").split("\n\n")[0].splitlines()
-    pairs = [line.split(":", 1) for line in lines if ":" in line]
-    info = {name.strip(): value.strip() for name, value in pairs}
-    names = {"vendor_id": "vendor", "cpu family": "family", "model": "model", "stepping": "stepping"}
-    names.update({"model name": "name", "CPU implementer": "vendor", "CPU part": "model", "CPU variant": "stepping"})
-    facts.update({ours: info[theirs] for theirs, ours in names.items() if theirs in info})
-    facts["flags"] = sorted((info.get("flags") or info.get("Features") or "").split())
-    facts["caches"] = _caches()
-    governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    if governor:
-        facts["governor"] = governor.strip()
-    return facts
-
-
-def machine_state() -> dict[str, float]:
-    """`clock_mhz`, the mean of the cores' clocks, and `temperature_c`, of the hottest zone, where they can be read."""
-    cores = "/sys/devices/system/cpu/cpu%d/cpufreq/scaling_cur_freq"
-    clocks = [number / 1e3 for number in _numbers(cores, os.cpu_count() or 1)]
-    if not clocks:
-        lines = (_read("/proc/cpuinfo") or "").splitlines()
-        clocks = [float(line.split(":", 1)[1]) for line in lines if line.startswith("cpu MHz")]
-    heat = [number / 1e3 for number in _numbers("/sys/class/thermal/thermal_zone%d/temp", 32)]
-    state = {"clock_mhz": round(sum(clocks) / len(clocks), 1)} if clocks else {}
-    if heat:
-        state["temperature_c"] = max(heat)
-    return state
-
-
-def _numbers(path: str, count: int) -> list[float]:
-    """What stands in the files `path % 0`, `path % 1`, ... as far as they can be read."""
-    found = []
-    for index in range(count):
-        try:
-            found.append(float(_read(path % index) or ""))
-        except ValueError:
-            continue
-    return found
-
-
-def _caches() -> dict[str, str]:
-    """`{"L1d": "48K", "L2": "1024K", ...}` of the first core."""
-    caches = {}
-    for index in range(8):
-        folder = "/sys/devices/system/cpu/cpu0/cache/index%d/" % index
-        level, kind, size = (_read(folder + name) for name in ("level", "type", "size"))
-        if level and kind and size:
-            suffix = {"Data": "d", "Instruction": "i"}.get(kind.strip(), "")
-            caches["L" + level.strip() + suffix] = size.strip()
-    return caches
-
-
-def _read(path: str) -> str | None:
-    try:
-        with open(path) as file:
-            return file.read()
-    except OSError:
-        return None
-
-
 def _shape(spec: dict[str, Any]) -> str:
     return "%s%s" % (spec["dtype"], list(spec["shape"]))
 
@@ -455,6 +412,8 @@ def main(runners: dict[str, str], program_hash: str) -> int:
 
     On a remote device a folder for models follows, and how many megabytes they may take.
     """
+    # where nvpmodel and others are; a login by ssh may leave them out
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the runtime prints goes to stderr and can't mix with answers
 

@@ -52,8 +52,9 @@ def fingerprint_of(device: Device, precision: str, hello: Mapping[str, Any], reg
             "hint": device.hint,
             "affinity": list(device.affinity) if device.affinity else None,
         }
-        if hello.get("accelerator"):
-            facts["accelerator"] = dict(hello["accelerator"])
+        facts |= {name: dict(hello[name]) for name in ("accelerator", "board") if hello.get(name)}
+        if device.lock_clocks:
+            facts["clocks"] = "held"
     return Fingerprint(facts=facts)
 
 
@@ -63,8 +64,8 @@ def describe(facts: Mapping[str, Any]) -> str:
     if cpu:
         numbers = " ".join(f"{word} {cpu[word]}" for word in ("family", "model", "stepping") if word in cpu)
         parts += [f"{cpu.get('name', cpu.get('machine', 'CPU'))} ({numbers})", f"{cpu.get('cores')} cores"]
-    accelerator = facts.get("accelerator", {})
-    parts += [str(accelerator[word]) for word in ("board", "gpu") if word in accelerator]
+    told = {**facts.get("accelerator", {}), **facts.get("board", {})}
+    parts += [str(told[word]) for word in ("board", "power_mode", "gpu") if word in told]
     parts += [f"{facts.get('backend')} {facts.get('version')}", str(facts.get("precision"))]
     if "threads" in facts:
         parts.append(f"{facts['threads']} thread" + "s" * (facts["threads"] != 1))

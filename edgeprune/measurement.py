@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import MeasurementError
+from edgeprune.machine import shown
 
 
 class SessionLost(MeasurementError):
@@ -178,7 +179,10 @@ class Measurement:
     stopped_by: str = "confidence"  # or "rounds", "seconds"
     burst_percentile: float = 50.0
     machine: Mapping[str, float] = field(default_factory=dict)
-    """`clock_mhz` and `temperature_c` right after the last round, where the device tells them."""
+    """`clock_mhz`, `gpu_clock_mhz` and `power_w` right after the last round, `temperature_c` the hottest in between,
+    where the device tells them."""
+    slowed: tuple[str, ...] = ()
+    """What slowed the device down meanwhile, in its words: heat, a power limit, under-voltage."""
     processes: tuple[int, ...] = (0,)
     """The first round of every process, where the measurements of several were joined."""
 
@@ -212,6 +216,7 @@ class Measurement:
                 stopped_by=str(answer["stopped_by"]),
                 burst_percentile=burst_percentile,
                 machine={str(name): float(value) for name, value in answer.get("machine", {}).items()},
+                slowed=tuple(shown(str(reason)[:200]) for reason in list(answer.get("slowed", ()))[:20]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MeasurementError(f"the device program's answer to 'measure' is malformed: {error}") from None
@@ -278,8 +283,14 @@ def joined(parts: Sequence[Measurement]) -> Measurement:
             times[key] += part.times_us[key]
             rounds[key] += [starts[-1] + number for number in part.rounds[key]]
         starts.append(1 + max(max(numbers) for numbers in rounds.values()))
-    seconds = sum(part.seconds for part in parts)
-    return replace(parts[-1], times_us=times, rounds=rounds, seconds=seconds, processes=tuple(starts[:-1]))
+    return replace(
+        parts[-1],
+        times_us=times,
+        rounds=rounds,
+        seconds=sum(part.seconds for part in parts),
+        processes=tuple(starts[:-1]),
+        slowed=tuple(dict.fromkeys(reason for part in parts for reason in part.slowed)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

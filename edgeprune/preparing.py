@@ -43,7 +43,7 @@ from edgeprune.sampling import GOAL, MOST_ROUNDS, interpolation_error, uncertain
 from edgeprune.scheduling import ONE_SHOT, Schedule, Stage, before_the_last
 from edgeprune.scopes import Scope
 from edgeprune.staircase import find_staircase, staircase_kernels
-from edgeprune.table import LatencyTable, without_networks
+from edgeprune.table import LatencyTable, with_warnings, without_networks
 from edgeprune.units import kernels_at, partition, width_options
 
 
@@ -143,6 +143,7 @@ def measured_table(
     then, round by round, those where the cost model is uncertain (`sampling`)."""
 
     asked: list[int] = []  # kernels that each of the profiles below had to measure
+    warnings: dict[str, None] = {}  # of all of them
 
     def progress(done: int, total: int) -> None:
         if done == 0:
@@ -150,7 +151,7 @@ def measured_table(
         reporter.progress(f"profiling {device.name}", done, total)
 
     def measure(kernels: tuple[Kernel, ...]) -> LatencyTable:
-        return profile(
+        table = profile(
             kernels,
             device,
             on_progress=progress,
@@ -159,6 +160,8 @@ def measured_table(
             timing=timing,
             wait_s=wait_s,
         )
+        warnings.update(dict.fromkeys(table.warnings))
+        return table
 
     precision = device.precisions[0]
     table = measure(staircase_kernels(precision))
@@ -176,12 +179,12 @@ def measured_table(
     new = sum(asked)
     state = f"{new} of {len(wanted)} kernels {table.origin}" if new else "table up to date, 0 to measure"
     reporter.say(f"profiling {device.name}: {state}")
-    for warning in table.warnings:
+    for warning in warnings:
         reporter.say(f"warning: {warning}")
     for kernel in sorted(wanted):
         if kernel in table.failures:
             reporter.say(f"warning: kernel '{kernel.key}' could not be measured: {table.failures[kernel]}")
-    return table
+    return with_warnings(table, (warning for warning in warnings if warning not in table.warnings))
 
 
 def node_latencies(table: LatencyTable) -> dict[Kernel, float]:

@@ -175,7 +175,18 @@ def profile(
             if missing:
                 profiler.measure(missing, log, on_progress or (lambda done, total: None))
     table = _read(device, precision, table_path, fingerprint, allow_other=False)
-    return with_warnings(table, staleness(table))
+    return with_warnings(table, [*staleness(table), *slowed_warnings(device, profiler.slowed)])
+
+
+def slowed_warnings(device: Device, reasons: Iterable[str]) -> list[str]:
+    """One warning, or none."""
+    listed = "; ".join(reasons)
+    if not listed:
+        return []
+    return [
+        f"device '{device.name}' was slowed down while it was measured ({listed}): ratios to the references hold as "
+        f"long as both were slowed alike, microseconds don't; see edgeprune doctor --device {device.name}"
+    ]
 
 
 def _read(
@@ -215,6 +226,8 @@ class Profiler:
         self.reference_us: dict[str, list[float]] = {COMPUTE: [], MEMORY: []}
         self.batches = 0
         self.suspects: set[Kernel] = set()  # a session was lost while they ran
+        self.machine: dict[str, Any] | None = None  # what the device told about itself when the first one began
+        self.slowed: dict[str, None] = {}  # what slowed it down so far
         self.cuts = 0  # of the connection, since something was measured
 
     def __enter__(self) -> Profiler:
@@ -300,12 +313,16 @@ class Profiler:
 
     def load_references(self) -> tuple[str, ...]:
         """Load the reference kernels where this session has not yet; gives their keys."""
+        if self.machine is None and not self.device.modelled:
+            told = self.session.state()
+            self.machine = {name: told[name] for name in ("facts", "state", "packages") if told.get(name)}
         if not self.references:
             self.references = load_references(self.session, self.device, self.precision, self.folder)
         return self.references
 
     def note_references(self, measured: Measurement) -> SessionLine:
-        """Add what the references took to this session's; gives the line that says so."""
+        """Add what the references took, and what slowed the device, to this session's; gives the line that says so."""
+        self.slowed.update(dict.fromkeys(measured.slowed))
         for name in self.references:
             self.reference_us[name] += list(measured.bursts_us(name).values())
         return self._session_line()
@@ -318,7 +335,7 @@ class Profiler:
         """
         if isinstance(error, ConnectionLost):
             return [batch]
-        if self.session.busy_with in (COMPUTE, MEMORY):
+        if self.session.busy_with in (COMPUTE, MEMORY, "state"):
             self.cuts += 1
             if self.cuts > MOST_LOST_REFERENCES or not isinstance(error, SessionLost):
                 raise error
@@ -391,6 +408,7 @@ class Profiler:
             sparse=loaded.notes.get("sparse"),
             ran_in=None if kernel.precision == "fp32" else ran_in,
             clock_mhz=measured.machine.get("clock_mhz"),
+            gpu_clock_mhz=measured.machine.get("gpu_clock_mhz"),
             temperature_c=measured.machine.get("temperature_c"),
             **statistics,
         )
@@ -409,6 +427,8 @@ class Profiler:
             references={name: digits(float(np.median(values))) for name, values in self.reference_us.items()},
             rounds=len(self.reference_us[COMPUTE]),
             edgeprune=edgeprune.__version__,
+            machine=self.machine or None,
+            slowed=list(self.slowed) or None,
         )
 
 

@@ -52,6 +52,8 @@ class SessionLine(_Line):
     references: dict[str, Microseconds]
     rounds: Count
     edgeprune: str
+    machine: dict[str, Any] | None = None  # what the device told about itself at the start, where it is measured
+    slowed: list[str] | None = None  # what slowed it down meanwhile: heat, a power limit, under-voltage
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -78,7 +80,10 @@ class RowLine(_Line):
     node_us: NodeMicroseconds | None = None  # of the compute nodes alone
     device_us: Microseconds | None = None  # of the accelerator's compute, without transfers
     clock_mhz: Microseconds | None = None  # mean of the cores right after the measurement, where the device tells it
-    temperature_c: Annotated[float, Field(allow_inf_nan=False)] | None = None  # of the hottest zone, likewise
+    gpu_clock_mhz: Microseconds | None = None  # likewise, of a GPU
+    temperature_c: Annotated[float, Field(allow_inf_nan=False)] | None = (
+        None  # of the hottest zone, the most in between
+    )
     sparse: bool | None = None  # whether the runtime picked a sparse implementation; None where it doesn't tell
     ran_in: dict[str, Share] | None = None  # of the compute time in each precision, of a kernel that isn't fp32
     reference: str

@@ -25,6 +25,7 @@ from edgeprune.device_core import PROTOCOL
 from edgeprune.device_program import DeviceProgram, assemble
 from edgeprune.errors import DeviceError, DeviceUnreachable, MeasurementError, RuntimeMissing
 from edgeprune.local_channel import LocalChannel
+from edgeprune.machine import told
 from edgeprune.measurement import HOT, ConnectionLost, Loaded, Measurement, NodeTimes, SessionLost, TensorSpec, Timing
 from edgeprune.modelled import backend_of
 from edgeprune.remote_channel import Link, RemoteChannel
@@ -128,6 +129,14 @@ class Session:
     def hello(self) -> dict[str, Any]:
         """What runs there: program hash, Python, platform, CPU, runtime and its version."""
         return self.request("hello")
+
+    def state(self) -> dict[str, Any]:
+        """What the device tells about itself now: `facts`, `state`, `slowed`, `slowed_before`, `packages`, disk."""
+        return told(self.request("state"))
+
+    def hold_clocks(self) -> list[str]:
+        """Until the session ends, however it does; `MeasurementError` that says what to run where it isn't allowed."""
+        return [str(what) for what in self.request("hold_clocks")["held"]]
 
     def load(self, key: str, path: Path, *, profile: bool = False) -> Loaded:
         """Compile a model file under a name of your choice; `profile` lets `node_times` be asked for it later."""
@@ -276,6 +285,8 @@ def open_session(
         session = Session(channel, options, silence_s=device.timeout_s if silence_s is None else silence_s)
         if isinstance(channel, RemoteChannel):
             _greet(session, channel, device, program)
+        if device.lock_clocks and not device.modelled:
+            session.hold_clocks()
         yield session
 
 

@@ -18,14 +18,19 @@ def written(folder: Path, text: str) -> Path:
 
 
 HERE = ["null", "host-openvino", "host-onnxruntime", "host-tflite", "host-tensorrt", "host-tensorrt-python"]
-ELSEWHERE = ["jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "raspberry-pi-5", "nuc-core-ultra"]
-SHIPPED = [*HERE, *ELSEWHERE]
+JETSONS = ["jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "jetson-thor", "jetson-xavier-nx"]
+DATA_SHEETS = [*JETSONS, "raspberry-pi-5", "raspberry-pi-4", "nuc-core-ultra", "rtx-workstation"]
+OTHERS = ["nuc-core-ultra-gpu", "nuc-core-ultra-npu", "x86-linux", "android-phone"]
+SHIPPED = [*HERE, *DATA_SHEETS[:-1], *OTHERS, "rtx-workstation"]
 
 
 def test_shipped_devices() -> None:
     devices = load_devices()
     assert list(devices) == SHIPPED
-    assert [name for name, device in devices.items() if device.modelled] == ["null", *ELSEWHERE]
+    assert [name for name, device in devices.items() if device.modelled] == ["null", *DATA_SHEETS]
+    assert [name for name, device in devices.items() if device.at_hand] == [*HERE, "android-phone"]
+    sparse = {name for name, device in devices.items() if device.sparse}
+    assert {*JETSONS[:4], "rtx-workstation"} <= sparse and not sparse & {"jetson-xavier-nx", "host-openvino"}
     host = load_device("host-openvino")
     assert (host.precisions, host.threads, host.streams, host.transport) == (("fp32", "bf16", "int8"), 1, 1, "local")
 

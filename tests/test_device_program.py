@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune import device_core
 from edgeprune.backends import backend_names, find_backend
 from edgeprune.device_core import Program, median, serve
 from edgeprune.device_program import CORE, assemble, self_contained
+from edgeprune.device_state import Tree, board_facts, cpu_facts
 from edgeprune.remote_channel import BOOT
 
 pytestmark = pytest.mark.unit
@@ -288,6 +288,20 @@ def test_a_line_that_is_no_json_is_answered() -> None:
 
 
 def test_cpu_facts_name_this_machine() -> None:
-    facts = device_core.cpu_facts()
+    facts = cpu_facts()
     assert facts["cores"] >= 1
     assert facts["machine"]
+
+
+def test_the_program_tells_its_state_and_holds_no_clocks_where_there_are_none() -> None:
+    """In the one file that goes over, under the oldest Python too where it is here."""
+    program = assemble({"null": find_backend("null").runner_path()}).text
+    requests: list[object] = [
+        {"id": number, "op": op} for number, op in enumerate(("hello", "state", "hold_clocks", "bye"))
+    ]
+    for python in [sys.executable, *map(str, Path.home().glob(".pyenv/versions/3.8.*/bin/python"))]:
+        hello, state, held, bye = converse(program, requests, "null", python)
+        assert hello["board"] == board_facts(Tree())
+        assert {"facts", "state", "slowed", "slowed_before", "packages", "disk_free_mb"} <= set(state)
+        assert "error" in held or held["held"] is not None
+        assert bye == {"id": 3}

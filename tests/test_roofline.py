@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgeprune.backends.null.staircase import NULL
 from edgeprune.backends.null.staircase import time_us as null_us
 from edgeprune.device import load_device, load_devices
-from edgeprune.errors import InputError
+from edgeprune.errors import DeviceError, InputError
 from edgeprune.fingerprint import fingerprint_of
 from edgeprune.kernel import Kernel
 from edgeprune.modelled import backend_of
@@ -84,11 +84,11 @@ def test_the_null_device_is_one_set_of_parameters() -> None:
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_a_data_sheet_is_taken_knowingly(name: str) -> None:
-    message = f"device '{name}' has no measured latencies, only modelled ones, from its data sheet: --allow-modelled"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(DeviceError, match=f"device '{name}': no host to reach it by .*data sheet .*: --allow-modelled"):
         load_device(name)
     device = load_device(name, allow_modelled=True)
     assert device.modelled and device.computes and device.roofline is not None
+    assert device.transport == "local"  # the formula runs here
     assert all("https://" in source for source in device.roofline.sources)
 
 
@@ -121,11 +121,10 @@ devices:
     roofline: {peak_gflops: 0, bandwidth_gbs: 1, conditions: x, sources: [y]}
   b:
     backend: tensorrt
-    precisions: [fp16, fp32]
-    roofline: {peak_gflops: 1, bandwidth_gbs: 1, conditions: x, sources: [y]}
+    roofline: {peak_gflops: 1, conditions: x, sources: [y]}
 """
     )
     with pytest.raises(InputError) as caught:
         load_devices(path)
     assert "5: roofline.peak_gflops: input should be greater than 0, found 0" in str(caught.value)
-    assert "9: roofline: a roofline is that of one precision, this device has several" in str(caught.value)
+    assert "8: device 'b' lacks 'roofline.bandwidth_gbs'" in str(caught.value)

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from edgeprune.device import Device
-from edgeprune.device_core import cpu_facts
+from edgeprune.device_state import cpu_facts
 from edgeprune.fingerprint import fingerprint_of
 from edgeprune.kernel import Kernel
 from edgeprune.table import SHIPPED
@@ -49,8 +49,9 @@ def test_so_do_the_fields_of_kernels_units_and_facts() -> None:
     assert {field.name for field in dataclasses.fields(Kernel)} - section("row") == set()
     assert fields(UnitEntry) - section("network") == set()
     hello = {"modelled": False, "version": "1", "cpu": cpu_facts(), "accelerator": {"gpu": "g"}}
-    facts = fingerprint_of(Device(name="d", backend="openvino"), "fp32", hello).facts
-    assert {*facts, *facts["cpu"]} - section("fingerprint") == set()
+    hello["board"] = {"board": "b", "soc": "s", "l4t": "R", "power_mode": "15W"}
+    facts = fingerprint_of(Device(name="d", backend="openvino", lock_clocks=True), "fp32", hello).facts
+    assert {*facts, *facts["cpu"], *facts["board"]} - section("fingerprint") == set()
 
 
 @pytest.mark.parametrize("kind", LINES)

@@ -52,6 +52,9 @@ def load(path: str, options: dict[str, Any]) -> Handle:
         "PERFORMANCE_HINT": HINTS[options["hint"]],
         "PERF_COUNT": "YES" if options.get("profile") else "NO",
     }
+    if device != "CPU":  # GPU and NPU know no threads of their own
+        settable = {str(name) for name in _core.get_property(device, "SUPPORTED_PROPERTIES")}
+        config = {name: value for name, value in config.items() if name in settable}
     model = _core.read_model(path)
     named = {node.get_friendly_name() for node in model.get_ordered_ops()} if options.get("profile") else None
     return Handle(_core.compile_model(model, device, config), named)

@@ -115,16 +115,11 @@ def version() -> str:
 
 
 def facts() -> dict[str, str]:
-    """GPU and driver where there is `nvidia-smi`; board, release and power mode of a Jetson. Nothing else is known."""
-    told = {
-        "board": _first_line(_read("/proc/device-tree/model")),
-        "l4t": _first_line(_read("/etc/nv_tegra_release")),
-        "power_mode": " ".join(_ask("nvpmodel", "-q").split()),
-    }
+    """GPU and driver where there is `nvidia-smi`; what board it is and its power mode the program itself tells."""
     names = ("gpu", "compute_capability", "driver", "clocks_max_graphics")
     query = "--query-gpu=name,compute_cap,driver_version,clocks.max.graphics"
     answer = _first_line(_ask("nvidia-smi", query, "--format=csv,noheader"))
-    told.update(zip(names, (part.strip() for part in answer.split(","))))
+    told = dict(zip(names, (part.strip() for part in answer.split(","))))
     return {name: text for name, text in told.items() if text and not re.search("not supported|n/a", text.lower())}
 
 
@@ -304,14 +299,6 @@ def _ask(*command: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def _first_line(text: str) -> str:

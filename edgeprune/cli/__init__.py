@@ -22,8 +22,8 @@ from edgeprune.errors import did_you_mean
 # name: (module here, short help), in the order in which data flows. Modules have the names of their stages: none is
 # called like a public function or like a module of the standard library.
 COMMANDS = {
-    "devices": ("devices", "List the known devices and whether they can run here."),
-    "doctor": ("doctor", "Show what is installed, what is missing and the line that installs it."),
+    "devices": ("devices", "List the known devices; show, add, probe and remove one."),
+    "doctor": ("doctor", "Show what is missing, here or on a device, and the line that mends it."),
     "profile": ("profiling", "Measure kernels on a device into its latency table."),
     "table": ("tables", "List, show, draw, compare, merge and import latency tables."),
     "inspect": ("inspecting", "Show what can be pruned in a model, and what can't and why."),

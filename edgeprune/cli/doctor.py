@@ -4,7 +4,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
@@ -13,39 +13,68 @@ import rich_click
 
 import edgeprune
 from edgeprune.cli.output import json_option, print_json
-from edgeprune.errors import EdgepruneError, install_line
+from edgeprune.device_checks import Check
+from edgeprune.errors import DeviceError, EdgepruneError, UsageError, install_line
 from edgeprune.folders import cache_dir, config_dir
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    name: str
-    found: str | None  # None: missing
-    fix: str | None = None  # what to do; None when all is well
-    required: bool = False
-
-
-@click.command("doctor", cls=rich_click.RichCommand, epilog="Example: edgeprune doctor")
+@click.command("doctor", cls=rich_click.RichCommand, epilog="Example: edgeprune doctor --device jetson --self-test")
+@click.option("--device", "device_name", metavar="NAME", help="Look at this device instead, over there.")
+@click.option("--self-test", is_flag=True, help="Run a few small kernels there through its real runtime.")
 @json_option
 @click.pass_context
-def command(context: click.Context, as_json: bool) -> None:
-    """Show what is installed, what is missing and the line that installs it.
+def command(context: click.Context, device_name: str | None, self_test: bool, as_json: bool) -> None:
+    """Show what is installed, what is missing and the line that mends it: here, or on a device.
 
-    Exit code 1 when something is wrong that every command needs; a missing runtime alone is no failure.
+    Exit code 1 when something is wrong that every command needs; a missing runtime alone is no failure. Of a device: 4
+    when it can't be reached, 5 when its runtime is missing.
     """
-    checks = [*_machine(), *_packages(), *_folders(), *_links()]
-    if not any(check.fix for check in checks if check.required):
-        checks += [*_backends(), *_devices()]
+    if device_name is not None:
+        checks = list(_device(device_name, self_test))
+    elif self_test:
+        raise UsageError("--self-test runs on a device: name it with --device")
+    else:
+        checks = [*_machine(), *_packages(), *_folders(), *_links()]
+        if not any(check.fix for check in checks if check.required):
+            checks += [*_backends(), *_devices()]
     broken = [check for check in checks if check.required and check.fix]
     if as_json:
         print_json({"ok": not broken, "checks": [asdict(check) for check in checks]})
     else:
         width = max(len(check.name) for check in checks)
         for check in checks:
-            mark = "ok     " if check.fix is None else "BROKEN " if check.required else "missing"
+            mark = "ok" if check.fix is None else "BROKEN" if check.required else check.word
             text = "; ".join(part for part in (check.found, check.fix) if part)
-            click.echo(f"{mark}  {check.name:<{width}}  {text}")
-    context.exit(1 if broken else 0)
+            click.echo(f"{mark:<7}  {check.name:<{width}}  {text}")
+    context.exit(broken[0].exit_code if broken else 0)
+
+
+def _device(name: str, with_self_test: bool) -> Iterator[Check]:
+    """From the entry to the last kernel; what comes after a thing that everything else needs is left out."""
+    from edgeprune.device import check_modelled, find_device
+    from edgeprune.device_checks import entry_checks, reached_checks, table_check
+    from edgeprune.device_probe import probe
+    from edgeprune.self_test import self_test
+
+    device = find_device(name)
+    try:
+        check_modelled(device, False, asked=name)
+    except DeviceError as error:
+        yield from entry_checks(device, str(error))
+        return
+    yield from entry_checks(device, None)
+    try:
+        found = probe(device)
+    except EdgepruneError as error:
+        yield Check(name="reached", found=None, fix=str(error), required=True, exit_code=error.exit_code)
+        return
+    yield from reached_checks(found)
+    runtime = found.runtimes[device.backend]
+    if runtime.version is None:
+        return
+    yield from (table_check(device, precision, runtime.hello) for precision in device.precisions[:1])
+    if with_self_test:
+        yield from self_test(device)
 
 
 def _machine() -> Iterator[Check]:

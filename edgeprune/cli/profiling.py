@@ -8,7 +8,7 @@ import click
 import rich_click
 
 from edgeprune.cli.output import json_option, print_json
-from edgeprune.cli.task import modelled_option, precision_option, reporter
+from edgeprune.cli.task import device_of, lock_option, modelled_option, precision_option, reporter
 from edgeprune.cli.timing import make_timing
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ EXAMPLE = "Example: edgeprune profile torchvision:mobilenet_v2 --shape 1x3x224x2
 @click.option("--retry-failed", is_flag=True, help="Try kernels again that could not be measured before.")
 @click.option("--wait", is_flag=True, help="Where another process has the table or device, wait for it.")
 @modelled_option
+@lock_option
 @json_option
 def command(
     models: tuple[str, ...],
@@ -49,6 +50,7 @@ def command(
     retry_failed: bool,
     wait: bool,
     allow_modelled: bool,
+    lock_clocks: bool,
     as_json: bool,
     **timing: int | float | None,
 ) -> None:
@@ -57,10 +59,12 @@ def command(
     Without a MODEL the kernels that show the device's staircase; with models also theirs, at sampled widths. What is in
     the table is not measured again; interrupted, the next run goes on.
     """
-    from edgeprune.device import in_precision, load_device
     from edgeprune.measurement import KERNELS
 
-    devices = [in_precision(load_device(name, allow_modelled=allow_modelled), precision) for name in device_names]
+    devices = [
+        device_of(name, precision=precision, allow_modelled=allow_modelled, lock_clocks=lock_clocks)
+        for name in device_names
+    ]
     names = [device.name for device in devices]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise click.UsageError(f"device '{twice[0]}' is given twice")
@@ -116,12 +120,17 @@ def _measured(graphs: list[Any], device: Device, console: Reporter, **how: Any) 
     from edgeprune.preparing import measured_table
     from edgeprune.profiling import profile
     from edgeprune.staircase import staircase_kernels
+    from edgeprune.table import with_warnings
 
     stairs = staircase_kernels(device.precisions[0])
-    profile(stairs, device, on_progress=_progress(console, device.name), **how)
-    for graph in graphs:
-        measured_table(graph, device, console, **how)
-    return profile(stairs, device, wait_s=how.get("wait_s", 0.0))
+    first = profile(stairs, device, on_progress=_progress(console, device.name), **how)
+    tables = [first, *(measured_table(graph, device, console, **how) for graph in graphs)]
+    if not graphs:
+        for warning in first.warnings:
+            console.say(f"warning: {warning}")
+    done = profile(stairs, device, wait_s=how.get("wait_s", 0.0))
+    told = dict.fromkeys(warning for table in tables for warning in table.warnings)
+    return with_warnings(done, (warning for warning in told if warning not in done.warnings))
 
 
 def _document(table: LatencyTable, device: Device) -> dict[str, Any]:

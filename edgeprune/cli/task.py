@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from edgeprune.cli.progress import Console
+    from edgeprune.device import Device
     from edgeprune.preparing import Task
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -47,6 +48,20 @@ def modelled_option(function: Command) -> Command:
     return click.option("--allow-modelled", is_flag=True, help=text)(function)
 
 
+def lock_option(function: Command) -> Command:
+    """--lock-clocks."""
+    text = "Hold the device's clocks while it is measured, where that is allowed; they go back whatever happens."
+    return click.option("--lock-clocks", is_flag=True, help=text)(function)
+
+
+def device_of(name: str, *, precision: str | None = None, allow_modelled: bool, lock_clocks: bool = False) -> Device:
+    """The device that the options name."""
+    from edgeprune.device import in_precision, load_device
+
+    device = in_precision(load_device(name, allow_modelled=allow_modelled), precision)
+    return device.model_copy(update={"lock_clocks": True}) if lock_clocks else device
+
+
 def precision_option(function: Command) -> Command:
     """--precision."""
     text = "Of the arithmetic, one of the device's.  [default: its first]"
@@ -55,7 +70,7 @@ def precision_option(function: Command) -> Command:
 
 def choice_options(function: Command) -> Command:
     """Those of `prune` and `fit` that say what to choose for and from what."""
-    function = modelled_option(function)
+    function = lock_option(modelled_option(function))
     for option in reversed(
         (
             click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml."),
@@ -111,10 +126,10 @@ def make_task(
     allow_other_table: bool,
     wait: bool,
     allow_modelled: bool,
+    lock_clocks: bool,
 ) -> Task:
     """Resolve what the options name; every fault is an `InputError` before anything long starts."""
     from edgeprune.data import load_data
-    from edgeprune.device import in_precision, load_device
     from edgeprune.errors import RuntimeMissing
     from edgeprune.modelled import backend_of
     from edgeprune.models import example_inputs, resolve
@@ -123,7 +138,7 @@ def make_task(
     from edgeprune.saliency.normalising import find_normalisation
     from edgeprune.saliency.registry import find_criterion
 
-    device = in_precision(load_device(device_name, allow_modelled=allow_modelled), precision)
+    device = device_of(device_name, precision=precision, allow_modelled=allow_modelled, lock_clocks=lock_clocks)
     if (missing := backend_of(device, only_to_time=True).available()) is not None:
         raise RuntimeMissing(missing)
     find_criterion(saliency)

@@ -13,7 +13,7 @@ from edgeprune.cli import main
 pytestmark = pytest.mark.integration
 
 MODEL = ["tests.small_models:Net", "--shape", "1x3x32x32"]
-DEVICE = ["--device", "jetson-orin-nano"]
+DEVICE = ["--device", "jetson"]
 NEEDS_ONNX = pytest.mark.skipif(util.find_spec("onnxscript") is None, reason="pip install 'edgeprune[onnx]'")
 
 
@@ -37,10 +37,11 @@ def test_each_command_refuses_in_one_line(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*command, *DEVICE]) == 2
+    assert main([*command, *DEVICE]) == 4
     shown = capsys.readouterr()
     assert shown.out == "" and len(shown.err.splitlines()) == 1
-    assert "'jetson-orin-nano' has no measured latencies" in shown.err and "--allow-modelled" in shown.err
+    assert "device 'jetson': no host to reach it by" in shown.err and "nothing was tried" in shown.err
+    assert "edgeprune devices add jetson --host USER@HOST" in shown.err and "--allow-modelled" in shown.err
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
@@ -82,7 +83,7 @@ def test_fit_hands_over_a_real_engine_and_modelled_numbers(tmp_path: Path, capsy
     assert {attempt["origin"] for attempt in manifest["attempts"]} == {"modelled"}
 
     for command in ("verify", "bench"):
-        assert main([command, str(bundle)]) == 2
+        assert main([command, str(bundle)]) == 4
         assert "--allow-modelled" in capsys.readouterr().err
         assert main([command, str(bundle), "--allow-modelled", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["origin"] == "modelled"
