@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.budget import Budget, parse_budget
-from edgeprune.bundle import PLAN, Bundle, read_bundle
+from edgeprune.bundle import PLAN, Bundle, read_bundle, translated
+from edgeprune.bundle_engine import check_version, differences
 from edgeprune.device import Device, check_modelled
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError
 from edgeprune.fingerprint import Fingerprint
 from edgeprune.measurement import Timing
 from edgeprune.plan_json import Plan
+from edgeprune.transport import open_session
 from edgeprune.verifying import (
     CONFIRM,
     DENSE,
@@ -50,6 +52,7 @@ def verify_bundle(
     wanted = parse_budget(budget) if isinstance(budget, str) else budget
     if wanted is not None and wanted.kind == "ratio" and bundle.dense is None:
         raise InputError(f"{path} holds no dense engine, so no ratio can be measured; give a budget like 8ms")
+    differs = check_device(bundle, device)
     result = measure_pair(
         bundle.engine,
         bundle.dense,
@@ -60,7 +63,21 @@ def verify_bundle(
     )
     plan = Plan.from_json(bundle.folder / PLAN)
     result = decide(result, wanted, batch=_batch(bundle.engine), same=plan.is_empty)
-    return replace(_named(result, bundle), seconds={"verify": time.perf_counter() - started})
+    seconds = {"verify": time.perf_counter() - started}
+    return replace(_named(result, bundle), differences=differs, seconds=seconds)
+
+
+def check_device(bundle: Bundle, device: Device) -> tuple[str, ...]:
+    """What is not as it was where the manifest's latency was measured, before anything of the bundle is loaded.
+
+    `RuntimeMissing` where the runtime here is older than the least one that reads the engine.
+    """
+    with open_session(device, precision=bundle.engine.precision) as session:
+        hello = session.hello()
+    with translated(bundle.folder):
+        if device.roofline is None:
+            check_version(bundle.document["runtime"], str(hello["version"]))
+    return tuple(differences(bundle.document["fingerprint"], hello))
 
 
 def bench(
@@ -94,11 +111,13 @@ def bench(
     samples = {
         key: () if device.modelled else bundle.samples() for (key, _), bundle in zip(pairs, bundles, strict=True)
     }
+    differs = [check_device(bundle, device) for bundle in bundles]
     timed = time_engines(engines, device, bundles[0].engine.precision, expected=samples, timing=timing)
     results = [verification_of(timed, key, base, percentile=percentile) for key, base in pairs]
     seconds = {"bench": time.perf_counter() - started}
     return tuple(
-        replace(_named(result, bundle), seconds=seconds) for result, bundle in zip(results, bundles, strict=True)
+        replace(_named(result, bundle), differences=differences, seconds=seconds)
+        for result, bundle, differences in zip(results, bundles, differs, strict=True)
     )
 
 

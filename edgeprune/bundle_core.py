@@ -26,7 +26,7 @@ SEAL = "manifest.sha256"
 DENSE = "dense"
 MAX_MANIFEST_BYTES = 1 << 24
 MAX_DIGITS = 18  # of a whole number: any size of a file
-PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of a path; names that every file system takes
+PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a path; names that every file system takes
 TEXT, NUMBER, WHOLE, MAPPING = (str,), (int, float), (int,), (dict,)
 NOTHING = (type(None),)
 TENSOR: dict[str, Any] = {"name": TEXT, "dtype": TEXT, "shape": [WHOLE]}
@@ -42,7 +42,10 @@ LATENCY: dict[str, Any] = {
 DOCUMENT: dict[str, Any] = {
     **{"edgeprune": TEXT, "created": TEXT, "fingerprint": MAPPING, "versions": {"*": TEXT}},
     "model": {"name": TEXT, "structure_hash": TEXT, "dense_weights_sha256": TEXT},
-    "device": {"name": TEXT, "backend": TEXT, "precisions": [TEXT], "threads": WHOLE, "streams": WHOLE, "hint": TEXT},
+    "device": {
+        **{"name": TEXT, "backend": TEXT, "precisions": [TEXT], "threads": WHOLE, "streams": WHOLE, "hint": TEXT},
+        **{"affinity": (list, *NOTHING), "options": {"*": (str, int, float, bool)}},
+    },
     "runtime": {"name": TEXT, "version": TEXT + NOTHING, "least": TEXT + NOTHING},
     **{"layout": {"*": TEXT}, "engine": ENGINE, "sparsity": MAPPING, "parity": {"samples": WHOLE, "tolerance": NUMBER}},
     **{"attempts": [MAPPING], "quality": MAPPING, "seconds": {"*": NUMBER}, "notes": MAPPING},

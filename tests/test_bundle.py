@@ -232,11 +232,11 @@ def test_a_bundle_moves_runs_and_is_verified_elsewhere(name: str, require: Requi
         assert np.abs(found - sample.outputs[0]).max() <= 1e-4 * np.abs(sample.outputs[0]).max()
         by_name = loaded.run({"x": sample.inputs[0]})
         assert np.array_equal(np.asarray(by_name), found)
-    with pytest.raises(InputError, match=r"input 'x': expected float32 \[1, 3, 16, 16\], found float64 \[1, 3, 16, 16\]"):
+    with pytest.raises(InputError, match=r"'x': expected float32 \[1, 3, 16, 16\], found float64 \[1, 3, 16, 16\]"):
         loaded.run(np.zeros((1, 3, 16, 16)))
     with pytest.raises(InputError, match=r"found float32 \[3, 16, 16\]"):
         loaded.run(np.zeros((3, 16, 16), np.float32))
-    with pytest.raises(InputError, match="no input 'X'; did you mean 'x'"):
+    with pytest.raises(InputError, match=r"no input 'X' \(its inputs: x\)"):
         loaded.run({"X": np.zeros((1, 3, 16, 16), np.float32)})
     with pytest.raises(InputError, match="input 'x' is missing"):
         loaded.run({})
