@@ -92,7 +92,7 @@ BEYOND: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("device.hint", "device.backend", "engine.backend", "engine.precision"), ("other",)),
 }
 SHAPES = ([-1, 3], "wide", [1.5], [True], [10**17], None, {"0": 1})
-JSON = {
+JSON: dict[str, Callable[[str], str]] = {
     "no JSON": lambda text: text.replace(":", "=", 1),
     "a trailing comma": lambda text: text.rstrip().rstrip("}") + ",}",
     "a name twice": lambda text: text.replace('"schema": 1', '"schema": 1, "schema": 1', 1),
@@ -149,7 +149,7 @@ def spoil_file(rng: random.Random, folder: Path) -> str:
     elif how == "link outside":
         file.symlink_to(aside)
     elif how in ("capitals", "moved", "hidden", "unreadable name"):
-        names = {
+        names: dict[str, str | bytes] = {
             "capitals": file.name.upper(),
             "hidden": f".{file.name}",
             "moved": "other",

@@ -28,7 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeprune import bundle_core
 from edgeprune.backends import find_backend
-from edgeprune.bundle_core import DENSE, MANIFEST, SEAL, Refused
+from edgeprune.bundle_core import DENSE, Refused
+from edgeprune.bundle_core import MANIFEST as MANIFEST
+from edgeprune.bundle_core import SEAL as SEAL
 from edgeprune.bundle_document import Contents as Contents
 from edgeprune.bundle_document import document_of
 from edgeprune.bundle_engine import read_samples

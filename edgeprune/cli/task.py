@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -112,6 +110,7 @@ def make_task(
     allow_modelled: bool,
 ) -> Task:
     """Resolve what the options name; every fault is an `InputError` before anything long starts."""
+    from edgeprune.cli.rebuilding import rebuild_lines
     from edgeprune.data import load_data
     from edgeprune.device import in_precision, load_device
     from edgeprune.errors import RuntimeMissing
@@ -146,7 +145,10 @@ def make_task(
         seed=seed,
         allow_other_table=allow_other_table,
         wait_s=math.inf if wait else 0.0,
-        command=("edgeprune " + shlex.join(sys.argv[1:]),),
+        command=rebuild_lines(
+            {"model": model, "weights": weights, "shape": shape, "inputs": inputs, "seed": seed, "precision": precision}
+            | {"device_name": device_name, "allow_modelled": allow_modelled}
+        ),
     )
 
 
