@@ -148,6 +148,8 @@ def make_task(
         command=rebuild_lines(
             {"model": model, "weights": weights, "shape": shape, "inputs": inputs, "seed": seed, "precision": precision}
             | {"device_name": device_name, "allow_modelled": allow_modelled}
+            # an engine in int8 needs data again, for the ranges of its activations
+            | ({"data": data, "preprocess": preprocess} if device.precisions[0] == "int8" else {})
         ),
     )
 

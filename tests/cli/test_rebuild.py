@@ -30,7 +30,7 @@ def rebuilt(bundle: Path, into: Path, scratch: Path) -> subprocess.CompletedProc
 
 @pytest.mark.integration
 def test_a_fitted_bundle_is_made_again_with_the_same_plan_and_weights(tmp_path: Path) -> None:
-    out = tmp_path / "first" / "tests.small_models_plain-null"
+    out = tmp_path / "first" / "plain-null"
     given = ["fit", "tests.small_models:plain", "--shape", "1x3x32x32", "--device", "null", "--budget", "0.7x"]
     assert main([*given, "--saliency", "l2", "--out", str(out.parent)]) == 0
     done = rebuilt(out, tmp_path / "again", tmp_path)
