@@ -15,8 +15,13 @@ from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
-    del sys.path[0]  # the bundle's folder: no file in it is imported, whatever it is called
+if __name__ == "__main__":  # no file in the bundle's folder is imported, whatever it is called
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        del sys.path[0]
+    import os  # Python's own: it is there since the start
+
+    _folder = os.path.realpath(os.path.dirname(os.path.abspath(__file__)))
+    sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) != _folder]
 
 import argparse
 import importlib.util
@@ -154,7 +159,7 @@ def outputs_of(program: Program, engine: Mapping[str, Any], inputs: Sequence[Any
 def percentiles(bursts: Sequence[Sequence[float]]) -> dict[str, Any]:
     """In milliseconds, of all runs."""
     runs = [time for burst in bursts for time in burst]
-    return {"p50_ms": quantile(runs, 0.5) / 1e3, "p90_ms": quantile(runs, 0.9) / 1e3, "n": len(runs)}
+    return {"p50_ms": digits(quantile(runs, 0.5) / 1e3), "p90_ms": digits(quantile(runs, 0.9) / 1e3), "n": len(runs)}
 
 
 def ratio(measured: Mapping[str, Any], key: str, base: str) -> dict[str, float]:
@@ -163,7 +168,12 @@ def ratio(measured: Mapping[str, Any], key: str, base: str) -> dict[str, float]:
     values = [median(mine) / median(other) for mine, other in zip(bursts[key], bursts[base])]
     middle = median(values)
     half = 1.96 * 1.2533 * 1.4826 * median([abs(value - middle) for value in values]) / len(values) ** 0.5
-    return {"value": middle, "low": middle - half, "high": middle + half}
+    return {"value": digits(middle), "low": digits(middle - half), "high": digits(middle + half)}
+
+
+def digits(value: float) -> float:
+    """Six digits are more than any clock here gives."""
+    return float("%.6g" % value)
 
 
 def lines_of(result: Mapping[str, Any]) -> list[str]:

@@ -54,7 +54,8 @@ class Adds:
     def run(self, handle: str) -> None: ...
 
     def get_output(self, handle: str, index: int) -> bytes:
-        return (self.given[0] + (self.given[1] if index == 0 else -self.given[1])).tobytes()
+        x, y = self.given[0], self.given[1]
+        return bytes((x + y if index == 0 else x - y).tobytes())
 
     def unload(self, handle: str) -> None:
         self.unloaded += 1
@@ -64,7 +65,7 @@ class Adds:
 def test_several_inputs_by_place_or_name_give_several_outputs_in_order() -> None:
     runner = Adds()
     entry = {"inputs": runner.inputs(""), "outputs": runner.outputs("")}
-    x, y = torch.tensor([1.0, 2.0], requires_grad=True), np.float32([3.0, 5.0])
+    x, y = torch.tensor([1.0, 2.0], requires_grad=True), np.array([3.0, 5.0], np.float32)
     with LoadedEngine(runner, "model", {}, entry) as engine:
         for found in (engine.run(x, y), engine.run(x, y=y), engine.run(y=y, x=x), engine.run({"x": x, "y": y})):
             assert [array.tolist() for array in found] == [[4.0, 7.0], [-2.0, -3.0]]
