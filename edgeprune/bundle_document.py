@@ -24,6 +24,9 @@ _PACKAGES = (
     *("ai-edge-litert", "litert-torch"),
 )
 
+_LAYOUTS = {"channels first": "NCHW", "channels last": "NHWC"}
+"""What an export may note of its picture's input, where it is not as the torch module has it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
@@ -97,8 +100,8 @@ def _layout(contents: Contents) -> dict[str, str]:
     """Of a picture's input; all others have their dimensions in the order in which the torch module takes them."""
     if contents.preprocessing is None or not contents.engine.inputs:
         return {}
-    layout = contents.engine.notes.get("layout") or contents.preprocessing.get("layout", "NCHW")
-    return {contents.engine.inputs[0].name: str(layout)}
+    told = _LAYOUTS.get(contents.engine.notes.get("layout", ""))
+    return {contents.engine.inputs[0].name: told or str(contents.preprocessing.get("layout", "NCHW"))}
 
 
 def _entry(engine: Engine, at: Path, folder: Path) -> dict[str, Any]:

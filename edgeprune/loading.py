@@ -78,14 +78,19 @@ class LoadedBundle:
         return found
 
     def preprocess(self, paths: Sequence[Path | str]) -> npt.NDArray[np.float32]:
-        """Pictures as the engine's input takes them, by preprocessing.json: float32 [n, C, H, W]; needs Pillow."""
+        """Pictures as the engine's input takes them, by preprocessing.json: float32 [n, C, H, W]; needs Pillow.
+
+        [n, H, W, C] where the manifest's layout says so.
+        """
         if PREPROCESSING not in self.bundle.manifest.files:
             raise InputError(f"{self.bundle.folder} holds no {PREPROCESSING}: its input is no picture; use run")
         preprocessing = Preprocessing.from_json(self.bundle.folder / PREPROCESSING)
         pictures = [_picture(Path(path), preprocessing) for path in paths]
         if not pictures:
-            return np.zeros((0, *preprocessing.shape), np.float32)
-        return preprocessing.normalise(np.stack(pictures))
+            raise InputError("no pictures were given")
+        x = preprocessing.normalise(np.stack(pictures))
+        last = self.bundle.document["layout"].get(self.input_names[0]) == "NHWC"
+        return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if last else x
 
     def run_pictures(self, paths: Sequence[Path | str]) -> Outputs:
         """Outputs for any number of pictures, in batches of the engine's size; a last one that is short is filled up.

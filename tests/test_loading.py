@@ -118,6 +118,9 @@ def test_pictures_go_through_the_manifests_preprocessing(folder: Path, tmp_path:
             loaded.preprocess([tmp_path / "text.png"])
         with pytest.raises(InputError, match="no pictures"):
             loaded.run_pictures([])
+    edit(folder, lambda d: d["layout"].update(x="NHWC"))
+    with load_bundle(folder) as loaded:
+        assert np.array_equal(loaded.preprocess([tmp_path / "red.png"]), x.transpose(0, 2, 3, 1))
 
 
 @pytest.mark.integration
