@@ -243,6 +243,10 @@ def test_a_bundle_moves_runs_and_is_verified_elsewhere(name: str, require: Requi
     loaded.close()
     with pytest.raises(InputError, match="was closed"):
         loaded.run(np.zeros((1, 3, 16, 16), np.float32))
+    command = [sys.executable, "run.py", "--json", "--seconds", "1"]
+    done = subprocess.run(command, cwd=there, capture_output=True, text=True, check=False)
+    told = json.loads(done.stdout)
+    assert told["parity"]["error"] < 1e-4 and told["origin"] == "measured" and told["ratio"]["value"] > 0
     result = patiently(lambda: verify_bundle(there, budget="100s", timing=QUICK))
     assert result.parity is not None and result.parity.error < 1e-4
     assert (result.origin, result.model, result.bundle) == ("measured", "tests.small_models:Net", str(there))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bundle_mutations import JSON, MUTATIONS, NAMES, by_itself, spoiled, write_sealed
+from benchmarks.bundle_mutations import by_itself
+from benchmarks.bundle_spoiling import JSON, MUTATIONS, NAMES, spoiled, write_sealed
 from edgeprune.bundle import MANIFEST, Contents, read_bundle, write_bundle
 from edgeprune.bundle_core import Refused, check_name, parse_manifest
 from edgeprune.device import load_device
