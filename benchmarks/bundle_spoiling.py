@@ -1,4 +1,4 @@
-"""Ways to spoil a bundle, each seeded: files, what lies beside them, the manifest, and manifests whose hash is right."""
+"""Ways to spoil a bundle, all seeded: files, what lies beside them, the manifest, and manifests with their hash."""
 
 from __future__ import annotations
 
