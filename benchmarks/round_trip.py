@@ -162,7 +162,8 @@ def report(results: dict[str, tuple[dict[str, Any], list[Tried]]], given: argpar
     lines = [
         f"# Bundles moved and run elsewhere, {datetime.date.today()}",
         "",
-        f"`python -m benchmarks.round_trip --model {given.model} --shape {given.shape}`, Python "
+        f"`python -m benchmarks.round_trip --model {given.model} --shape {given.shape} --devices {given.devices}`, "
+        f"Python "
         f"{platform.python_version()}, {platform.machine()}; {groups} groups halved, random weights.",
         "",
         "| bundle | files | `verify` in the other folder: parity | ratio to dense | needs at least |",
@@ -207,7 +208,8 @@ def main() -> int:
         results = {device: round_trip(device, given, Path(scratch)) for device in given.devices.split(",")}
     text = report(results, given, groups)
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / f"round_trip_{datetime.date.today()}.md").write_text(text, encoding="utf-8")
+    which = given.devices.replace(",", "_")
+    (given.out / f"round_trip_{which}_{datetime.date.today()}.md").write_text(text, encoding="utf-8")
     print(text)
     return 1 if any(tried.fault for _, every in results.values() for tried in every) else 0
 
