@@ -163,8 +163,7 @@ def report(results: dict[str, tuple[dict[str, Any], list[Tried]]], given: argpar
         f"# Bundles moved and run elsewhere, {datetime.date.today()}",
         "",
         f"`python -m benchmarks.round_trip --model {given.model} --shape {given.shape} --devices {given.devices}`, "
-        f"Python "
-        f"{platform.python_version()}, {platform.machine()}; {groups} groups halved, random weights.",
+        f"Python {platform.python_version()}, {platform.machine()}; {groups} groups halved, random weights.",
         "",
         "| bundle | files | `verify` in the other folder: parity | ratio to dense | needs at least |",
         "|---|---|---|---|---|",

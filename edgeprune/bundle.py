@@ -151,6 +151,7 @@ def write_bundle(out: Path | str, contents: Contents) -> Bundle:
         with translated(out):
             bundle_core.check_document(document := bundle_core.parse_manifest(manifest.encode()))
             bundle_core.check_engines(document)
+            bundle_core.check_purpose(document)
             for name in document["files"]:
                 bundle_core.check_name(str(out), name)
         write_atomically(folder / MANIFEST, manifest)

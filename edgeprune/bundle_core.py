@@ -24,6 +24,10 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
 DENSE = "dense"
+OWN = {
+    *("plan.json", "weights.safetensors", "parity.safetensors", "preprocessing.json", "rebuild.sh", "run.py"),
+}
+"""What a bundle may hold beside its engines."""
 MAX_MANIFEST_BYTES = 1 << 24
 MAX_DIGITS = 18  # of a whole number: any size of a file
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a path; names that every file system takes
@@ -74,6 +78,7 @@ def check_bundle(folder: str) -> dict[str, Any]:
     check_document(document)
     check_engines(document)
     check_files(folder, document["files"])
+    check_purpose(document)
     return document
 
 
@@ -191,7 +196,7 @@ def check_engines(document: dict[str, Any]) -> None:
         for name in engine["files"] + ([engine["onnx"]] if engine["onnx"] else []):
             if name not in document["files"]:
                 raise Refused("the manifest names %r as part of an engine, but lists no hash of it" % name)
-            if name[: len(at)] != at or "/" in name[len(at) :]:
+            if name in OWN or name[: len(at)] != at or "/" in name[len(at) :]:
                 raise Refused("%r is not where the files of the %s are" % (name, key), place="%s.files" % key)
         if engine["backend"] != document["device"]["backend"]:
             told = (engine["backend"], document["device"]["backend"])
@@ -201,6 +206,15 @@ def check_engines(document: dict[str, Any]) -> None:
         for tensor in engine["inputs"] + engine["outputs"]:
             if any(not 0 <= size < 1 << 31 for size in tensor["shape"]):
                 raise Refused("a shape of %.80r" % (tensor["shape"],), "input", "%s.inputs" % key)
+
+
+def check_purpose(document: dict[str, Any]) -> None:
+    """That every file is an engine's, or one that a bundle has."""
+    engines = [engine for engine in (document["engine"], document["dense"]) if engine is not None]
+    known = OWN.union(*(engine["files"] for engine in engines))
+    for name in document["files"]:
+        if name not in known:
+            raise Refused("the manifest lists %.200r, which is no part of a bundle" % name, place="files")
 
 
 def check_files(folder: str, files: Mapping[str, Mapping[str, Any]]) -> None:

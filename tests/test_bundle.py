@@ -148,6 +148,20 @@ def test_an_engine_without_a_hash_and_a_stray_file_are_refused(folder: Path) -> 
 
 
 @pytest.mark.unit
+def test_a_file_has_one_purpose(folder: Path) -> None:
+    edit(folder, lambda d: d["engine"].update(path="plan.json", files=["plan.json"]))
+    with pytest.raises(TamperedError, match=r"'plan\.json' is not where the files of the engine are"):
+        read_bundle(folder)
+    edit(folder, lambda d: d["engine"].update(path="model.json", files=["model.json"]))
+    read_bundle(folder)
+    (folder / "notes.txt").write_bytes(b"x")
+    digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    edit(folder, lambda d: d["files"].update({"notes.txt": {"sha256": digest, "bytes": 1}}))
+    with pytest.raises(TamperedError, match=r"lists 'notes\.txt', which is no part of a bundle"):
+        read_bundle(folder)
+
+
+@pytest.mark.unit
 def test_a_stray_file_is_refused(folder: Path) -> None:
     (folder / "model.onnx.data").write_bytes(b"x")
     with pytest.raises(TamperedError, match=r"model\.onnx\.data is not in the manifest"):
