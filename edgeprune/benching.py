@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgeprune.budget import Budget, parse_budget
-from edgeprune.bundle import PLAN, Bundle, read_bundle
+from edgeprune.bundle import PLAN, REBUILD, Bundle, read_bundle, translated
+from edgeprune.bundle_engine import check_version, differences
 from edgeprune.device import Device, check_modelled, load_device
 from edgeprune.engine import Engine
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, MeasurementError
 from edgeprune.fingerprint import Fingerprint
 from edgeprune.measurement import Timing
 from edgeprune.plan_json import Plan
+from edgeprune.transport import open_session
 from edgeprune.verifying import (
     CONFIRM,
     DENSE,
@@ -50,17 +53,50 @@ def verify_bundle(
     wanted = parse_budget(budget) if isinstance(budget, str) else budget
     if wanted is not None and wanted.kind == "ratio" and bundle.dense is None:
         raise InputError(f"{path} holds no dense engine, so no ratio can be measured; give a budget like 8ms")
-    result = measure_pair(
-        bundle.engine,
-        bundle.dense,
-        device=device,
-        expected=() if device.modelled else bundle.samples(),
-        timing=timing,
-        percentile=percentile if percentile is not None else float(recorded.get("percentile", 50.0)),
-    )
+    differs = check_device(bundle, device, _hello(bundle, device))
+    with explained(bundle, differs):
+        result = measure_pair(
+            bundle.engine,
+            bundle.dense,
+            device=device,
+            expected=() if device.modelled else bundle.samples(),
+            timing=timing,
+            percentile=percentile if percentile is not None else float(recorded.get("percentile", 50.0)),
+        )
     plan = Plan.from_json(bundle.folder / PLAN)
     result = decide(result, wanted, batch=_batch(bundle.engine), same=plan.is_empty)
-    return replace(_named(result, bundle), seconds={"verify": time.perf_counter() - started})
+    seconds = {"verify": time.perf_counter() - started}
+    return replace(_named(result, bundle), differences=differs, seconds=seconds)
+
+
+def check_device(bundle: Bundle, device: Device, hello: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is not as it was where the manifest's latency was measured, before anything of the bundle is loaded.
+
+    `hello` is the device program's answer. `RuntimeMissing` where the runtime is older than the least one that reads
+    the engine.
+    """
+    with translated(bundle.folder):
+        if device.roofline is None:
+            check_version(bundle.document["runtime"], str(hello["version"]))
+    return tuple(differences(bundle.document["fingerprint"], hello))
+
+
+def _hello(bundle: Bundle, device: Device) -> Mapping[str, Any]:
+    with open_session(device, precision=bundle.engine.precision) as session:
+        return session.hello()
+
+
+@contextmanager
+def explained(bundle: Bundle, differs: Sequence[str]) -> Iterator[None]:
+    """An engine that does not load or run where it was not made: the runtime's words, and what is not as it was."""
+    try:
+        yield
+    except MeasurementError as error:
+        if not differs:
+            raise
+        told = "\n  ".join(differs)
+        hint = f"{bundle.folder / REBUILD} makes the bundle again for what is here"
+        raise MeasurementError(f"{error}\n  {told}\n  {hint}") from error
 
 
 def bench(
@@ -94,11 +130,14 @@ def bench(
     samples = {
         key: () if device.modelled else bundle.samples() for (key, _), bundle in zip(pairs, bundles, strict=True)
     }
+    hello = _hello(bundles[0], device)
+    differs = [check_device(bundle, device, hello) for bundle in bundles]
     timed = time_engines(engines, device, bundles[0].engine.precision, expected=samples, timing=timing)
     results = [verification_of(timed, key, base, percentile=percentile) for key, base in pairs]
     seconds = {"bench": time.perf_counter() - started}
     return tuple(
-        replace(_named(result, bundle), seconds=seconds) for result, bundle in zip(results, bundles, strict=True)
+        replace(_named(result, bundle), differences=differences, seconds=seconds)
+        for result, bundle, differences in zip(results, bundles, differs, strict=True)
     )
 
 

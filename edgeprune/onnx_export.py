@@ -20,6 +20,7 @@ import torch
 
 from edgeprune.errors import EdgepruneError, RuntimeMissing, install_line
 from edgeprune.graph.program import canonical_names
+from edgeprune.unsupported import unsupported
 
 if TYPE_CHECKING:
     import onnx
@@ -70,7 +71,8 @@ def onnx_from_module(module: torch.nn.Module, example_inputs: tuple[torch.Tensor
                 verbose=False,
             )
         except Exception as error:
-            raise EdgepruneError(f"torch.onnx cannot export {type(module).__name__}: {_root_cause(error)}") from error
+            words = f"torch.onnx cannot export {type(module).__name__}: {_root_cause(error)}"
+            raise unsupported(program, error, "ONNX") or EdgepruneError(words) from error
         assert exported is not None
         model: onnx.ModelProto = exported.model_proto
         drop_zero_adds(model)

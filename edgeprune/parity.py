@@ -80,9 +80,14 @@ def _sample(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Sample
     return Sample(inputs=tuple(t.numpy() for t in inputs), outputs=tuple(leaf.numpy() for leaf in leaves))
 
 
+def tolerance_of(engine: Engine) -> float:
+    """Of its outputs, relative to the largest one of torch."""
+    return max(TOLERANCES[engine.precision], TOLERANCES.get(engine.notes.get("weights", ""), 0.0))
+
+
 def check_parity(session: Session, key: str, engine: Engine, expected: Sequence[Sample]) -> Parity:
     """Run a loaded engine on the samples; `QualityError` when an output is further off than the tolerance."""
-    tolerance = max(TOLERANCES[engine.precision], TOLERANCES.get(engine.notes.get("weights", ""), 0.0))
+    tolerance = tolerance_of(engine)
     errors: dict[str, float] = {}
     for sample in expected:
         found = session.run(key, list(sample.inputs))

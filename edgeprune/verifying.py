@@ -72,8 +72,8 @@ class Verification:
     """What was measured and whether it is inside the budget. Latencies are *measured*, or *modelled* (`origin`).
 
     `met` is None without a budget. `why` says what decided. `loaded` is the order in which each process loaded the two
-    engines. `predicted_ms`, `attempts`, `quality`, `bundle` and `seconds` are filled in by whoever knows them
-    (`dataclasses.replace`).
+    engines. `predicted_ms`, `attempts`, `quality`, `bundle`, `differences` (to where a bundle's manifest was measured)
+    and `seconds` are filled in by whoever knows them (`dataclasses.replace`).
     """
 
     model: str = ""
@@ -97,6 +97,7 @@ class Verification:
     attempts: tuple[Mapping[str, Any], ...] = ()
     quality: Mapping[str, Any] = field(default_factory=dict)
     bundle: str | None = None
+    differences: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -122,6 +123,7 @@ class Verification:
             "attempts": list(self.attempts),
             "quality": dict(self.quality),
             "bundle": self.bundle,
+            "differences": list(self.differences),
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
         }
 

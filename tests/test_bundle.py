@@ -15,7 +15,8 @@ import pytest
 
 from edgeprune import bundle as bundle_module
 from edgeprune.benching import bench, verify_bundle
-from edgeprune.bundle import MANIFEST, Bundle, Contents, read_bundle, write_bundle
+from edgeprune.bundle import MANIFEST, SEAL, Bundle, Contents, read_bundle, write_bundle
+from edgeprune.bundle_core import seal_of
 from edgeprune.cli import main
 from edgeprune.device import load_device
 from edgeprune.errors import InputError, StorageError, TamperedError
@@ -67,15 +68,18 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Another manifest, with its hash: what is refused then is refused by what it says."""
     document = json.loads((folder / MANIFEST).read_text())
     change(document)
     (folder / MANIFEST).write_text(json.dumps(document))
+    (folder / SEAL).write_bytes(seal_of((folder / MANIFEST).read_bytes()))
 
 
 @pytest.mark.unit
 def test_a_bundle_holds_what_is_deployed_and_where_it_came_from(whole: Path) -> None:
     found = read_bundle(whole)
     names = {"model.json", "dense/model.json", "plan.json", "weights.safetensors", "preprocessing.json", "rebuild.sh"}
+    names |= {"run.py"}
     assert found.manifest.files.keys() == names | {"parity.safetensors"}
     document = found.document
     assert (document["schema"], document["model"]["name"]) == (1, "tests.small_models:Net")
@@ -139,7 +143,21 @@ def test_an_engine_without_a_hash_and_a_stray_file_are_refused(folder: Path) -> 
     with pytest.raises(TamperedError, match=r"model\.json"):
         read_bundle(folder)
     edit(folder, lambda d: d["engine"].update(path="plan.json"))
-    with pytest.raises(TamperedError, match=r"model\.json"):
+    with pytest.raises(TamperedError, match=r"'plan\.json' is not one of its files"):
+        read_bundle(folder)
+
+
+@pytest.mark.unit
+def test_a_file_has_one_purpose(folder: Path) -> None:
+    edit(folder, lambda d: d["engine"].update(path="plan.json", files=["plan.json"]))
+    with pytest.raises(TamperedError, match=r"'plan\.json' is not where the files of the engine are"):
+        read_bundle(folder)
+    edit(folder, lambda d: d["engine"].update(path="model.json", files=["model.json"]))
+    read_bundle(folder)
+    (folder / "notes.txt").write_bytes(b"x")
+    digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    edit(folder, lambda d: d["files"].update({"notes.txt": {"sha256": digest, "bytes": 1}}))
+    with pytest.raises(TamperedError, match=r"lists 'notes\.txt', which is no part of a bundle"):
         read_bundle(folder)
 
 
@@ -178,6 +196,9 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
         read_bundle(tmp_path)
     (tmp_path / MANIFEST).write_text("[]")
     with pytest.raises(InputError, match="expected schema 1"):
+        read_bundle(tmp_path)
+    (tmp_path / MANIFEST).write_text('{"schema": 1}')
+    with pytest.raises(TamperedError, match="manifest.sha256 is missing"):
         read_bundle(tmp_path)
 
 
@@ -218,20 +239,28 @@ def test_a_bundle_moves_runs_and_is_verified_elsewhere(name: str, require: Requi
     made = make(tmp_path / "here", name, budget=None)
     there = made.folder.rename(tmp_path / "there")
     loaded = load_bundle(there)
+    assert (loaded.input_names, loaded.output_names) == (("x",), ("output",))
     for sample in read_bundle(there).samples():
         found = loaded.run(sample.inputs[0])
         assert isinstance(found, np.ndarray)
         assert np.abs(found - sample.outputs[0]).max() <= 1e-4 * np.abs(sample.outputs[0]).max()
         by_name = loaded.run({"x": sample.inputs[0]})
         assert np.array_equal(np.asarray(by_name), found)
-    with pytest.raises(InputError, match="float64 1x3x16x16, expected float32 1x3x16x16"):
+    with pytest.raises(InputError, match=r"'x': expected float32 \[1, 3, 16, 16\], found float64 \[1, 3, 16, 16\]"):
         loaded.run(np.zeros((1, 3, 16, 16)))
-    with pytest.raises(InputError, match="float32 3x16x16, expected float32 1x3x16x16"):
+    with pytest.raises(InputError, match=r"found float32 \[3, 16, 16\]"):
         loaded.run(np.zeros((3, 16, 16), np.float32))
-    with pytest.raises(InputError, match="no input 'X' .its inputs: x"):
+    with pytest.raises(InputError, match=r"no input 'X' \(its inputs: x\)"):
         loaded.run({"X": np.zeros((1, 3, 16, 16), np.float32)})
     with pytest.raises(InputError, match="input 'x' is missing"):
         loaded.run({})
+    loaded.close()
+    with pytest.raises(InputError, match="was closed"):
+        loaded.run(np.zeros((1, 3, 16, 16), np.float32))
+    command = [sys.executable, "run.py", "--json", "--seconds", "1"]
+    done = subprocess.run(command, cwd=there, capture_output=True, text=True, check=False)
+    told = json.loads(done.stdout)
+    assert told["parity"]["error"] < 1e-4 and told["origin"] == "measured" and told["ratio"]["value"] > 0
     result = patiently(lambda: verify_bundle(there, budget="100s", timing=QUICK))
     assert result.parity is not None and result.parity.error < 1e-4
     assert (result.origin, result.model, result.bundle) == ("measured", "tests.small_models:Net", str(there))

@@ -52,6 +52,13 @@ def version() -> str | None:
         return None
 
 
+def least_version(path: Path) -> str | None:
+    """Of ONNX Runtime that reads an ONNX file, by its IR version and operator set; None for newer ones than known."""
+    from edgeprune.runtime_versions import onnxruntime_for
+
+    return onnxruntime_for(path)
+
+
 def runner_path() -> Path:
     return Path(__file__).with_name("runner.py")
 

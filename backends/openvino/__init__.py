@@ -44,6 +44,13 @@ def version() -> str | None:
         return None
 
 
+def least_version(path: Path) -> str | None:
+    """Of OpenVINO that reads an IR, by the newest operation set in it; None for one that is not in the table."""
+    from edgeprune.runtime_versions import openvino_for
+
+    return openvino_for(path.read_text(encoding="utf-8"))
+
+
 def runner_path() -> Path:
     return Path(__file__).with_name("runner.py")
 

@@ -57,6 +57,11 @@ def version() -> str | None:
         return None
 
 
+def least_version(path: Path) -> str | None:
+    """The oldest whose `trtexec` the runner knows."""
+    return "8.5"
+
+
 def runner_path() -> Path:
     return Path(__file__).with_name("runner.py")
 

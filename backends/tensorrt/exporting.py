@@ -17,20 +17,32 @@ if TYPE_CHECKING:
 RECIPE = "build_engine.sh"
 _RECIPE = """\
 #!/bin/sh
-# Builds model.engine from model.onnx with the trtexec of this device ($TRTEXEC, or the one on the PATH).
+# Builds model.engine from model.onnx with the trtexec of this device ($TRTEXEC, or the one on the PATH):
+#     sh build_engine.sh [FOLDER]   FOLDER is <this folder>.built beside this one unless told: a bundle stays as it is
+# With it come layers_model.json and profile_model.json, as trtexec's --exportLayerInfo and --exportProfile write them.
 # An engine loads only where it was built: same GPU, same TensorRT. Arithmetic: {precision}; it lives in the ONNX.
 set -e
-cd "$(dirname "$0")"
+here="$(CDPATH="" cd -- "$(dirname -- "$0")" && pwd)"
+out="${{1:-$here.built}}"
+mkdir -p "$out"
+out="$(CDPATH="" cd -- "$out" && pwd)"
 trtexec="${{TRTEXEC:-trtexec}}"
 help="$("$trtexec" --help 2>&1 || true)"
 knows() {{ case "$help" in *"$1"*) return 0 ;; *) return 1 ;; esac; }}
-set -- --onnx=model.onnx --saveEngine=model.engine --sparsity=enable --noTF32
+set -- --onnx="$here/model.onnx" --saveEngine="$out/model.engine" --sparsity=enable --noTF32
+set -- "$@" --profilingVerbosity=detailed --exportLayerInfo="$out/layers_model.json"
 if knows --skipInference; then set -- "$@" --skipInference; else set -- "$@" --buildOnly; fi
 case "$help" in
 *"[TensorRT v11"*) ;; # always strongly typed
 *) if knows --stronglyTyped; then set -- "$@" --stronglyTyped{weakly_typed}; fi ;;
 esac
-exec "$trtexec" "$@"
+"$trtexec" "$@"
+set -- --loadEngine="$out/model.engine" --dumpProfile --exportProfile="$out/profile_model.json"
+case "$help" in
+*"[TensorRT v11"*) ;; # always a run of its own
+*) set -- "$@" --separateProfileRun ;;
+esac
+exec "$trtexec" "$@" --iterations=50 --duration=0
 """
 
 

@@ -135,6 +135,7 @@ def _convert(module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) 
     from ai_edge_litert import schema_py_generated as schema
 
     from edgeprune.onnx_export import evaluating, first_line, fold_batch_norms, quiet
+    from edgeprune.unsupported import unsupported
 
     name = type(module).__name__
     with tempfile.TemporaryDirectory(prefix="edgeprune-tflite-") as folder:
@@ -149,7 +150,8 @@ def _convert(module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) 
         wide = any(tensor.dtype in (torch.int64, torch.float64) for tensor in example_inputs)
         fault = _CONVERTER.convert(source, target, wide=wide)
         if fault is not None or not target.is_file():
-            raise EdgepruneError(f"litert_torch cannot convert {name}: {fault or 'it wrote nothing'}")
+            words = f"litert_torch cannot convert {name}: {fault or 'it wrote nothing'}"
+            raise unsupported(program, fault or "", "LiteRT") or EdgepruneError(words)
         content = target.read_bytes()
     return schema.ModelT.InitFromPackedBuf(content, 0), list(program.graph_signature.user_inputs)
 

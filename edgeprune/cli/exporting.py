@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import shlex
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +54,7 @@ def command(
     if (plan_path is None) == (folder is None):
         raise click.UsageError("give either --plan plan.json or --pruned FOLDER")
     from edgeprune.bundle import Contents, check_target, write_bundle
+    from edgeprune.cli.rebuilding import rebuild_lines
     from edgeprune.device import in_precision, load_device
     from edgeprune.exporting import export, export_dense
     from edgeprune.folders import check_writable
@@ -70,13 +69,14 @@ def command(
     examples = example_inputs(model["shape"], model["inputs"], model=module, seed=model["seed"])
     pruned = _pruned(module, examples, plan_path, folder)
     preprocessing = default_preprocessing(model["model"], tuple(examples[0].shape), weights=model["weights"])
+    named = {"device_name": device_name, "precision": precision, "store": store, "allow_modelled": allow_modelled}
     with tempfile.TemporaryDirectory(prefix="edgeprune-export-") as scratch:
         contents = Contents(
             engine=export(pruned, device, Path(scratch, "pruned"), weights=store),
             dense=export_dense(module, examples, device, Path(scratch, "dense")),
             model=model["model"],
             preprocessing=preprocessing.model_dump(mode="json") if preprocessing else None,
-            command=("edgeprune " + shlex.join(sys.argv[1:]),),
+            command=rebuild_lines({**model, **named}),
             samples=parity_samples(pruned) if device.computes else (),
         )
         bundle = write_bundle(out, contents)

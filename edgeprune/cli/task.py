@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -129,6 +127,7 @@ def make_task(
     lock_clocks: bool,
 ) -> Task:
     """Resolve what the options name; every fault is an `InputError` before anything long starts."""
+    from edgeprune.cli.rebuilding import rebuild_lines
     from edgeprune.data import load_data
     from edgeprune.errors import RuntimeMissing
     from edgeprune.modelled import backend_of
@@ -162,7 +161,12 @@ def make_task(
         seed=seed,
         allow_other_table=allow_other_table,
         wait_s=math.inf if wait else 0.0,
-        command=("edgeprune " + shlex.join(sys.argv[1:]),),
+        command=rebuild_lines(
+            {"model": model, "weights": weights, "shape": shape, "inputs": inputs, "seed": seed, "precision": precision}
+            | {"device_name": device_name, "allow_modelled": allow_modelled}
+            # an engine in int8 needs data again, for the ranges of its activations
+            | ({"data": data, "preprocess": preprocess} if device.precisions[0] == "int8" else {})
+        ),
     )
 
 

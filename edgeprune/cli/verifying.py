@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import rich_click
@@ -8,6 +9,9 @@ import rich_click
 from edgeprune.cli.output import json_option, print_json
 from edgeprune.cli.task import modelled_option
 from edgeprune.cli.timing import make_timing, pair_lines, timing_options
+
+if TYPE_CHECKING:
+    from edgeprune.verifying import Verification
 
 EXAMPLE = "Example: edgeprune verify build/mobilenet_v2-host-openvino --budget 0.7x"
 
@@ -47,5 +51,14 @@ def command(
     if as_json:
         print_json(result.to_json())
     else:
-        click.echo("\n".join([f"{result.bundle} on {result.device}", *pair_lines(result)]))
+        click.echo("\n".join([f"{result.bundle} on {result.device}", *pair_lines(result), *_differences(result)]))
     return 3 if result.met is False else 0
+
+
+def _differences(result: Verification) -> list[str]:
+    """What is not as it was when the manifest was written, and what that means."""
+    if not result.differences:
+        return []
+    told = [f"  differs     {difference}" for difference in result.differences]
+    hint = "the manifest's latency is that of another machine or version: this one's is above; rebuild.sh makes"
+    return [*told, f"              {hint}", "              the engine again with what is here"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -209,10 +210,20 @@ def test_the_exported_recipe_builds_an_engine_in_every_dialect(precision: str, d
             ["sh", engine.folder / "build_engine.sh"], cwd="/", capture_output=True, text=True, check=False
         )
         assert "&&&& PASSED" in done.stdout, done.stdout + done.stderr
-        built = commands(tmp_path / "log")[-1]
+        built, profiled = commands(tmp_path / "log")[-2:]
         assert ("--fp16" in built) == (dialect.startswith("8") and precision == "fp16")
         assert ("--stronglyTyped" in built) == (dialect == "10.3")
-        (engine.folder / "model.engine").unlink()
+        assert ("--separateProfileRun" in profiled) == (dialect != "11.1")
+        beside = tmp_path / "engine.built"
+        assert {file.name for file in beside.iterdir()} == {"model.engine", "layers_model.json", "profile_model.json"}
+        layers = json.loads((beside / "layers_model.json").read_text())["Layers"]
+        times = json.loads((beside / "profile_model.json").read_text())
+        assert [layer["Name"] for layer in layers] == [entry["name"] for entry in times if "name" in entry]
+        shutil.rmtree(beside)
+    assert {file.name for file in engine.folder.iterdir()} == {"model.onnx", "build_engine.sh"}
+    chosen = tmp_path / "of mine"
+    subprocess.run(["sh", engine.folder / "build_engine.sh", chosen], capture_output=True, check=True)
+    assert (chosen / "model.engine").is_file()
 
 
 def test_an_exported_network_runs_as_torch_does(double: Set, tmp_path: Path) -> None:
