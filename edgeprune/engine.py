@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from edgeprune.measurement import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
     from edgeprune.device import Device
     from edgeprune.pruned import Pruned
 
 ONNX_NAME = "model.onnx"
+Calibration: TypeAlias = "Sequence[tuple[torch.Tensor, ...]]"
+"""Batches of inputs as the model takes them, preprocessed and of the traced shapes: ranges of activations in int8 are
+found on them."""
 
 
 @dataclass(frozen=True, kw_only=True)

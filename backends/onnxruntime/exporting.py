@@ -11,12 +11,19 @@ from edgeprune.errors import InputError
 from edgeprune.precision import check_exportable
 
 if TYPE_CHECKING:
+    from edgeprune.engine import Calibration
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
 
 def export(
-    pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+    pruned: Pruned,
+    folder: Path,
+    precision: str,
+    *,
+    kernels: Sequence[Kernel] = (),
+    weights: str = "fp32",
+    calibration: Calibration = (),
 ) -> Engine:
     """Write model.onnx."""
     from edgeprune.onnx_export import onnx_from_module

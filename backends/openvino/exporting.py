@@ -11,6 +11,7 @@ from edgeprune.errors import InputError, RuntimeMissing, install_line
 from edgeprune.precision import check_exportable
 
 if TYPE_CHECKING:
+    from edgeprune.engine import Calibration
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
@@ -18,7 +19,13 @@ WEIGHTS = ("fp32", "fp16")
 
 
 def export(
-    pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+    pruned: Pruned,
+    folder: Path,
+    precision: str,
+    *,
+    kernels: Sequence[Kernel] = (),
+    weights: str = "fp32",
+    calibration: Calibration = (),
 ) -> Engine:
     """Write model.xml, model.bin and model.onnx. `precision` is that of the arithmetic, which the runner asks for.
 

@@ -11,6 +11,7 @@ from edgeprune.errors import InputError
 from edgeprune.precision import check_exportable
 
 if TYPE_CHECKING:
+    from edgeprune.engine import Calibration
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
@@ -35,7 +36,13 @@ exec "$trtexec" "$@"
 
 
 def export(
-    pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+    pruned: Pruned,
+    folder: Path,
+    precision: str,
+    *,
+    kernels: Sequence[Kernel] = (),
+    weights: str = "fp32",
+    calibration: Calibration = (),
 ) -> Engine:
     """Write model.onnx and build_engine.sh. For fp16 weights and activations are half precision in the ONNX itself.
 
