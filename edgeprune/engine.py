@@ -28,7 +28,8 @@ class Engine:
 
     `path` is the file that the runner loads, `files` all that were written, in one folder. `precision` is that of the
     arithmetic; `notes` says what else was chosen, such as how weights are stored. `device` and `pruned` are there
-    from `export` on: where it is to run, and the torch module that its outputs must equal.
+    from `export` on: where it is to run, and the torch module that its outputs must equal. `calibration` are the
+    batches on which the ranges of an engine in int8 were found.
     """
 
     backend: str
@@ -41,6 +42,7 @@ class Engine:
     notes: Mapping[str, str] = field(default_factory=dict)
     device: Device | None = field(default=None, repr=False)
     pruned: Pruned | None = field(default=None, repr=False, compare=False)
+    calibration: Calibration = field(default=(), repr=False, compare=False)
 
     @property
     def folder(self) -> Path:

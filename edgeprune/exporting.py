@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
+NO_CALIBRATION = (
+    "int8 needs calibration data, on which the ranges of activations are found: give it with --data "
+    "(`calibration=` in Python)"
+)
 ENGINE_FILES = frozenset({"model.xml", "model.bin", "model.onnx", "model.json", "model.tflite", "build_engine.sh"})
 
 
@@ -52,7 +56,8 @@ def export(
         kernels = kernels_of(pruned.module, pruned.example_inputs, device, precision)
     with replaceable_folder(Path(out), ENGINE_FILES) as folder:
         engine = backend.export(pruned, folder, precision, kernels=kernels, weights=weights, calibration=calibration)
-    return replace(engine.at(Path(out).resolve()), device=device, pruned=pruned)
+    used = calibration if precision == "int8" else ()
+    return replace(engine.at(Path(out).resolve()), device=device, pruned=pruned, calibration=used)
 
 
 def export_dense(
@@ -74,10 +79,7 @@ def check_calibration(pruned: Pruned, precision: str, calibration: Calibration, 
     if precision != "int8" or getattr(backend, "engines", not backend.modelled) is False:
         return
     if not calibration:
-        raise InputError(
-            "int8 needs calibration data, on which the ranges of activations are found: give it with --data "
-            "(`calibration=` in Python)"
-        )
+        raise InputError(NO_CALIBRATION)
     wanted = [(tuple(tensor.shape), tensor.dtype) for tensor in pruned.example_inputs]
     for number, batch in enumerate(calibration):
         found = [(tuple(tensor.shape), tensor.dtype) for tensor in batch]

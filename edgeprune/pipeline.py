@@ -13,17 +13,17 @@ from edgeprune import parity
 from edgeprune.budget import Budget
 from edgeprune.bundle import Bundle, Contents, write_bundle
 from edgeprune.cost import describe
-from edgeprune.engine import Engine
+from edgeprune.engine import Calibration, Engine
 from edgeprune.errors import BudgetError, InputError, RuntimeMissing, UnstableError
-from edgeprune.exporting import export
+from edgeprune.exporting import NO_CALIBRATION, export
+from edgeprune.gating import judged, quality_of
 from edgeprune.measurement import Timing
 from edgeprune.modelled import backend_of
 from edgeprune.planning import Choice, dense_choice, floor_layers
-from edgeprune.precision import check_exportable
 from edgeprune.preparing import Prepared, Reporter, Silent, Task, batch_of, in_steps, plan_of, prepare, timed
 from edgeprune.profiling import COMPUTE
 from edgeprune.pruned import Pruned
-from edgeprune.quality import evaluate, outputs
+from edgeprune.ranges import batches_of, drawn_batches
 from edgeprune.recovery import RepairReport, repair
 from edgeprune.surgery import apply
 from edgeprune.verifying import CONFIRM, Verification, measure_pair, on_todays_clock, verify
@@ -79,11 +79,15 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
     """A bundle in `out` whose engine was measured inside the budget, or `BudgetError` with the least in reach.
 
     An engine slower than the dense one is never handed over; a dense model already inside gives an empty plan. Latency
-    is measured on the task's device alone, so no other device may have a budget.
+    is measured on the task's device alone, so no other device may have a budget. `QualityError` where the engine
+    answers worse than the task's `min_quality` on the half of the data that nothing was fitted to.
     """
     reporter = reporter or Silent()
     check_one_device(task)
-    check_exportable(task.device.precisions[0])
+    if task.device.precisions[0] == "int8" and not task.device.modelled and task.data is None:
+        raise InputError(NO_CALIBRATION)
+    if task.min_quality is not None:
+        task = replace(task, min_quality=task.min_quality.named(task.data))
     if (missing := backend_of(task.device).available()) is not None:
         raise RuntimeMissing(missing)
     prepared = prepare(task, reporter)
@@ -108,7 +112,7 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
             with timed(seconds, "repair"):
                 pruned, repaired = loop.repaired(attempt)
             with timed(seconds, "confirm"):
-                engine = loop.export(pruned, attempt.choice, f"confirmed{number}")
+                engine = loop.export(pruned, attempt.choice, f"confirmed{number}", to_deploy=True)
                 try:
                     result = verify(engine, dense=loop.dense, budget=budget, percentile=percentile)
                 except UnstableError as error:
@@ -146,7 +150,11 @@ class Loop:
         self.dense_us = prepared.cost.predict({}).us
         self.whole = dense_choice(prepared.cost, prepared.saliency, prepared.others)
         self.dense_ms = 0.0
-        self.dense = self.export(self.cut(self.whole), self.whole, "dense")
+        self.drawn = drawn_batches(task.example_inputs)
+        self.ranged: Calibration = ()
+        if task.device.precisions[0] == "int8" and prepared.calibration is not None:
+            self.ranged = batches_of(prepared.calibration, task.example_inputs)
+        self.dense = self.export(self.cut(self.whole), self.whole, "dense", to_deploy=True)
 
     @property
     def limit_ratio(self) -> float:
@@ -158,19 +166,31 @@ class Loop:
         plan = plan_of(self.task, self.prepared, choice, self.budget)
         return apply(plan, self.task.model, self.task.example_inputs, graph=self.prepared.graph)
 
-    def export(self, pruned: Pruned, choice: Choice, folder: str, *, only_to_time: bool = True) -> Engine:
-        """The engine; a modelled device gets its kernels from the cost model's units, and those alone to be timed."""
+    def export(
+        self, pruned: Pruned, choice: Choice, folder: str, *, only_to_time: bool = True, to_deploy: bool = False
+    ) -> Engine:
+        """The engine; a modelled device gets its kernels from the cost model's units, and those alone to be timed.
+
+        In int8 one `to_deploy` has its ranges from the data, any other from drawn values, which take as long.
+        """
         cost = self.prepared.cost
         gone = cost.vanishing(choice.dropped)
         kernels = [unit.kernel(choice.widths) for unit in cost.units if unit.name not in gone]
-        return export(pruned, self.task.device, self.scratch / folder, kernels=kernels, only_to_time=only_to_time)
+        return export(
+            pruned,
+            self.task.device,
+            self.scratch / folder,
+            kernels=kernels,
+            only_to_time=only_to_time,
+            calibration=self.ranged if to_deploy else self.drawn,
+        )
 
     def complete(self, engine: Engine, choice: Choice) -> Engine:
         """What can be deployed: of a device that was only modelled so far its runtime's own files."""
         if self.task.device.roofline is None:
             return engine
         assert engine.pruned is not None
-        return self.export(engine.pruned, choice, f"{engine.folder.name}-complete", only_to_time=False)
+        return self.export(engine.pruned, choice, f"{engine.folder.name}-complete", only_to_time=False, to_deploy=True)
 
     def search(self, target: float) -> Attempt | None:
         """Move the target by what was measured until a network lies just inside the budget; None if none does."""
@@ -328,7 +348,7 @@ def _hand_over(
     task, cost = loop.task, loop.prepared.cost
     assert engine.pruned is not None
     with timed(seconds, "report"):
-        quality = _quality(loop, engine.pruned)
+        quality = _quality(loop, engine)
     # the cost model's clock is that of the compute-bound reference
     then, now = ({COMPUTE: clock[COMPUTE]} for clock in (loop.prepared.table.references_us, result.references_us))
     result = replace(
@@ -351,7 +371,7 @@ def _hand_over(
         model=task.name,
         preprocessing=task.preprocessing.model_dump(mode="json") if task.preprocessing else None,
         command=task.command,
-        samples=parity.samples(engine.pruned) if task.device.computes else (),
+        samples=parity.samples(engine.pruned, calibration=engine.calibration) if task.device.computes else (),
         notes={
             "macs": {"dense": dense_macs, "pruned": macs},
             "cost_model": describe(cost),
@@ -370,16 +390,17 @@ def _hand_over(
     )
 
 
-def _quality(loop: Loop, pruned: Pruned) -> dict[str, Any]:
-    """On the half of the data that nothing was fitted to."""
+def _quality(loop: Loop, engine: Engine) -> dict[str, Any]:
+    """On the half of the data that nothing was fitted to; `QualityError` where it is less than was asked for."""
     data = loop.prepared.report
     if data is None:
         return {}
-    dense = outputs(loop.task.model, data)
+    found = quality_of(engine, loop.task.device, data, loop.task.model)
+    if loop.task.min_quality is not None:
+        loop.task.min_quality.check(judged(found))
     return {
         "report": list(data.names),
         "calibration": list(loop.prepared.calibration.names) if loop.prepared.calibration else [],
         "skipped": list(data.skipped),
-        "dense": evaluate(loop.task.model, data, dense=dense).to_json(),
-        "pruned": evaluate(pruned.module, data, dense=dense).to_json(),
+        **{name: quality.to_json() for name, quality in found.items()},
     }

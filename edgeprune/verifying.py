@@ -152,9 +152,16 @@ def verify(
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-dense-")))
             dense = export_dense(
-                dense, engine.pruned.example_inputs, device, folder / DENSE, precision=engine.precision
+                dense,
+                engine.pruned.example_inputs,
+                device,
+                folder / DENSE,
+                precision=engine.precision,
+                calibration=engine.calibration,
             )
-        expected = () if device.modelled else parity.samples(engine.pruned, pictures=pictures)
+        expected: tuple[parity.Sample, ...] = ()
+        if not device.modelled:
+            expected = parity.samples(engine.pruned, pictures=pictures, calibration=engine.calibration)
         result = measure_pair(engine, dense, device=device, expected=expected, timing=timing, percentile=percentile)
     same = engine.pruned.plan.is_empty
     batch = int(engine.inputs[0].shape[0]) if engine.inputs and engine.inputs[0].shape else 1
