@@ -75,8 +75,9 @@ class Task:
 
     `example_inputs` fix every shape. `data` is split in two by a hash of its names: one half for saliency and repair,
     the other for the report. `others` are budgets beside the latency on `device`, `devices` the other devices that they
-    name; `min_quality` is what `fit` hands over at the least. `wait_s` is how long to wait for another process that
-    writes a table. `command` are the lines that do it all again.
+    name; `min_quality` is what `fit` hands over at the least, `relative_to` the precision of the dense engine that its
+    ratios are taken to, the device's first unless told. `wait_s` is how long to wait for another process that writes a
+    table. `command` are the lines that do it all again.
     """
 
     model: torch.nn.Module
@@ -97,6 +98,7 @@ class Task:
     scope: Scope = "global"
     schedule: Schedule = ONE_SHOT
     min_quality: MinQuality | None = None
+    relative_to: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

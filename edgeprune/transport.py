@@ -97,9 +97,13 @@ class Session:
     def put(self, path: Path) -> str:
         return self.channel.put(path)
 
-    def load(self, key: str, path: Path, *, profile: bool = False) -> Loaded:
-        """Compile a model file under a name of your choice; `profile` lets `node_times` be asked for it later."""
-        answer = self.request("load", key=key, path=self.put(path), options={**self.options, "profile": profile})
+    def load(self, key: str, path: Path, *, profile: bool = False, precision: str | None = None) -> Loaded:
+        """Compile a model file under a name of your choice; `profile` lets `node_times` be asked for it later.
+
+        `precision` is that of its arithmetic, the session's unless told.
+        """
+        options = {**self.options, "profile": profile, **({"precision": precision} if precision else {})}
+        answer = self.request("load", key=key, path=self.put(path), options=options)
         return Loaded.from_json(key, answer)
 
     def unload(self, key: str) -> None:

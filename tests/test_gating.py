@@ -127,7 +127,8 @@ def test_verify_judges_a_bundle_on_data_and_ends_with_7(tmp_path: Path, capsys: 
     dense = export(as_pruned(model, X), device, tmp_path / "dense")
     write_bundle(tmp_path / "bundle", Contents(engine=dense, dense=dense))
     np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32))
-    given = ["verify", str(tmp_path / "bundle"), "--data", str(tmp_path / "data.npz")]
+    quick = ["--warmup-ms", "1", "--duration-s", "1", "--min-iters", "4"]
+    given = ["verify", str(tmp_path / "bundle"), "--data", str(tmp_path / "data.npz"), *quick]
     assert main([*given, "--min-quality", "relative_error:0"]) in (0, 6)
     assert main([*given, "--min-quality", "kl:0", "--min-quality", "top1:0.5"]) == 2
     assert "needs labels" in capsys.readouterr().err

@@ -21,12 +21,14 @@ FILES = [path for part in (PACKAGE, PACKAGE / "backends") for path in part.rglob
 LAYERS = (
     "errors folders measurement kernel precision roofline graph plan_json weights pruned engine kernel_sizes attention "
     "fusion kernel_weights onnx_int8 kernel_onnx tflite_file tflite_int8 kernel_tflite onnx_export onnx_half "
-    "onnx_quantise backends device modelled staircase "
+    "onnx_quantise backends "
+    "device modelled staircase "
     "units models preprocessing data quality device_core device_program local_channel transport fingerprint "
     "table_lines table_log table table_listing table_merging table_comparing table_curve table_export foreign_tables "
     "profiling robust budget surface correction cost sampling saliency solve zero_branch comparing surgery recovery "
     "rewinding constraints scopes variables budget_rows climbing choosing scheduling planning exporting ranges "
-    "calibration parity verifying bundle loading benching gating preparing forecasting front pipeline reporting cli"
+    "calibration parity executed verifying bundle loading benching gating preparing forecasting front handing_over "
+    "pipeline reporting cli"
 ).split()
 
 

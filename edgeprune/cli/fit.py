@@ -32,11 +32,20 @@ QUALITY = {"top1": "top-1", "agreement": "agreement", "kl": "KL to dense", "rela
 @budget_option(required=True)
 @rule_options
 @click.option("--percentile", type=click.FloatRange(1, 99.9), default=50.0, show_default=True, help="Of the latency.")
+@click.option(
+    "--relative-to", metavar="fp32|...", help="Precision of the dense engine of a ratio.  [default: the same]"
+)
 @click.option("--min-quality", "least", metavar="METRIC:VALUE", help=MIN_QUALITY)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle goes into a folder in here.")
 @json_option
 def command(
-    budgets: tuple[str, ...], percentile: float, least: str | None, out: Path, as_json: bool, **options: Any
+    budgets: tuple[str, ...],
+    percentile: float,
+    relative_to: str | None,
+    least: str | None,
+    out: Path,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """The whole flow: a model, a device and a budget in, a measured engine out.
 
@@ -50,7 +59,7 @@ def command(
 
     min_quality = parse_min_quality(least) if least else None
     task, wanted = choosing_task(budgets, **options)
-    task = replace(task, min_quality=min_quality)
+    task = replace(task, min_quality=min_quality, relative_to=relative_to)
     check_one_device(task)
     if wanted is None:
         raise InputError(f"no --budget is of the latency on {task.device.name}, which fit measures")
