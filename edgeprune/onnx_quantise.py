@@ -103,7 +103,7 @@ class _Reader:
 
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self._left, None)
-        return batch and {name: tensor.numpy() for name, tensor in zip(self._names, batch, strict=True)}
+        return None if batch is None else {n: x.numpy() for n, x in zip(self._names, batch, strict=True)}
 
     def __len__(self) -> int:
         return len(self._calibration)

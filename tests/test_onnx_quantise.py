@@ -114,7 +114,7 @@ def test_half_precision_around_integers_keeps_scales_that_reach_the_largest_valu
     for name in scales:
         assert after[name].dtype == np.float16
         assert np.all(after[name].astype(np.float64) >= before[name].astype(np.float64))
-        np.testing.assert_allclose(after[name].astype(np.float64), before[name], rtol=2e-3)
+        np.testing.assert_allclose(after[name].astype(np.float64), before[name].astype(np.float64), rtol=2e-3)
     onnx.checker.check_model(half)
 
 

@@ -75,13 +75,13 @@ def command(
     module = resolve(model["model"], weights=model["weights"], seed=model["seed"])
     examples = example_inputs(model["shape"], model["inputs"], model=module, seed=model["seed"])
     pruned = _pruned(module, examples, plan_path, folder)
-    size = tuple(examples[0].shape)
+    shape = tuple(examples[0].shape)
     preprocessing = (
         Preprocessing.from_json(preprocess)
         if preprocess
-        else default_preprocessing(model["model"], size, weights=model["weights"])
+        else default_preprocessing(model["model"], shape, weights=model["weights"])
     )
-    calibration = batches_of(load_data(data, preprocessing, size), examples) if data else ()
+    calibration = batches_of(load_data(data, preprocessing, shape), examples) if data else ()
     with tempfile.TemporaryDirectory(prefix="edgeprune-export-") as scratch:
         engine = export(pruned, device, Path(scratch, "pruned"), weights=store, calibration=calibration)
         contents = Contents(
