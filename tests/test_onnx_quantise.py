@@ -222,6 +222,26 @@ def test_no_calibration_and_other_shapes_are_refused_by_name(residual: nn.Module
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_while_quantising_leaves_nothing(
+    residual: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxruntime import quantization
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantization, "quantize_static", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        device = ep.load_device("host-onnxruntime")
+        export_dense(residual, X, device, tmp_path / "e", precision="int8", calibration=drawn_batches(X))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_precision_that_no_cpu_computes_is_refused_with_what_there_is(tmp_path: Path, residual: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"no precision 'fp16' \(known: fp32, bf16, int8\); .* `export --store fp16`"):
+        export_dense(residual, X, ep.load_device("host-openvino"), tmp_path / "e", precision="fp16")
+
+
 def test_a_quantiser_that_fails_is_told_in_its_words(floats: onnx.ModelProto) -> None:
     nameless = ((torch.zeros(1, 3, 5),),)
     with pytest.raises(EdgepruneError, match="onnxruntime can't quantise the model: .+"):
