@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from edgeprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from edgeprune.engine import Engine
+    from edgeprune.engine import Calibration, Engine
     from edgeprune.fusion import Unit
     from edgeprune.graph import ModelGraph
     from edgeprune.kernel import Kernel
@@ -45,11 +45,19 @@ class Backend(Protocol):
         """Write the small model file that the runner loads to time one kernel."""
 
     def export(
-        self, pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+        self,
+        pruned: Pruned,
+        folder: Path,
+        precision: str,
+        *,
+        kernels: Sequence[Kernel] = (),
+        weights: str = "fp32",
+        calibration: Calibration = (),
     ) -> Engine:
         """Write the engine of a pruned model, whose `kernels` are given for devices whose time is a sum over them.
 
-        `weights` is how they are stored: `fp32`, or `fp16` where the format can; the arithmetic is in `precision`.
+        `weights` is how they are stored: `fp32`, or `fp16` where the format can; the arithmetic is in `precision`. The
+        ranges of activations in int8 are found on `calibration`, batches of inputs as the model takes them.
         """
 
 

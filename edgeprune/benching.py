@@ -64,7 +64,8 @@ def verify_bundle(
             percentile=percentile if percentile is not None else float(recorded.get("percentile", 50.0)),
         )
     plan = Plan.from_json(bundle.folder / PLAN)
-    result = decide(result, wanted, batch=_batch(bundle.engine), same=plan.is_empty)
+    same = plan.is_empty and (bundle.dense is None or bundle.dense.precision == bundle.engine.precision)
+    result = decide(result, wanted, batch=_batch(bundle.engine), same=same)
     seconds = {"verify": time.perf_counter() - started}
     return replace(_named(result, bundle), differences=differs, seconds=seconds)
 

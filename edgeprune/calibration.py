@@ -22,6 +22,7 @@ from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS, ConnectionLost, Measurement, NodeTimes, Timing, joined
 from edgeprune.plan_json import Plan
 from edgeprune.profiling import Profiler, digits, statistics_of
+from edgeprune.ranges import drawn_batches
 from edgeprune.surgery import apply, positions_of
 from edgeprune.table import LatencyTable, network_entries, read_table, shipped_path, table_path
 from edgeprune.table_lines import NetworkLine, UnitEntry
@@ -117,7 +118,14 @@ def with_networks(
         for number, cut in enumerate(missing):
             pruned = apply(cut.plan(source.graph), source.model, source.example_inputs, graph=source.graph)
             kernels = list(cut.kernels(cost).values())
-            engine = export(pruned, device, folder / f"network{number}", kernels=kernels, only_to_time=True)
+            engine = export(
+                pruned,
+                device,
+                folder / f"network{number}",
+                kernels=kernels,
+                only_to_time=True,
+                calibration=drawn_batches(source.example_inputs),
+            )
             engines.append(engine.path)
             if on_network is not None:
                 on_network(number + 1, len(missing))

@@ -165,7 +165,8 @@ def check_precision(device: Device, precision: str) -> None:
     """`InputError` where the device has it not."""
     if precision not in device.precisions:
         known = ", ".join(device.precisions)
-        raise InputError(f"device '{device.name}' has no precision '{precision}' (known: {known})")
+        hint = "; weights are stored in half precision by `export --store fp16`" if precision == "fp16" else ""
+        raise InputError(f"device '{device.name}' has no precision '{precision}' (known: {known}){hint}")
 
 
 def load_device(name: str, path: Path | None = None, *, allow_modelled: bool = False) -> Device:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from edgeprune.measurement import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
     from edgeprune.device import Device
     from edgeprune.pruned import Pruned
 
 ONNX_NAME = "model.onnx"
+Calibration: TypeAlias = "Sequence[tuple[torch.Tensor, ...]]"
+"""Batches of inputs as the model takes them, preprocessed and of the traced shapes: ranges of activations in int8 are
+found on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,8 @@ class Engine:
 
     `path` is the file that the runner loads, `files` all that were written, in one folder. `precision` is that of the
     arithmetic; `notes` says what else was chosen, such as how weights are stored. `device` and `pruned` are there
-    from `export` on: where it is to run, and the torch module that its outputs must equal.
+    from `export` on: where it is to run, and the torch module that its outputs must equal. `calibration` are the
+    batches on which the ranges of an engine in int8 were found.
     """
 
     backend: str
@@ -37,6 +42,7 @@ class Engine:
     notes: Mapping[str, str] = field(default_factory=dict)
     device: Device | None = field(default=None, repr=False)
     pruned: Pruned | None = field(default=None, repr=False, compare=False)
+    calibration: Calibration = field(default=(), repr=False, compare=False)
 
     @property
     def folder(self) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.device import Device, check_precision
-from edgeprune.engine import Engine
+from edgeprune.engine import Calibration, Engine
 from edgeprune.errors import InputError, RuntimeMissing
 from edgeprune.folders import atomic_folder
 from edgeprune.modelled import backend_of
@@ -17,9 +17,14 @@ from edgeprune.modelled import backend_of
 if TYPE_CHECKING:
     import torch
 
+    from edgeprune.backends import Backend
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
+NO_CALIBRATION = (
+    "int8 needs calibration data, on which the ranges of activations are found: give it with --data "
+    "(`calibration=` in Python)"
+)
 ENGINE_FILES = frozenset({"model.xml", "model.bin", "model.onnx", "model.json", "model.tflite", "build_engine.sh"})
 
 
@@ -32,23 +37,27 @@ def export(
     kernels: Sequence[Kernel] = (),
     weights: str = "fp32",
     only_to_time: bool = False,
+    calibration: Calibration = (),
 ) -> Engine:
     """Write the engine of `pruned` for a device's runtime into the folder `out`, whole or not at all.
 
     `precision` is the device's first unless told. `kernels` are those of the pruned network, which only a modelled
     device needs; they are found by tracing when not given. `weights="fp16"` halves the file where the format can.
-    With `only_to_time` a modelled device gets the list of kernels alone, which takes no time to write.
+    With `only_to_time` a modelled device gets the list of kernels alone, which takes no time to write. An engine in
+    int8 takes `calibration`, batches of inputs on which the ranges of activations are found; `InputError` without.
     """
     precision = precision or device.precisions[0]
     check_precision(device, precision)
     backend = backend_of(device, only_to_time=only_to_time)
     if fix := backend.available():
         raise RuntimeMissing(fix)
+    check_calibration(pruned, precision, calibration, backend)
     if backend.modelled and not kernels:
         kernels = kernels_of(pruned.module, pruned.example_inputs, device, precision)
     with replaceable_folder(Path(out), ENGINE_FILES) as folder:
-        engine = backend.export(pruned, folder, precision, kernels=kernels, weights=weights)
-    return replace(engine.at(Path(out).resolve()), device=device, pruned=pruned)
+        engine = backend.export(pruned, folder, precision, kernels=kernels, weights=weights, calibration=calibration)
+    used = calibration if precision == "int8" else ()
+    return replace(engine.at(Path(out).resolve()), device=device, pruned=pruned, calibration=used)
 
 
 def export_dense(
@@ -58,9 +67,28 @@ def export_dense(
     out: Path | str,
     *,
     precision: str | None = None,
+    calibration: Calibration = (),
 ) -> Engine:
     """The engine of the model as it is: what ratios are taken to."""
-    return export(as_pruned(model, example_inputs), device, out, precision=precision)
+    return export(as_pruned(model, example_inputs), device, out, precision=precision, calibration=calibration)
+
+
+def check_calibration(pruned: Pruned, precision: str, calibration: Calibration, backend: Backend) -> None:
+    """`InputError` where an engine in int8 is to be written without batches to find ranges on, or with other ones than
+    the model takes. A formula has no activations."""
+    if precision != "int8" or getattr(backend, "engines", not backend.modelled) is False:
+        return
+    if not calibration:
+        raise InputError(NO_CALIBRATION)
+    wanted = [(tuple(tensor.shape), tensor.dtype) for tensor in pruned.example_inputs]
+    for number, batch in enumerate(calibration):
+        found = [(tuple(tensor.shape), tensor.dtype) for tensor in batch]
+        if found != wanted:
+            raise InputError(f"calibration batch {number} holds {_listed(found)}, the model takes {_listed(wanted)}")
+
+
+def _listed(tensors: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> str:
+    return ", ".join(f"{dtype} {shape}".removeprefix("torch.") for shape, dtype in tensors) or "nothing"
 
 
 def as_pruned(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> Pruned:

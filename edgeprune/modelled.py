@@ -11,7 +11,7 @@ from edgeprune.backends import Backend, find_backend
 
 if TYPE_CHECKING:
     from edgeprune.device import Device
-    from edgeprune.engine import Engine
+    from edgeprune.engine import Calibration, Engine
     from edgeprune.fusion import Unit
     from edgeprune.graph import ModelGraph
     from edgeprune.kernel import Kernel
@@ -117,7 +117,14 @@ class Modelled:
         return null.build(kernel, folder, self.roofline)
 
     def export(
-        self, pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+        self,
+        pruned: Pruned,
+        folder: Path,
+        precision: str,
+        *,
+        kernels: Sequence[Kernel] = (),
+        weights: str = "fp32",
+        calibration: Calibration = (),
     ) -> Engine:
         """The runtime's engine, with the times of its kernels beside it in model.json."""
         from edgeprune.backends import null
@@ -125,7 +132,7 @@ class Modelled:
         times = null.export(pruned, folder, precision, kernels=kernels, roofline=self.roofline)
         if not self.engines:
             return replace(times, backend=self.name)
-        engine = self.runtime.export(pruned, folder, precision, weights=weights)
+        engine = self.runtime.export(pruned, folder, precision, weights=weights, calibration=calibration)
         return replace(engine, files=(*engine.files, times.path), notes={**engine.notes, "latency": "modelled"})
 
 

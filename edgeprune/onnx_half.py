@@ -28,9 +28,10 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     half.CopyFrom(model)
     graph = half.graph
     kept = set(_inputs_that_stay(graph))
+    scales = {node.input[1] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
     for tensor in graph.initializer:
         if tensor.name not in kept:
-            _halve(tensor)
+            _halve(tensor, up=tensor.name in scales)
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR and not kept.intersection(node.output):
@@ -48,6 +49,29 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     return half
 
 
+def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large constants are stored as float16, each behind a Cast that widens it; the arithmetic stays."""
+    import onnx
+    from onnx import helper
+
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    graph = half.graph
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            name = tensor.name
+            _halve(tensor)
+            tensor.name = f"{name}/half"
+            cast = helper.make_node("Cast", [tensor.name], [name], name=f"{name}/widened", to=onnx.TensorProto.FLOAT)
+            casts.append(cast)
+    nodes = [*graph.node]
+    del graph.node[:]
+    graph.node.extend([*casts, *nodes])
+    onnx.checker.check_model(half)
+    return half
+
+
 def _inputs_that_stay(graph: onnx.GraphProto) -> Iterator[str]:
     for node in graph.node:
         for index in _STAYS_FLOAT.get(node.op_type, ()):
@@ -55,7 +79,8 @@ def _inputs_that_stay(graph: onnx.GraphProto) -> Iterator[str]:
                 yield node.input[index]
 
 
-def _halve(tensor: onnx.TensorProto) -> None:
+def _halve(tensor: onnx.TensorProto, *, up: bool = False) -> None:
+    """In place. `up`: to the next larger half, so that a scale still reaches the largest value, and none is 0."""
     from onnx import TensorProto, numpy_helper
 
     if tensor.data_type != TensorProto.FLOAT:
@@ -64,7 +89,10 @@ def _halve(tensor: onnx.TensorProto) -> None:
     finite = np.abs(values[np.isfinite(values)])  # masks hold -inf
     if finite.size and finite.max() > LARGEST:
         raise EdgepruneError(f"{tensor.name}: {finite.max():g} is more than half precision holds, {LARGEST:g}")
-    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
+    half = values.astype(np.float16)
+    if up:
+        half = np.where(half < values, np.nextafter(half, np.float16(np.inf)), half)
+    tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
 
 
 def _cast_at_the_border(graph: onnx.GraphProto) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.engine import Engine
+from edgeprune.engine import Calibration, Engine
 from edgeprune.errors import QualityError
+from edgeprune.ranges import drawn_batches
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2}
+TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 0.3}
 """Largest allowed max|a - b| / max|b|, a the engine's output, b torch's in fp32; by the coarser of the precision of the
 arithmetic and that of the stored weights."""
+CALIBRATED = 4
+"""Batches of the calibration that an engine in int8 is compared on."""
 TINY = 1e-12  # outputs smaller than this in torch are compared as they are
 
 
@@ -48,20 +51,20 @@ class Parity:
         return asdict(self)
 
 
-def samples(pruned: Pruned, *, pictures: Sequence[torch.Tensor] = (), seed: int = 0) -> tuple[Sample, ...]:
+def samples(
+    pruned: Pruned, *, pictures: Sequence[torch.Tensor] = (), calibration: Calibration = (), seed: int = 0
+) -> tuple[Sample, ...]:
     """What torch answers to the example inputs, to seeded normal values of their shapes, and to given pictures.
 
-    Integer inputs keep their example values, whose range is not known. A picture is one batch for the first input.
+    A picture is one batch for the first input. Where the ranges of an engine were found on batches of `calibration`,
+    the first of these take the place of drawn values, which lie outside of the ranges: integers saturate there.
     """
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
     examples = pruned.example_inputs
-    drawn = tuple(
-        torch.randn(tensor.shape, generator=generator).to(tensor.dtype) if tensor.is_floating_point() else tensor
-        for tensor in examples
-    )
-    batches = [examples, drawn, *((picture.to(examples[0].dtype), *examples[1:]) for picture in pictures)]
+    drawn = (examples, *drawn_batches(examples, count=1, seed=seed))
+    batches = [
+        *(calibration[:CALIBRATED] or drawn),
+        *((picture.to(examples[0].dtype), *examples[1:]) for picture in pictures),
+    ]
     return tuple(_sample(pruned.module, batch) for batch in batches)
 
 

@@ -9,24 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune import parity
 from edgeprune.budget import Budget
-from edgeprune.bundle import Bundle, Contents, write_bundle
-from edgeprune.cost import describe
-from edgeprune.engine import Engine
+from edgeprune.device import check_precision
+from edgeprune.engine import Calibration, Engine
 from edgeprune.errors import BudgetError, InputError, RuntimeMissing, UnstableError
-from edgeprune.exporting import export
+from edgeprune.exporting import NO_CALIBRATION, export
+from edgeprune.handing_over import Fitted as Fitted
+from edgeprune.handing_over import hand_over
 from edgeprune.measurement import Timing
 from edgeprune.modelled import backend_of
 from edgeprune.planning import Choice, dense_choice, floor_layers
-from edgeprune.precision import check_exportable
 from edgeprune.preparing import Prepared, Reporter, Silent, Task, batch_of, in_steps, plan_of, prepare, timed
-from edgeprune.profiling import COMPUTE
 from edgeprune.pruned import Pruned
-from edgeprune.quality import evaluate, outputs
+from edgeprune.ranges import batches_of, drawn_batches
 from edgeprune.recovery import RepairReport, repair
 from edgeprune.surgery import apply
-from edgeprune.verifying import CONFIRM, Verification, measure_pair, on_todays_clock, verify
+from edgeprune.verifying import CONFIRM, Verification, measure_pair, verify
 
 ATTEMPTS = 5
 """Rounds of solve, export and measure before the best network inside the budget is taken."""
@@ -63,27 +61,23 @@ class Attempt:
         return self.measured.pruned.ratio.upper
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """What `fit` gives: the bundle and the confirmation run that it passed, MACs before and after, the repair."""
-
-    bundle: Bundle
-    verification: Verification
-    choice: Choice
-    repair: RepairReport
-    dense_macs: int
-    pruned_macs: int
-
-
 def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, reporter: Reporter | None = None) -> Fitted:
     """A bundle in `out` whose engine was measured inside the budget, or `BudgetError` with the least in reach.
 
     An engine slower than the dense one is never handed over; a dense model already inside gives an empty plan. Latency
-    is measured on the task's device alone, so no other device may have a budget.
+    is measured on the task's device alone, so no other device may have a budget. `QualityError` where the engine
+    answers worse than the task's `min_quality` on the half of the data that nothing was fitted to.
     """
     reporter = reporter or Silent()
     check_one_device(task)
-    check_exportable(task.device.precisions[0])
+    if task.device.precisions[0] == "int8" and not task.device.modelled and task.data is None:
+        raise InputError(NO_CALIBRATION)
+    if task.relative_to is not None:
+        check_precision(task.device, task.relative_to)
+        if budget.kind != "ratio":
+            raise InputError(f"--relative-to says what a ratio is taken to, {budget} is none: give one like 0.6x")
+    if task.min_quality is not None:
+        task = replace(task, min_quality=task.min_quality.named(task.data))
     if (missing := backend_of(task.device).available()) is not None:
         raise RuntimeMissing(missing)
     prepared = prepare(task, reporter)
@@ -92,11 +86,11 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
         with timed(seconds, "search"):
             loop = Loop(task, prepared, budget, Path(scratch), reporter, percentile)
             dense = _dense_alone(loop)
-            loop.dense_ms = dense.pruned.at.value
+            loop.starts_from(dense)
         if dense.met and all(row.dense <= row.limit for row in prepared.others):
             reporter.say("the dense model is inside the budget already: empty plan")
             result = replace(dense, dense=dense.dense or dense.pruned)
-            return _hand_over(loop, loop.whole, UNREPAIRED, loop.dense, result, out, seconds)
+            return hand_over(loop, loop.whole, UNREPAIRED, loop.dense, result, out, seconds)
         target, unstable = min(1.0, AIM * loop.limit_ratio), None
         with timed(seconds, "search"):
             loop.prepared = in_steps(task, prepared, target * loop.dense_us, reporter)
@@ -108,16 +102,16 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
             with timed(seconds, "repair"):
                 pruned, repaired = loop.repaired(attempt)
             with timed(seconds, "confirm"):
-                engine = loop.export(pruned, attempt.choice, f"confirmed{number}")
+                engine = loop.export(pruned, attempt.choice, f"confirmed{number}", to_deploy=True)
                 try:
-                    result = verify(engine, dense=loop.dense, budget=budget, percentile=percentile)
+                    result = verify(engine, dense=loop.base, budget=budget, percentile=percentile)
                 except UnstableError as error:
                     reporter.say(f"confirmation too noisy: {error}")
                     unstable, target = error, attempt.target * AIM
                     continue
                 loop.record("confirmation", attempt, result)
             if result.met:
-                return _hand_over(loop, attempt.choice, repaired, engine, result, out, seconds)
+                return hand_over(loop, attempt.choice, repaired, engine, result, out, seconds)
             target = loop.after_a_miss(attempt, result)
         raise unstable or loop.out_of_reach()
 
@@ -146,7 +140,20 @@ class Loop:
         self.dense_us = prepared.cost.predict({}).us
         self.whole = dense_choice(prepared.cost, prepared.saliency, prepared.others)
         self.dense_ms = 0.0
-        self.dense = self.export(self.cut(self.whole), self.whole, "dense")
+        self.drawn = drawn_batches(task.example_inputs)
+        self.ranged: Calibration = ()
+        if task.device.precisions[0] == "int8" and prepared.calibration is not None:
+            self.ranged = batches_of(prepared.calibration, task.example_inputs)
+        self.dense = self.export(self.cut(self.whole), self.whole, "dense", to_deploy=True)
+        self.base = self.dense
+        if task.relative_to not in (None, self.dense.precision):
+            self.base = self.export(self.cut(self.whole), self.whole, "base", precision=task.relative_to)
+
+    def starts_from(self, dense: Verification) -> None:
+        """Take the dense latency from its measurement; that of another precision moves the prediction too."""
+        base = dense.dense if self.base is not self.dense else None
+        self.dense_ms = (base or dense.pruned).at.value
+        self.dense_us *= self.dense_ms / dense.pruned.at.value
 
     @property
     def limit_ratio(self) -> float:
@@ -158,19 +165,39 @@ class Loop:
         plan = plan_of(self.task, self.prepared, choice, self.budget)
         return apply(plan, self.task.model, self.task.example_inputs, graph=self.prepared.graph)
 
-    def export(self, pruned: Pruned, choice: Choice, folder: str, *, only_to_time: bool = True) -> Engine:
-        """The engine; a modelled device gets its kernels from the cost model's units, and those alone to be timed."""
+    def export(
+        self,
+        pruned: Pruned,
+        choice: Choice,
+        folder: str,
+        *,
+        only_to_time: bool = True,
+        to_deploy: bool = False,
+        precision: str | None = None,
+    ) -> Engine:
+        """The engine; a modelled device gets its kernels from the cost model's units, and those alone to be timed.
+
+        In int8 one `to_deploy` has its ranges from the data, any other from drawn values, which take as long.
+        """
         cost = self.prepared.cost
         gone = cost.vanishing(choice.dropped)
         kernels = [unit.kernel(choice.widths) for unit in cost.units if unit.name not in gone]
-        return export(pruned, self.task.device, self.scratch / folder, kernels=kernels, only_to_time=only_to_time)
+        return export(
+            pruned,
+            self.task.device,
+            self.scratch / folder,
+            precision=precision,
+            kernels=kernels,
+            only_to_time=only_to_time,
+            calibration=self.ranged if to_deploy else self.drawn,
+        )
 
     def complete(self, engine: Engine, choice: Choice) -> Engine:
         """What can be deployed: of a device that was only modelled so far its runtime's own files."""
         if self.task.device.roofline is None:
             return engine
         assert engine.pruned is not None
-        return self.export(engine.pruned, choice, f"{engine.folder.name}-complete", only_to_time=False)
+        return self.export(engine.pruned, choice, f"{engine.folder.name}-complete", only_to_time=False, to_deploy=True)
 
     def search(self, target: float) -> Attempt | None:
         """Move the target by what was measured until a network lies just inside the budget; None if none does."""
@@ -218,7 +245,7 @@ class Loop:
         for timing in (QUICK, QUICK, CONFIRM):
             try:
                 found = measure_pair(
-                    engine, self.dense, device=self.task.device, timing=timing, percentile=self.percentile
+                    engine, self.base, device=self.task.device, timing=timing, percentile=self.percentile
                 )
             except UnstableError:
                 if timing is CONFIRM:
@@ -235,7 +262,7 @@ class Loop:
         self.dense_ms = result.dense.at.value
         ratio = self.budget.kind == "ratio"
         over = result.pruned.ratio.upper / self.budget.value if ratio else result.pruned.at.upper / result.budget_ms
-        predicted = attempt.choice.predicted_us / self.whole.predicted_us
+        predicted = attempt.choice.predicted_us / self.dense_us
         # inside the budget, but not shown to be faster than dense: a target above what it takes would bind nothing
         target = attempt.target if over > 1.0 else min(attempt.target, predicted)
         return target * AIM / max(1.0, over if math.isfinite(over) else 1.0)
@@ -306,6 +333,8 @@ def _same(a: Choice, b: Choice) -> bool:
 def _dense_alone(loop: Loop) -> Verification:
     """The dense engine's latency, and whether it is inside the budget already; too noisy to say counts as not."""
     budget = loop.budget
+    if loop.base is not loop.dense:
+        return verify(loop.dense, dense=loop.base, budget=budget, percentile=loop.percentile)
     if budget.kind == "ratio":
         beside = loop.dense if budget.value >= 1 else None  # only 1x is a share that the dense model can meet
         wanted = budget if beside else None
@@ -314,72 +343,3 @@ def _dense_alone(loop: Loop) -> Verification:
         return verify(loop.dense, dense=None, budget=budget, percentile=loop.percentile)
     except UnstableError:
         return verify(loop.dense, dense=None, percentile=loop.percentile)
-
-
-def _hand_over(
-    loop: Loop,
-    choice: Choice,
-    repaired: RepairReport,
-    engine: Engine,
-    result: Verification,
-    out: Path,
-    seconds: dict[str, float],
-) -> Fitted:
-    task, cost = loop.task, loop.prepared.cost
-    assert engine.pruned is not None
-    with timed(seconds, "report"):
-        quality = _quality(loop, engine.pruned)
-    # the cost model's clock is that of the compute-bound reference
-    then, now = ({COMPUTE: clock[COMPUTE]} for clock in (loop.prepared.table.references_us, result.references_us))
-    result = replace(
-        result,
-        model=task.name,
-        predicted_ms=on_todays_clock(choice.predicted_us, then, now) / 1e3,
-        predicted_error_ms=on_todays_clock(choice.error_us, then, now) / 1e3,
-        attempts=tuple(loop.records),
-        quality=quality,
-        bundle=str(out.resolve()),
-        seconds=seconds,
-    )
-    gone = cost.vanishing(choice.dropped)
-    macs = sum(unit.kernel(choice.widths).macs for unit in cost.units if unit.name not in gone)
-    dense_macs = sum(unit.dense.macs for unit in cost.units)
-    contents = Contents(
-        engine=loop.complete(engine, choice),
-        dense=loop.complete(loop.dense, loop.whole),
-        verification=result,
-        model=task.name,
-        preprocessing=task.preprocessing.model_dump(mode="json") if task.preprocessing else None,
-        command=task.command,
-        samples=parity.samples(engine.pruned) if task.device.computes else (),
-        notes={
-            "macs": {"dense": dense_macs, "pruned": macs},
-            "cost_model": describe(cost),
-            "solver": {
-                "gap": None if choice.gap is None else choice.solution.gap,
-                "exact_cost": choice.exact_cost,
-                "dropped": list(choice.dropped),
-            },
-            "budgets": [spent.to_json() for spent in choice.spent[1:]],
-            "repair": {"chosen": repaired.chosen, "differences": repaired.differences},
-        },
-    )
-    bundle = write_bundle(out, contents)
-    return Fitted(
-        bundle=bundle, verification=result, choice=choice, repair=repaired, dense_macs=dense_macs, pruned_macs=macs
-    )
-
-
-def _quality(loop: Loop, pruned: Pruned) -> dict[str, Any]:
-    """On the half of the data that nothing was fitted to."""
-    data = loop.prepared.report
-    if data is None:
-        return {}
-    dense = outputs(loop.task.model, data)
-    return {
-        "report": list(data.names),
-        "calibration": list(loop.prepared.calibration.names) if loop.prepared.calibration else [],
-        "skipped": list(data.skipped),
-        "dense": evaluate(loop.task.model, data, dense=dense).to_json(),
-        "pruned": evaluate(pruned.module, data, dense=dense).to_json(),
-    }

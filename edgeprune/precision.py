@@ -68,14 +68,9 @@ def refusal(kernel: Kernel, shares: Mapping[str, float] | None) -> str | None:
     return f"the runtime did not compute it in {kernel.precision}: {told}"
 
 
-def exportable(precision: str) -> bool:
-    """Whether a whole network can be written in it: int8 takes scales of all activations, which nothing here finds."""
-    return precision != "int8"
-
-
 def check_exportable(precision: str) -> None:
-    """`InputError` where it can't."""
-    if not exportable(precision):
+    """`InputError` for int8, in a backend that finds no ranges yet."""
+    if precision == "int8":
         raise InputError(
             f"a network can't be exported in {precision} yet: its activations' ranges would have to be calibrated; "
             "kernels can be profiled, and plans made from them, in it"

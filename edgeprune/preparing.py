@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -33,7 +33,6 @@ from edgeprune.planning import (
     rows_of,
     with_common_options,
 )
-from edgeprune.precision import exportable
 from edgeprune.preprocessing import Preprocessing
 from edgeprune.profiling import profile
 from edgeprune.pruned import Pruned
@@ -45,6 +44,9 @@ from edgeprune.scopes import Scope
 from edgeprune.staircase import find_staircase, staircase_kernels
 from edgeprune.table import LatencyTable, with_warnings, without_networks
 from edgeprune.units import kernels_at, partition, width_options
+
+if TYPE_CHECKING:
+    from edgeprune.gating import MinQuality
 
 
 class Reporter(Protocol):
@@ -73,8 +75,9 @@ class Task:
 
     `example_inputs` fix every shape. `data` is split in two by a hash of its names: one half for saliency and repair,
     the other for the report. `others` are budgets beside the latency on `device`, `devices` the other devices that they
-    name. `wait_s` is how long to wait for another process that writes a table. `command` are the lines that do it all
-    again.
+    name; `min_quality` is what `fit` hands over at the least, `relative_to` the precision of the dense engine that its
+    ratios are taken to, the device's first unless told. `wait_s` is how long to wait for another process that writes a
+    table. `command` are the lines that do it all again.
     """
 
     model: torch.nn.Module
@@ -94,6 +97,8 @@ class Task:
     constraints: Constraints = NONE
     scope: Scope = "global"
     schedule: Schedule = ONE_SHOT
+    min_quality: MinQuality | None = None
+    relative_to: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,24 +248,15 @@ def _measured(task: Task, graph: ModelGraph, device: Device, reporter: Reporter)
 def _calibrated(
     task: Task, graph: ModelGraph, device: Device, table: LatencyTable, reporter: Reporter
 ) -> tuple[LatencyTable, CostModel]:
-    """The device's table with whole networks, and the cost model that they correct.
-
-    Without them where none can be exported in the device's precision: kernels alone say what the network takes then.
-    """
-    if exportable(device.precisions[0]):
-        table = with_networks(
-            table,
-            cost_model(graph, without_networks(table)),
-            Source(model=task.model, graph=graph, example_inputs=task.example_inputs),
-            device,
-            on_network=lambda done, total: reporter.progress("calibrating on whole networks", done, total),
-            wait_s=task.wait_s,
-        )
-    else:
-        precision = device.precisions[0]
-        reporter.say(
-            f"not calibrated: no network can be exported in {precision} yet, kernels alone make the prediction"
-        )
+    """The device's table with whole networks, and the cost model that they correct."""
+    table = with_networks(
+        table,
+        cost_model(graph, without_networks(table)),
+        Source(model=task.model, graph=graph, example_inputs=task.example_inputs),
+        device,
+        on_network=lambda done, total: reporter.progress("calibrating on whole networks", done, total),
+        wait_s=task.wait_s,
+    )
     cost = cost_model(graph, table)
     where = f" of {device.name}" if device.name != task.device.name else ""
     reporter.say(

@@ -138,10 +138,13 @@ class Session:
         """Until the session ends, however it does; `MeasurementError` that says what to run where it isn't allowed."""
         return [str(what) for what in self.request("hold_clocks")["held"]]
 
-    def load(self, key: str, path: Path, *, profile: bool = False) -> Loaded:
-        """Compile a model file under a name of your choice; `profile` lets `node_times` be asked for it later."""
+    def load(self, key: str, path: Path, *, profile: bool = False, precision: str | None = None) -> Loaded:
+        """Compile a model file under a name of your choice; `profile` lets `node_times` be asked for it later.
+
+        `precision` is that of its arithmetic, the session's unless told.
+        """
         (there,) = self.channel.put([path])
-        return Loaded.from_json(key, self.request("load", **self._load_fields(key, there, profile)))
+        return Loaded.from_json(key, self.request("load", **self._load_fields(key, there, profile, precision)))
 
     def load_all(
         self, models: Mapping[str, Path], *, profile: bool = False
@@ -160,8 +163,9 @@ class Session:
                 failed[key] = str(error)
         return loaded, failed
 
-    def _load_fields(self, key: str, path: str, profile: bool) -> dict[str, Any]:
-        return {"key": key, "path": path, "options": {**self.options, "profile": profile}}
+    def _load_fields(self, key: str, path: str, profile: bool, precision: str | None = None) -> dict[str, Any]:
+        options = {**self.options, "profile": profile, **({"precision": precision} if precision else {})}
+        return {"key": key, "path": path, "options": options}
 
     def unload(self, *keys: str) -> None:
         self.many([{"op": "unload", "key": key} for key in keys])

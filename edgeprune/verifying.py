@@ -154,11 +154,18 @@ def verify(
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-dense-")))
             dense = export_dense(
-                dense, engine.pruned.example_inputs, device, folder / DENSE, precision=engine.precision
+                dense,
+                engine.pruned.example_inputs,
+                device,
+                folder / DENSE,
+                precision=engine.precision,
+                calibration=engine.calibration,
             )
-        expected = () if device.modelled else parity.samples(engine.pruned, pictures=pictures)
+        expected: tuple[parity.Sample, ...] = ()
+        if not device.modelled:
+            expected = parity.samples(engine.pruned, pictures=pictures, calibration=engine.calibration)
         result = measure_pair(engine, dense, device=device, expected=expected, timing=timing, percentile=percentile)
-    same = engine.pruned.plan.is_empty
+    same = engine.pruned.plan.is_empty and (dense is None or dense.precision == engine.precision)
     batch = int(engine.inputs[0].shape[0]) if engine.inputs and engine.inputs[0].shape else 1
     result = decide(result, budget, batch=batch, same=same)
     return replace(result, seconds={"verify": time.perf_counter() - started})
@@ -250,8 +257,9 @@ def load_orders(keys: tuple[str, ...], hello: Mapping[str, Any]) -> tuple[tuple[
 
 
 def _load(session: Session, engines: Mapping[str, Engine], order: Iterable[str]) -> None:
+    """Each in its own precision: a pruned engine in int8 may be measured beside a dense one in fp32."""
     for key in order:
-        session.load(key, engines[key].path)
+        session.load(key, engines[key].path, precision=engines[key].precision)
 
 
 def measure_engines(

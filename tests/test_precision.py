@@ -15,7 +15,7 @@ from edgeprune.graph import analyse, tracing
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import NodeTimes
 from edgeprune.planning import describe_choice
-from edgeprune.precision import KINDS, check_computes, check_exportable, kind_of, precision_of, refusal, shares_of
+from edgeprune.precision import KINDS, check_computes, kind_of, precision_of, refusal, shares_of
 from edgeprune.preparing import Task, prepare
 
 pytestmark = pytest.mark.unit
@@ -70,12 +70,6 @@ def test_a_kernel_that_ran_in_another_precision_is_refused() -> None:
     assert refusal(CONV, {"fp32": 0.6, "int8": 0.4}) == "the runtime did not compute it in int8: 60% fp32, 40% int8"
     assert refusal(CONV, {"int8": 0.9, "fp32": 0.1}) is None
     assert refusal(CONV, None) is None, "not every runtime tells"
-
-
-def test_int8_networks_are_not_exported_yet_and_say_so() -> None:
-    check_exportable("bf16")
-    with pytest.raises(InputError, match="can't be exported in int8 yet"):
-        check_exportable("int8")
 
 
 def test_the_first_precision_of_a_device_counts() -> None:
@@ -133,54 +127,22 @@ def test_onnx_runtime_adds_in_a_node_of_its_own_in_int8() -> None:
     assert kernels == {"fp32": [("conv", ("bias", "add", "relu"))], "int8": [("conv", ("bias",)), ("add", ("relu",))]}
 
 
-class Told:
-    """Keeps what the flow tells."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        assert not stage.startswith("calibrating")
-
-
 @pytest.mark.integration
-def test_fit_refuses_int8_before_anything_is_measured(tmp_path: Any) -> None:
+def test_networks_in_int8_are_calibrated_on_whole_ones_and_fitted(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels in int8, and whole networks beside them; a device that is a formula takes no data for it."""
     from edgeprune.budget import parse_budget
     from edgeprune.pipeline import fit
     from tests.small_models import plain
 
-    device = in_precision(Device(name="null8", backend="null", precisions=("fp32", "int8")), "int8")
-    task = Task(model=plain(), name="plain", example_inputs=(torch.randn(1, 3, 32, 32),), device=device)
-    with pytest.raises(InputError, match="can't be exported in int8 yet"):
-        fit(task, parse_budget("0.9x"), tmp_path / "bundle")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.integration
-def test_a_plan_in_int8_rests_on_kernels_alone_and_says_so(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No whole network can be exported in int8, so none is timed; the prediction names what it rests on."""
-    from tests.small_models import plain
-
     monkeypatch.setenv("EDGEPRUNE_CACHE_DIR", str(tmp_path))
-    device = Device(name="null8", backend="null", precisions=("fp32", "int8"))
-    task = Task(
-        model=plain(),
-        name="plain",
-        example_inputs=(torch.randn(1, 3, 32, 32),),
-        device=in_precision(device, "int8"),
-        saliency="l1",
-    )
-    told = Told()
-    prepared = prepare(task, told)
-    assert (prepared.cost.networks, prepared.cost.precision) == (0, "int8")
-    assert prepared.cost.basis == "modelled kernels alone (no whole network was timed in int8)"
-    assert any(line.startswith("not calibrated: no network can be exported in int8 yet") for line in told.lines)
+    device = in_precision(Device(name="null8", backend="null", precisions=("fp32", "int8")), "int8")
+    task = Task(model=plain(), name="plain", example_inputs=(torch.randn(1, 3, 32, 32),), device=device, saliency="l1")
+    prepared = prepare(task)
+    assert prepared.cost.networks > 4 and prepared.cost.precision == "int8"
     assert {kernel.precision for kernel in prepared.table.entries} == {"int8"}
-    dense = prepared.cost.predict({})
-    assert 0 < dense.error_us < dense.us
-    choice = prepared.choose(0.7 * dense.us)
-    assert describe_choice(prepared.cost, choice)["origin"] == f"predicted from {prepared.cost.basis}"
+    assert describe_choice(prepared.cost, prepared.least())["origin"] == f"predicted from {prepared.cost.basis}"
     assert (tmp_path / "latency_tables" / "null8" / "null_int8.jsonl").is_file()
+    found = fit(task, parse_budget("0.6x"), tmp_path / "bundle")
+    assert found.verification.met and found.bundle.engine.precision == "int8"

@@ -16,6 +16,7 @@ from edgeprune.measurement import TensorSpec
 if TYPE_CHECKING:
     import torch
 
+    from edgeprune.engine import Calibration
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
     from edgeprune.roofline import Roofline
@@ -28,6 +29,7 @@ def export(
     *,
     kernels: Sequence[Kernel] = (),
     weights: str = "fp32",
+    calibration: Calibration = (),
     roofline: Roofline = NULL,
 ) -> Engine:
     """Write model.json for the `kernels` of the pruned network."""

@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.engine import Engine, specs_of_onnx, write_onnx
 from edgeprune.errors import InputError
-from edgeprune.precision import check_exportable
 
 if TYPE_CHECKING:
+    from edgeprune.engine import Calibration
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
+WEIGHTS = ("fp32", "fp16")
+
 
 def export(
-    pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+    pruned: Pruned,
+    folder: Path,
+    precision: str,
+    *,
+    kernels: Sequence[Kernel] = (),
+    weights: str = "fp32",
+    calibration: Calibration = (),
 ) -> Engine:
-    """Write model.onnx."""
-    from edgeprune.onnx_export import onnx_from_module
+    """Write model.onnx. `weights="fp16"` halves it; they become fp32 again when it is loaded.
 
-    check_exportable(precision)
-    if weights != "fp32":
-        raise InputError(f"the export for ONNX Runtime can't store weights as {weights!r} yet; known: fp32")
+    In int8 it is quantised, with ranges found on `calibration`. In fp16 all arithmetic is, where the provider that runs
+    it has such kernels: the one for CPUs has few, and widens the rest when it loads the file.
+    """
+    from edgeprune import onnx_int8
+    from edgeprune.onnx_export import onnx_from_module
+    from edgeprune.onnx_half import halve_weights, to_half
+    from edgeprune.onnx_quantise import ONNXRUNTIME, pools_for_means, quantise
+
+    if weights not in WEIGHTS:
+        raise InputError(f"ONNX Runtime can't store weights as {weights!r}; known: {', '.join(WEIGHTS)}")
     model = onnx_from_module(pruned.module, pruned.example_inputs)
+    notes = {"weights": weights}
+    if precision == "int8":
+        model = quantise(pools_for_means(model), calibration, onnx_int8.ONNXRUNTIME, ONNXRUNTIME)
+        by = f"onnxruntime {metadata.version('onnxruntime')}, {len(calibration)} batches"
+        notes = {"weights": "int8", "quantised by": by}
+    elif precision == "fp16":
+        model, notes = to_half(model), {"weights": "fp16"}
+    elif weights == "fp16":
+        model = halve_weights(model)
     path = write_onnx(model, folder)
     return Engine(
         backend="onnxruntime",
@@ -34,5 +58,5 @@ def export(
         onnx=path,
         inputs=specs_of_onnx(model.graph.input),
         outputs=specs_of_onnx(model.graph.output),
-        notes={"weights": "fp32"},
+        notes=notes,
     )

@@ -20,6 +20,8 @@ PRECISIONS = ("fp32", "int8")
 TO_AND_FROM_FLOAT = {"QuantizeLinear", "DequantizeLinear"}
 ADDED_LAYOUT = re.compile(r"Transpose(_token_\d+)?")
 """Names of what ONNX Runtime puts around a convolution of integers, which it runs channels last."""
+COPY = re.compile(r"_token_\d+$")
+"""It runs a convolution of integers as a copy of the node, named after it."""
 PROFILED_RUNS = 24
 PROFILED_US = 50e3
 
@@ -110,7 +112,7 @@ def node_times(handle: Handle) -> dict[str, Any] | None:
     nodes = [
         # the first runs are cold; times are cut to whole microseconds
         {
-            "name": name,
+            "name": COPY.sub("", name),
             "type": kind,
             "time_us": _middle(durations[2:]) + 0.5,
             "compute": kind not in NOT_COMPUTE and not (kind == "Transpose" and ADDED_LAYOUT.fullmatch(name)),

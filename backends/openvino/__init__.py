@@ -20,7 +20,7 @@ modelled = False
 
 
 DEVICE_PACKAGE = "openvino"
-NEEDED = ("openvino", "onnx", "onnxscript", "onnxslim")
+NEEDED = ("openvino", "onnx", "onnxscript", "onnxslim")  # and nncf, for int8 alone
 FUSED = frozenset({"relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu"})
 """Activations that go into the kernel before them; a hard sigmoid stays behind where those are integers."""
 COMPUTES = {

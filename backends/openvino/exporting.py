@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.backends.openvino.quantising import quantise
 from edgeprune.engine import Engine, specs_of_onnx, write_onnx
 from edgeprune.errors import InputError, RuntimeMissing, install_line
-from edgeprune.precision import check_exportable
 
 if TYPE_CHECKING:
+    from edgeprune.engine import Calibration
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
@@ -18,13 +20,20 @@ WEIGHTS = ("fp32", "fp16")
 
 
 def export(
-    pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+    pruned: Pruned,
+    folder: Path,
+    precision: str,
+    *,
+    kernels: Sequence[Kernel] = (),
+    weights: str = "fp32",
+    calibration: Calibration = (),
 ) -> Engine:
     """Write model.xml, model.bin and model.onnx. `precision` is that of the arithmetic, which the runner asks for.
 
-    `weights="fp16"` halves model.bin; weights are rounded to half precision, the arithmetic stays as it was.
+    `weights="fp16"` halves model.bin; weights are rounded to half precision, the arithmetic stays as it was. In int8
+    model.xml holds integers, with ranges found on `calibration`; what stays float stays float32. model.onnx is what it
+    was made from, in float32.
     """
-    check_exportable(precision)
     if weights not in WEIGHTS:
         raise InputError(f"OpenVINO can't store weights as {weights!r}; known: {', '.join(WEIGHTS)}")
     try:
@@ -38,6 +47,10 @@ def export(
     path = folder / "model.xml"
     read = openvino.Core().read_model(str(source))
     _name_nodes(read, {node.output[0]: node.name for node in model.graph.node})
+    notes = {"weights": weights, "written by": f"openvino {openvino.get_version()}"}
+    if precision == "int8":
+        read = quantise(read, calibration)
+        notes |= {"weights": "int8", "quantised by": f"nncf {metadata.version('nncf')}, {len(calibration)} batches"}
     openvino.save_model(read, str(path), compress_to_fp16=weights == "fp16")
     return Engine(
         backend="openvino",
@@ -47,7 +60,7 @@ def export(
         onnx=source,
         inputs=specs_of_onnx(model.graph.input),
         outputs=specs_of_onnx(model.graph.output),
-        notes={"weights": weights, "written by": f"openvino {openvino.get_version()}"},
+        notes=notes,
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.engine import Engine, specs_of_onnx, write_onnx
 from edgeprune.errors import InputError
-from edgeprune.precision import check_exportable
 
 if TYPE_CHECKING:
+    from edgeprune.engine import Calibration
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
@@ -47,24 +48,39 @@ exec "$trtexec" "$@" --iterations=50 --duration=0
 
 
 def export(
-    pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+    pruned: Pruned,
+    folder: Path,
+    precision: str,
+    *,
+    kernels: Sequence[Kernel] = (),
+    weights: str = "fp32",
+    calibration: Calibration = (),
 ) -> Engine:
     """Write model.onnx and build_engine.sh. For fp16 weights and activations are half precision in the ONNX itself.
 
+    In int8 it is quantised, with ranges found on `calibration`, symmetric as TensorRT takes them, and all that is not
+    is half precision.
+
     Inputs and outputs keep their types: what a model takes does not depend on its precision.
     """
+    from edgeprune import onnx_int8
     from edgeprune.onnx_export import onnx_from_module
     from edgeprune.onnx_half import to_half
+    from edgeprune.onnx_quantise import TENSORRT, quantise
 
-    check_exportable(precision)
     if weights not in ("fp32", precision):
         raise InputError(f"TensorRT takes weights in the precision of the arithmetic ({precision}), not {weights!r}")
     model = onnx_from_module(pruned.module, pruned.example_inputs)
-    if precision == "fp16":
+    notes = {"weights": precision, "engine": "built on the device"}
+    if precision == "int8":
+        model = quantise(model, calibration, onnx_int8.TENSORRT, TENSORRT)
+        notes["quantised by"] = f"onnxruntime {metadata.version('onnxruntime')}, {len(calibration)} batches"
+    if precision in ("fp16", "int8"):
         model = to_half(model)
     path = write_onnx(model, folder)
     recipe = folder / RECIPE
-    weakly_typed = '; else set -- "$@" --fp16' if precision == "fp16" else ""
+    flags = {"fp16": "--fp16", "int8": "--int8 --fp16"}.get(precision)
+    weakly_typed = f'; else set -- "$@" {flags}' if flags else ""
     recipe.write_text(_RECIPE.format(precision=precision, weakly_typed=weakly_typed), encoding="utf-8")
     recipe.chmod(0o755)
     return Engine(
@@ -75,5 +91,5 @@ def export(
         onnx=path,
         inputs=specs_of_onnx(model.graph.input),
         outputs=specs_of_onnx(model.graph.output),
-        notes={"weights": precision, "engine": "built on the device"},
+        notes=notes,
     )

@@ -40,6 +40,8 @@ PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec", "/usr/lo
 FORMATS = {"float32": "f", "float16": "e", "float64": "d", "int32": "i", "int64": "q", "int8": "b", "uint8": "B"}
 FORMATS["bool"] = "?"
 PRECISIONS = ("fp32", "fp16", "int8")
+WEAKLY_TYPED = {"fp32": [], "fp16": ["--fp16"], "int8": ["--int8", "--fp16"]}
+"""What 8.x takes tensors of other types with; around integers a network is half precision."""
 MOST_RUNS = 1000
 
 
@@ -150,7 +152,7 @@ def build_arguments(program: Trtexec, handle: Handle, path: str) -> list[str]:
     arguments += program.one_of("--skipInference", "--buildOnly")
     if program.version[0] < 11:
         typed = program.one_of("--stronglyTyped")
-        arguments += typed or (["--" + options["precision"]] if options["precision"] != "fp32" else [])
+        arguments += typed or WEAKLY_TYPED[options["precision"]]
     return arguments + (["--verbose"] if options.get("verbose") else [])
 
 

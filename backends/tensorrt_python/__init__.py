@@ -19,7 +19,7 @@ from edgeprune.backends.tensorrt import partition as partition
 from edgeprune.errors import install_line
 
 if TYPE_CHECKING:
-    from edgeprune.engine import Engine
+    from edgeprune.engine import Calibration, Engine
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
@@ -54,7 +54,14 @@ def runner_path() -> Path:
 
 
 def export(
-    pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+    pruned: Pruned,
+    folder: Path,
+    precision: str,
+    *,
+    kernels: Sequence[Kernel] = (),
+    weights: str = "fp32",
+    calibration: Calibration = (),
 ) -> Engine:
     """The files that `trtexec` takes too."""
-    return replace(tensorrt.export(pruned, folder, precision, kernels=kernels, weights=weights), backend=name)
+    engine = tensorrt.export(pruned, folder, precision, kernels=kernels, weights=weights, calibration=calibration)
+    return replace(engine, backend=name)

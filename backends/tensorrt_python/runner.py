@@ -172,7 +172,9 @@ def serialized(data: bytes, precision: str, log: Any, capability: str | None = N
     config.clear_flag(trt.BuilderFlag.TF32)
     config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if "STRONGLY_TYPED" not in kinds and precision != "fp32":
-        config.set_flag(trt.BuilderFlag.__members__[precision.upper()])
+        config.set_flag(trt.BuilderFlag.__members__["FP16"])  # around integers too
+        if precision == "int8":
+            config.set_flag(trt.BuilderFlag.__members__["INT8"])
     if capability is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(trt.ComputeCapability.__members__[capability], 0)

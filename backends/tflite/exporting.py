@@ -25,6 +25,7 @@ from edgeprune.precision import check_exportable
 if TYPE_CHECKING:
     import torch
 
+    from edgeprune.engine import Calibration
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
@@ -38,7 +39,13 @@ _PASSING = ("RESHAPE", "MUL")  # between a transposed key and the product with i
 
 
 def export(
-    pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+    pruned: Pruned,
+    folder: Path,
+    precision: str,
+    *,
+    kernels: Sequence[Kernel] = (),
+    weights: str = "fp32",
+    calibration: Calibration = (),
 ) -> Engine:
     """Write model.tflite. `weights="fp16"` halves it; they become fp32 again when it is loaded."""
     check_exportable(precision)

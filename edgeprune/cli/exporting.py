@@ -32,6 +32,8 @@ EXAMPLE = (
 )
 @click.option("--device", "device_name", required=True, metavar="NAME", help="An entry of devices.yaml.")
 @precision_option
+@click.option("--data", metavar="FOLDER|CSV|NPZ|pkg.mod:loader", help="On which int8 finds the ranges of activations.")
+@click.option("--preprocess", type=click.Path(path_type=Path), metavar="FILE.json", help="Instead of the model's own.")
 @click.option("--store", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of weights.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
 @modelled_option
@@ -41,6 +43,8 @@ def command(
     folder: Path | None,
     device_name: str,
     precision: str | None,
+    data: str | None,
+    preprocess: Path | None,
     store: str,
     out: Path,
     allow_modelled: bool,
@@ -55,12 +59,14 @@ def command(
         raise click.UsageError("give either --plan plan.json or --pruned FOLDER")
     from edgeprune.bundle import Contents, check_target, write_bundle
     from edgeprune.cli.rebuilding import rebuild_lines
+    from edgeprune.data import load_data
     from edgeprune.device import in_precision, load_device
     from edgeprune.exporting import export, export_dense
     from edgeprune.folders import check_writable
     from edgeprune.models import example_inputs, resolve
     from edgeprune.parity import samples as parity_samples
-    from edgeprune.preprocessing import default_preprocessing
+    from edgeprune.preprocessing import Preprocessing, default_preprocessing
+    from edgeprune.ranges import batches_of
 
     device = in_precision(load_device(device_name, allow_modelled=allow_modelled), precision)
     check_writable(out.resolve().parent)
@@ -68,16 +74,24 @@ def command(
     module = resolve(model["model"], weights=model["weights"], seed=model["seed"])
     examples = example_inputs(model["shape"], model["inputs"], model=module, seed=model["seed"])
     pruned = _pruned(module, examples, plan_path, folder)
-    preprocessing = default_preprocessing(model["model"], tuple(examples[0].shape), weights=model["weights"])
-    named = {"device_name": device_name, "precision": precision, "store": store, "allow_modelled": allow_modelled}
+    shape = tuple(examples[0].shape)
+    preprocessing = (
+        Preprocessing.from_json(preprocess)
+        if preprocess
+        else default_preprocessing(model["model"], shape, weights=model["weights"])
+    )
+    calibration = batches_of(load_data(data, preprocessing, shape), examples) if data else ()
+    named: dict[str, Any] = {"device_name": device_name, "precision": precision, "store": store}
+    named |= {"allow_modelled": allow_modelled, "data": data, "preprocess": preprocess}
     with tempfile.TemporaryDirectory(prefix="edgeprune-export-") as scratch:
+        engine = export(pruned, device, Path(scratch, "pruned"), weights=store, calibration=calibration)
         contents = Contents(
-            engine=export(pruned, device, Path(scratch, "pruned"), weights=store),
-            dense=export_dense(module, examples, device, Path(scratch, "dense")),
+            engine=engine,
+            dense=export_dense(module, examples, device, Path(scratch, "dense"), calibration=calibration),
             model=model["model"],
             preprocessing=preprocessing.model_dump(mode="json") if preprocessing else None,
             command=rebuild_lines({**model, **named}),
-            samples=parity_samples(pruned) if device.computes else (),
+            samples=parity_samples(pruned, calibration=engine.calibration) if device.computes else (),
         )
         bundle = write_bundle(out, contents)
     if as_json:

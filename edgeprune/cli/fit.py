@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ EXAMPLE = (
     "--device host-openvino --budget 0.7x --data pictures/ --out build/"
 )
 
+MIN_QUALITY = "top1:0.9, agreement:0.95, kl:0.1, or a number: top1 with labels. Missed: no bundle, exit code 7."
 QUALITY = {"top1": "top-1", "agreement": "agreement", "kl": "KL to dense", "relative_error": "rel. error"}
 
 
@@ -30,9 +32,21 @@ QUALITY = {"top1": "top-1", "agreement": "agreement", "kl": "KL to dense", "rela
 @budget_option(required=True)
 @rule_options
 @click.option("--percentile", type=click.FloatRange(1, 99.9), default=50.0, show_default=True, help="Of the latency.")
+@click.option(
+    "--relative-to", metavar="fp32|...", help="Precision of the dense engine of a ratio.  [default: the same]"
+)
+@click.option("--min-quality", "least", metavar="METRIC:VALUE", help=MIN_QUALITY)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle goes into a folder in here.")
 @json_option
-def command(budgets: tuple[str, ...], percentile: float, out: Path, as_json: bool, **options: Any) -> None:
+def command(
+    budgets: tuple[str, ...],
+    percentile: float,
+    relative_to: str | None,
+    least: str | None,
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """The whole flow: a model, a device and a budget in, a measured engine out.
 
     Profiles what the device's table lacks, prunes to the budget, repairs without labels, exports, and hands the
@@ -40,9 +54,12 @@ def command(budgets: tuple[str, ...], percentile: float, out: Path, as_json: boo
     """
     from edgeprune.bundle import check_target
     from edgeprune.folders import check_writable
+    from edgeprune.gating import parse_min_quality
     from edgeprune.pipeline import check_one_device, fit
 
+    min_quality = parse_min_quality(least) if least else None
     task, wanted = choosing_task(budgets, **options)
+    task = replace(task, min_quality=min_quality, relative_to=relative_to)
     check_one_device(task)
     if wanted is None:
         raise InputError(f"no --budget is of the latency on {task.device.name}, which fit measures")
@@ -99,10 +116,13 @@ def _quality_lines(quality: Any) -> list[str]:
     if not quality:
         return ["  quality     no data given: nothing is claimed"]
     lines = []
-    dense, pruned = quality["dense"], quality["pruned"]
+    dense, pruned, engine = quality["dense"], quality["pruned"], quality.get("engine")
+    if engine is not None:
+        lines.append(f"  {'':<12}{'':<12}{'torch':<12}engine")
     for name, title in QUALITY.items():
         if pruned.get(name) is not None:
-            lines.append(f"  {title:<12}{_number(name, dense[name]):<12}{_number(name, pruned[name])}")
+            line = f"  {title:<12}{_number(name, dense[name]):<12}{_number(name, pruned[name]):<12}"
+            lines.append((line + (_number(name, engine[name]) if engine else "")).rstrip())
     few = ": a smoke test, no accuracy claim" if pruned["n"] < 1000 else ""
     fitted_on = len(quality["calibration"])
     lines.append(f"  {'':<12}on {pruned['n']} samples of the report half; fitted on the other {fitted_on}{few}")

@@ -12,6 +12,8 @@ OPTIONS = {
     "seed": "--seed",
     "device_name": "--device",
     "precision": "--precision",
+    "data": "--data",
+    "preprocess": "--preprocess",
     "store": "--store",
 }
 

@@ -16,12 +16,15 @@ import pytest
 import torch
 from torch import nn
 
+from edgeprune import onnx_int8
 from edgeprune.backends import find_backend
 from edgeprune.backends.tensorrt import COMPUTES
 from edgeprune.kernel import Kernel
 from edgeprune.kernel_onnx import model_from_kernel
 from edgeprune.onnx_export import onnx_from_module
 from edgeprune.onnx_half import to_half
+from edgeprune.onnx_quantise import TENSORRT, quantise
+from edgeprune.ranges import drawn_batches
 from tests.backends.test_contract import KERNELS, conv
 from tests.small_models import Net, pruned, redrawn
 
@@ -81,6 +84,18 @@ def test_a_pruned_network_becomes_an_engine_half_the_size_in_half_precision(
     _, halved = built(runner, half, "fp16")
     assert {"conv", "head"} <= set(names) & set(halved)
     assert len(half.SerializeToString()) < len(full.SerializeToString())
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("capability", ["SM86", "SM89", "SM120"])
+def test_a_network_of_integers_becomes_an_engine(capability: str, runner: ModuleType) -> None:
+    """Quantised on drawn values, half precision around the integers; a GPU is named, none is needed."""
+    given = pruned(redrawn(Net()))
+    full = onnx_from_module(given.module, given.example_inputs)
+    model = to_half(quantise(full, drawn_batches(given.example_inputs), onnx_int8.TENSORRT, TENSORRT))
+    plan, names = runner.serialized(model.SerializeToString(), "int8", runner.Log(), capability)
+    assert memoryview(plan).nbytes > 1000
+    assert {"conv", "head"} <= set(names)
 
 
 @pytest.mark.contract

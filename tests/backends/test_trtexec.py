@@ -93,7 +93,7 @@ def test_numbers_of_other_versions(told: str, version: tuple[int, int, int]) -> 
         ("10.3", "fp32", {"--skipInference", "--stronglyTyped"}),
         ("10.3", "fp16", {"--skipInference", "--stronglyTyped"}),
         ("11.1", "fp16", {"--skipInference"}),
-        ("8.5", "int8", {"--buildOnly", "--int8"}),
+        ("8.5", "int8", {"--buildOnly", "--int8", "--fp16"}),
         ("10.3", "int8", {"--skipInference", "--stronglyTyped"}),
     ],
 )

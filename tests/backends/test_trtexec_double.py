@@ -27,6 +27,7 @@ from edgeprune.exporting import export
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import Timing
 from edgeprune.profiling import profile
+from edgeprune.ranges import drawn_batches
 from edgeprune.staircase import staircase_kernels
 from edgeprune.table import read_lines
 from edgeprune.transport import open_session
@@ -38,6 +39,7 @@ pytestmark = pytest.mark.integration
 DOUBLE = Path(__file__).with_name("fake_trtexec.py")
 DIALECTS = ["8.5", "8.6", "10.3", "11.1"]
 QUICK = Timing(warmup_ms=1, burst_ms=0.5, min_rounds=3, max_rounds=3, burst_percentile=50.0)
+ALL = Device(name="all", backend="tensorrt", precisions=("fp16", "fp32", "int8"))
 HALF = Device(name="double", backend="tensorrt", precisions=("fp16", "fp32"))
 FULL = Device(name="double", backend="tensorrt", options={"run_timeout_s": 2})
 ONCE = replace(QUICK, min_rounds=1, max_rounds=1)
@@ -198,10 +200,12 @@ def test_profile_of_the_shipped_device_gives_a_table(
     assert Path(document["table"]).name == "tensorrt_fp16.jsonl"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_exported_recipe_builds_an_engine_in_every_dialect(precision: str, double: Set, tmp_path: Path) -> None:
     double(log=tmp_path / "log")
-    engine = export(pruned(redrawn(Net())), HALF, tmp_path / "engine", precision=precision)
+    given = pruned(redrawn(Net()))
+    ranges = drawn_batches(given.example_inputs)
+    engine = export(given, ALL, tmp_path / "engine", precision=precision, calibration=ranges)
     assert [file.name for file in engine.files] == ["model.onnx", "build_engine.sh"]
     assert [spec.dtype for spec in (*engine.inputs, *engine.outputs)] == ["float32", "float32"]
     for dialect in DIALECTS:
@@ -211,7 +215,8 @@ def test_the_exported_recipe_builds_an_engine_in_every_dialect(precision: str, d
         )
         assert "&&&& PASSED" in done.stdout, done.stdout + done.stderr
         built, profiled = commands(tmp_path / "log")[-2:]
-        assert ("--fp16" in built) == (dialect.startswith("8") and precision == "fp16")
+        assert ("--fp16" in built) == (dialect.startswith("8") and precision != "fp32")
+        assert ("--int8" in built) == (dialect.startswith("8") and precision == "int8")
         assert ("--stronglyTyped" in built) == (dialect == "10.3")
         assert ("--separateProfileRun" in profiled) == (dialect != "11.1")
         beside = tmp_path / "engine.built"

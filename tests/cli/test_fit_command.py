@@ -142,7 +142,7 @@ STAGES = (
     "pipeline.export",
     "pipeline.measure_pair",
     "pipeline.verify",
-    "pipeline.write_bundle",
+    "handing_over.write_bundle",
 )
 
 

@@ -1,0 +1,1 @@
+"""Every format and precision that a device runs, side by side."""

@@ -1,0 +1,180 @@
+"""A whole network in int8 as ONNX, by ONNX Runtime's own quantiser: QuantizeLinear and DequantizeLinear (QDQ) where a
+runtime takes them, with ranges found on data.
+
+Which form a runtime takes is that of its kernels (`onnx_int8.Form`), which operators it computes in integers its
+`Operators`. Weights are int8, symmetric, a scale for each output channel; activations have one scale a tensor, from the
+least to the largest value that the calibration saw. Attention stays float: no runtime here computes it in integers, and
+its softmax is what quantisation costs most.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.errors import EdgepruneError, RuntimeMissing, install_line
+from edgeprune.onnx_export import first_line, quiet
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgeprune.engine import Calibration
+    from edgeprune.onnx_int8 import Form
+
+_PASSING = frozenset({"Add", "Cast", "Div", "Expand", "Identity", "Mul", "Reshape", "Squeeze", "Sub", "Where"})
+"""Operators between the matmuls of an attention and its softmax: scales, masks and shapes."""
+KEPT = 4
+"""Batches whose activations are held in memory at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operators:
+    """ONNX operators that are quantised. `both_sides`: their outputs too, else their inputs alone, which leaves what a
+    runtime fuses behind them whole."""
+
+    names: frozenset[str]
+    both_sides: bool
+
+
+_MOVING = frozenset(
+    "Concat Flatten Gather Pad Reshape Resize Slice Split Squeeze Transpose Unsqueeze".split()  # as integers
+)
+_CONTRACTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "MaxPool"})
+ONNXRUNTIME = Operators(
+    names=_CONTRACTIONS | _POOLS | _MOVING | {"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Sigmoid", "Softmax"},
+    both_sides=True,
+)
+TENSORRT = Operators(names=_CONTRACTIONS | _POOLS, both_sides=False)
+
+
+def quantise(model: onnx.ModelProto, calibration: Calibration, form: Form, operators: Operators) -> onnx.ModelProto:
+    """The float32 model in QDQ form; inputs and outputs stay float32, nodes keep their names.
+
+    `calibration` are batches of its inputs in order. `EdgepruneError` with ONNX Runtime's words where it can't.
+    """
+    try:
+        import onnxruntime
+        from onnxruntime import quantization
+    except ImportError as error:
+        raise RuntimeMissing(f"int8 is quantised by onnxruntime, which is missing: {install_line('onnx')}") from error
+    import onnx
+
+    onnxruntime.set_default_logger_severity(3)  # it warns past Python
+    symmetric = form.signed.zero == 0
+    kinds = sorted(operators.names & {node.op_type for node in model.graph.node})
+    with tempfile.TemporaryDirectory(prefix="edgeprune-int8-") as folder, quiet():
+        source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
+        source.write_bytes(model.SerializeToString())
+        try:
+            quantization.quantize_static(
+                str(source),
+                str(target),
+                _Reader(model, calibration),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=kinds,
+                nodes_to_exclude=sorted(attention_nodes(model)),
+                per_channel=True,
+                activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                extra_options={
+                    "ActivationSymmetric": symmetric,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": form.whole_bias,
+                    "AddQDQPairToWeight": not form.whole_bias,
+                    "OpTypesToExcludeOutputQuantization": [] if operators.both_sides else kinds,
+                    "CalibStridedMinMax": next(n for n in range(KEPT, 0, -1) if len(calibration) % n == 0),
+                },
+            )
+            return onnx.load(str(target))
+        except Exception as error:  # of many kinds, from the quantiser and from the runtime that it calls
+            raise EdgepruneError(f"onnxruntime can't quantise the model: {first_line(error)}") from error
+
+
+class _Reader:
+    """What ONNX Runtime's calibrators take: batches as dicts, one a call, None at the end."""
+
+    def __init__(self, model: onnx.ModelProto, calibration: Calibration) -> None:
+        self._names = [value.name for value in model.graph.input]
+        self._calibration = calibration
+        self._left = iter(calibration)
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self._left, None)
+        return None if batch is None else {n: x.numpy() for n, x in zip(self._names, batch, strict=True)}
+
+    def __len__(self) -> int:
+        return len(self._calibration)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._left = iter(self._calibration[start_index:end_index])
+
+
+def attention_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the softmax, of the two matmuls of activations that it stands between, and of what lies between them."""
+    givers = {name: node for node in model.graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    found: set[str] = set()
+
+    def is_matmul(node: onnx.NodeProto) -> bool:
+        return node.op_type == "MatMul" and not constants.intersection(node.input)
+
+    def follow(node: onnx.NodeProto, forward: bool, path: tuple[str, ...] = ()) -> set[str]:
+        """Names on the ways from a node to the nearest matmuls of activations."""
+        beside = (
+            [reader for name in node.output for reader in readers.get(name, ())]
+            if forward
+            else [givers[name] for name in node.input if name in givers]
+        )
+        names: set[str] = set()
+        for each in beside:
+            if is_matmul(each):
+                names |= {*path, each.name}
+            elif each.op_type in _PASSING:
+                names |= follow(each, forward, (*path, each.name))
+        return names
+
+    for node in model.graph.node:
+        if node.op_type == "Softmax":
+            before, after = follow(node, forward=False), follow(node, forward=True)
+            if before and after:
+                found |= {node.name, *before, *after}
+    return found
+
+
+def pools_for_means(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which a mean over height and width is a GlobalAveragePool, which ONNX Runtime computes in integers;
+    of ReduceMean it has no such kernel."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph = made.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input)}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        given = constants.get(node.input[1]) if node.op_type == "ReduceMean" and len(node.input) > 1 else None
+        axes = sorted(int(axis) % 4 for axis in numpy_helper.to_array(given)) if given is not None else []
+        if axes != [2, 3] or ranks.get(node.input[0]) != 4:
+            nodes.append(node)
+            continue
+        kept = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
+        pooled = node.output[0] if kept else f"{node.output[0]}/pooled"
+        nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name))
+        if not kept:
+            nodes.append(helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}/flat", axis=1))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    unread = [tensor for tensor in graph.initializer if tensor.name not in read]
+    for tensor in unread:
+        graph.initializer.remove(tensor)
+    return made

@@ -1,0 +1,260 @@
+"""Whole networks in QDQ form: where integers stand, that the runtime runs them as such, that the answers stay close."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import edgeprune as ep
+from edgeprune import onnx_int8
+from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.exporting import as_pruned, check_calibration, export, export_dense
+from edgeprune.measurement import HOT
+from edgeprune.onnx_export import onnx_from_module
+from edgeprune.onnx_half import halve_weights, to_half
+from edgeprune.onnx_quantise import ONNXRUNTIME, TENSORRT, attention_nodes, pools_for_means, quantise
+from edgeprune.parity import check_parity, samples
+from edgeprune.precision import shares_of
+from edgeprune.ranges import batches_of, drawn_batches
+from edgeprune.transport import open_session
+
+Require = Callable[[str], None]
+pytestmark = pytest.mark.integration
+X = (torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
+
+
+class Residual(nn.Module):
+    """A residual block, a mean, a linear head: what convolutional networks are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.first, self.second = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        x = (self.second(self.first(x).relu()) + x).relu()
+        return torch.as_tensor(self.head(x.mean((2, 3))))
+
+
+class Attention(nn.Module):
+    """One head over 4 tokens, with a projection before and behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        weights = (q @ k.transpose(1, 2) / 3.0).softmax(-1)
+        return torch.as_tensor(self.out(weights @ v))
+
+
+@pytest.fixture(scope="module")
+def residual() -> nn.Module:
+    torch.manual_seed(0)
+    return Residual().eval()
+
+
+@pytest.fixture(scope="module")
+def floats(residual: nn.Module) -> onnx.ModelProto:
+    return onnx_from_module(residual, X)
+
+
+def kinds(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def initial(model: onnx.ModelProto) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def test_onnx_runtimes_form_has_unsigned_activations_and_whole_biases(floats: onnx.ModelProto) -> None:
+    model = quantise(floats, drawn_batches(X), onnx_int8.ONNXRUNTIME, ONNXRUNTIME)
+    values = initial(model)
+    zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    assert {values[name].dtype.name for name in zeros} == {"uint8"}
+    assert values["stem.weight_quantized"].dtype == np.int8 and values["stem.weight_scale"].shape == (16,)
+    assert values["stem.bias_quantized"].dtype == np.int32
+    assert [value.type.tensor_type.elem_type for value in model.graph.output] == [onnx.TensorProto.FLOAT]
+
+
+def test_tensorrts_form_is_symmetric_and_quantises_inputs_alone(floats: onnx.ModelProto) -> None:
+    model = quantise(floats, drawn_batches(X), onnx_int8.TENSORRT, TENSORRT)
+    values = initial(model)
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert values[node.input[2]].dtype == np.int8 and not values[node.input[2]].any()
+    givers = {name: node.op_type for node in model.graph.node for name in node.output}
+    readers = Counter(r.op_type for node in model.graph.node for r in [node] for name in node.input if "stem" in name)
+    assert readers["QuantizeLinear"]
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            assert [givers[name] for name in node.input[:2]] == ["DequantizeLinear"] * 2
+            assert node.input[2] in values and values[node.input[2]].dtype == np.float32, "a bias stays float"
+        if node.op_type == "Relu":
+            assert givers[node.input[0]] in ("Conv", "Add"), "nothing between what TensorRT fuses"
+    add = next(node for node in model.graph.node if node.op_type == "Add")
+    assert sorted(givers[name] for name in add.input) == ["Conv", "DequantizeLinear"]
+
+
+def test_half_precision_around_integers_keeps_scales_that_reach_the_largest_value(floats: onnx.ModelProto) -> None:
+    model = quantise(floats, drawn_batches(X), onnx_int8.TENSORRT, TENSORRT)
+    half = to_half(model)
+    before, after = initial(model), initial(half)
+    scales = {node.input[1] for node in half.graph.node if node.op_type == "QuantizeLinear"}
+    for name in scales:
+        assert after[name].dtype == np.float16
+        assert np.all(after[name].astype(np.float64) >= before[name].astype(np.float64))
+        np.testing.assert_allclose(after[name].astype(np.float64), before[name].astype(np.float64), rtol=2e-3)
+    onnx.checker.check_model(half)
+
+
+def test_a_scale_too_small_for_half_precision_does_not_become_zero() -> None:
+    tiny = onnx.numpy_helper.from_array(np.array(1e-9, np.float32), "s")
+    zero = onnx.numpy_helper.from_array(np.array(0, np.int8), "z")
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])],
+        [tiny, zero],
+    )
+    half = to_half(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    assert initial(half)["s"] == np.float16(6e-8)
+
+
+def test_attention_stays_float_and_its_projections_do_not() -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(1, 4, 8),)
+    model = onnx_from_module(Attention().eval(), x)
+    named = {node.name: node.op_type for node in model.graph.node}
+    found = Counter(named[name] for name in attention_nodes(model))
+    assert found["Softmax"] == 1 and found["MatMul"] == 2
+    made = quantise(model, drawn_batches(x), onnx_int8.ONNXRUNTIME, ONNXRUNTIME)
+    givers = {name: node.op_type for node in made.graph.node for name in node.output}
+    softmax = next(node for node in made.graph.node if node.op_type == "Softmax")
+    assert givers[softmax.input[0]] != "DequantizeLinear"
+    weights = [name for name, value in initial(made).items() if value.dtype == np.int8 and value.ndim == 2]
+    assert len(weights) == 2, "both projections"
+
+
+def test_a_mean_over_a_picture_becomes_a_pool_of_the_same_values(floats: onnx.ModelProto) -> None:
+    import onnxruntime
+
+    pooled = pools_for_means(floats)
+    assert kinds(floats)["ReduceMean"] == 1 and kinds(pooled)["ReduceMean"] == 0
+    assert kinds(pooled)["GlobalAveragePool"] == 1
+    feed = {floats.graph.input[0].name: X[0].numpy()}
+    a, b = (
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        for model in (floats, pooled)
+    )
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_stored_in_half_are_half_the_file_and_computed_in_float(
+    residual: nn.Module, floats: onnx.ModelProto, tmp_path: Path
+) -> None:
+    device = ep.load_device("host-onnxruntime")
+    engine = export(as_pruned(residual, X), device, tmp_path / "half", weights="fp16")
+    assert engine.notes["weights"] == "fp16"
+    assert halve_weights(floats).ByteSize() < 0.65 * floats.ByteSize()
+    with open_session(device) as session:
+        session.load("half", engine.path, profile=True)
+        assert check_parity(session, "half", engine, samples(as_pruned(residual, X))).error < 1e-2
+        session.measure(["half"], timing=HOT)
+        assert shares_of(session.node_times("half")) == {"fp32": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "integers"),
+    [("host-openvino", {"Convolution": 3}), ("host-onnxruntime", {"QLinearConv": 3, "QLinearAdd": 1, "QGemm": 1})],
+)
+def test_the_runtime_executes_integers_and_answers_as_torch_does(
+    name: str, integers: dict[str, int], residual: nn.Module, require: Require, tmp_path: Path
+) -> None:
+    require(name.removeprefix("host-"))
+    if name == "host-openvino":
+        pytest.importorskip("nncf")
+    device = ep.load_device(name)
+    engine = export(
+        as_pruned(residual, X), device, tmp_path / "e", precision="int8", calibration=drawn_batches(X, count=8)
+    )
+    assert engine.notes["weights"] == "int8" and "8 batches" in engine.notes["quantised by"]
+    with open_session(device, precision="int8") as session:
+        session.load("e", engine.path, profile=True)
+        found = check_parity(session, "e", engine, samples(as_pruned(residual, X), calibration=engine.calibration))
+        assert 0 < found.error < 0.1, "integers, and the right ones"
+        session.measure(["e"], timing=HOT)
+        times = session.node_times("e")
+    assert times is not None
+    ran = Counter(node["type"] for node in times.nodes if node["precision"] == "int8")
+    assert integers.items() <= ran.items()
+    assert (shares_of(times) or {})["int8"] > 0.8
+    names = {name for node in times.nodes for name in (node.get("covers") or [node["name"]])}
+    assert {"stem", "first", "second"} <= {name.partition("/")[0] for name in names}, "times find their modules"
+
+
+def test_no_calibration_and_other_shapes_are_refused_by_name(residual: nn.Module, tmp_path: Path) -> None:
+    device = ep.load_device("host-onnxruntime")
+    with pytest.raises(InputError, match="int8 needs calibration data, .* --data"):
+        export_dense(residual, X, device, tmp_path / "e", precision="int8")
+    with pytest.raises(
+        InputError, match=r"batch 1 holds float32 \(1, 3, 8, 8\), the model takes float32 \(1, 3, 16, 16\)"
+    ):
+        batches = (X, (torch.zeros(1, 3, 8, 8),))
+        export_dense(residual, X, device, tmp_path / "e", precision="int8", calibration=batches)
+    with pytest.raises(InputError, match="has no precision 'int8'"):
+        export_dense(residual, X, ep.load_device("null"), tmp_path / "e", precision="int8", calibration=(X,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_quantising_leaves_nothing(
+    residual: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxruntime import quantization
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantization, "quantize_static", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        device = ep.load_device("host-onnxruntime")
+        export_dense(residual, X, device, tmp_path / "e", precision="int8", calibration=drawn_batches(X))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_precision_that_no_cpu_computes_is_refused_with_what_there_is(tmp_path: Path, residual: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"no precision 'fp16' \(known: fp32, bf16, int8\); .* `export --store fp16`"):
+        export_dense(residual, X, ep.load_device("host-openvino"), tmp_path / "e", precision="fp16")
+
+
+def test_a_quantiser_that_fails_is_told_in_its_words(floats: onnx.ModelProto) -> None:
+    nameless = ((torch.zeros(1, 3, 5),),)
+    with pytest.raises(EdgepruneError, match="onnxruntime can't quantise the model: .+"):
+        quantise(floats, nameless, onnx_int8.ONNXRUNTIME, ONNXRUNTIME)
+
+
+def test_batches_are_whole_and_of_the_traced_size() -> None:
+    from edgeprune.data import synthetic
+
+    example = (torch.zeros(4, 3, 8, 8), torch.ones(4))
+    found = batches_of(synthetic((4, 3, 8, 8), count=10), example)
+    assert [tuple(tensor.shape for tensor in batch) for batch in found] == [((4, 3, 8, 8), (4,))] * 2
+    with pytest.raises(InputError, match="3 random samples don't fill one batch of 4"):
+        batches_of(synthetic((4, 3, 8, 8), count=3), example)
+    check_calibration(as_pruned(nn.Identity(), example), "fp32", (), ep.backends.find_backend("onnxruntime"))
+    check_calibration(as_pruned(nn.Identity(), example), "int8", (), ep.backends.find_backend("null"))
