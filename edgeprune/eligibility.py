@@ -1,7 +1,7 @@
-"""Whether a layer can be 2:4, and whether sparse tensor cores can take it: alignment, size, precision, with the reason.
+"""Whether a layer can be 2:4, and whether sparse tensor cores can take it: alignment and precision, with the reason.
 
-Sizes are those of NVIDIA's APEX (`apex/contrib/sparsity/asp.py`): weights with c_out a multiple of 8 and c_in a multiple
-of 16; for int8, twice the 16 of half precision (cuSPARSELt's documentation asks the same of its matrices).
+Sizes are those of NVIDIA's APEX (`apex/contrib/sparsity/asp.py`): c_out a multiple of 8, c_in a multiple of 16 in half
+precision; for int8, of half the bytes, twice as many input channels.
 """
 
 from __future__ import annotations

@@ -86,6 +86,15 @@ def mask_by_magnitude(module: torch.nn.Module, formats: Mapping[str, str]) -> No
             parameter.copy_(weight_of(matrix * best_mask(matrix.abs()), parameter.shape))
 
 
+def copy_zeros(source: torch.nn.Module, target: torch.nn.Module, formats: Mapping[str, str]) -> None:
+    """Set what is zero in the source's 2:4 parameters to zero in the target's, in place."""
+    known, written = (dict(m.named_parameters(remove_duplicate=False)) for m in (source, target))
+    for name in sparse_names(formats):
+        if name in known and name in written:
+            with torch.no_grad():
+                written[name].mul_(known[name] != 0)
+
+
 def sparse_names(formats: Mapping[str, str]) -> list[str]:
     """The parameters that are to be 2:4, in order."""
     return sorted(name for name, form in formats.items() if form != DENSE)

@@ -76,7 +76,9 @@ class Plan:
         for group, indices in document["kept"].items():
             numbers = isinstance(indices, list) and all(type(i) is int for i in indices)
             if not numbers or not indices or min(indices) < 0 or len(set(indices)) < len(indices):
-                raise InputError("expected positions from 0, none twice, at least one", file=path, place=f"kept.{group}")
+                raise InputError(
+                    "expected positions from 0, none twice, at least one", file=path, place=f"kept.{group}"
+                )
         for parameter, form in document["formats"].items():
             if form not in FORMATS:
                 expected_forms = " or ".join(FORMATS)

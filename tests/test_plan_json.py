@@ -55,7 +55,10 @@ def test_an_empty_plan_says_so() -> None:
         ({"schema": 2}, "plan.json: not a plan of schema 1"),
         ({"structure_hash": None}, "plan.json:structure_hash: expected str, found None"),
         ({"kept": []}, r"plan.json:kept: expected dict, found \[\]"),
-        ({"kept": {"a.weight:0": []}}, "plan.json:kept.a.weight:0: expected positions from 0, none twice, at least one"),
+        (
+            {"kept": {"a.weight:0": []}},
+            "plan.json:kept.a.weight:0: expected positions from 0, none twice, at least one",
+        ),
         ({"kept": {"a.weight:0": 3}}, "plan.json:kept.a.weight:0: expected positions"),
         ({"kept": {"a.weight:0": "01"}}, "plan.json:kept.a.weight:0: expected positions"),
         ({"kept": {"a.weight:0": [1, 1]}}, "plan.json:kept.a.weight:0: expected positions"),

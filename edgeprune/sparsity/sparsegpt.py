@@ -1,7 +1,7 @@
 """SparseGPT: Frantar & Alistarh 2023, Massive language models can be accurately pruned in one-shot, arXiv:2301.00774.
 
-Column by column, what a zero takes from the layer's output is made up for by the columns behind it, which is optimal for
-each row given what is fixed already (optimal brain surgeon).
+Column by column, what a zero takes from the layer's output is made up for by the columns behind it, which is optimal
+for each row given what is fixed already (optimal brain surgeon).
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def sparsify(
     """
     names = sorted(set(parameters))
     if criterion not in CRITERIA:
-        raise InputError(f"no criterion '{criterion}'{did_you_mean(criterion, CRITERIA)} (known: {', '.join(CRITERIA)})")
+        raise InputError(
+            f"no criterion '{criterion}'{did_you_mean(criterion, CRITERIA)} (known: {', '.join(CRITERIA)})"
+        )
     if criterion != "magnitude" and not samples:
         raise InputError(f"{criterion} looks at the layers' inputs: give samples, or take magnitude")
     module = copy.deepcopy(pruned.module)

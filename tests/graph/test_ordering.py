@@ -14,9 +14,9 @@ from edgeprune.graph import ModelGraph, trace
 from edgeprune.graph.ordering import _is_even, indices_of, why_not_ordered
 from edgeprune.plan_json import Plan
 from edgeprune.surgery import apply, ordered_positions_of, read_plan
-from tests.reference import difference, random_plan, redraw
 from tests.graph.test_traps import PRUNABLE, copies, distance, doubled, each, output
 from tests.graph.trap import Trap
+from tests.reference import difference, random_plan, redraw
 from tests.test_surgery import Residual
 
 pytestmark = pytest.mark.unit
@@ -139,7 +139,7 @@ def test_two_groups_that_share_indices_stay_in_order() -> None:
     graph = trace(model, trap.inputs)
     group = graph.group("k.bias:0")
     why = why_not_ordered(graph, group)
-    assert why == "its channels share the indices of dimension 0 of k.weight with another group's"
+    assert why == "its channels share the indices of dimension 0 of q.weight with another group's"
     plan = Plan(structure_hash=graph.structure_hash, kept={group.id: tuple(reversed(range(len(group.first.channels))))})
     with pytest.raises(SurgeryError, match="puts the channels of group 'k.bias:0' in another order, but its channels"):
         apply(plan, model, trap.inputs)
@@ -153,8 +153,8 @@ def test_a_head_moves_as_a_whole_or_not_at_all() -> None:
     positions = ordered_positions_of(graph, heads, np.array([2, 0]))
     assert positions == (8, 9, 10, 11, 0, 1, 2, 3)
     cut = read_plan(Plan(structure_hash=graph.structure_hash, kept={heads: positions}), graph)
-    rows = [[start + i for i in positions] for start in (0, 16, 32)]
-    assert cut.indices["qkv.weight", 0].tolist() == sum(rows, [])
+    rows = [start + i for start in (0, 16, 32) for i in positions]
+    assert cut.indices["qkv.weight", 0].tolist() == rows
     for torn in ((9, 8, 10, 11), (0, 1, 2, 3, 8), (0, 1, 2, 3, 0, 1, 2, 3)):
         with pytest.raises(SurgeryError, match="tear a channel apart"):
             read_plan(Plan(structure_hash=graph.structure_hash, kept={heads: torn}), graph)
