@@ -61,6 +61,7 @@ class Device(BaseModel, frozen=True, extra="forbid"):
     affinity: Annotated[tuple[_Cpu, ...], Field(min_length=1)] | None = None  # CPUs; None leaves it to the system
     streams: _Positive = 1
     hint: Literal["latency", "throughput"] = "latency"
+    sparse: bool = False  # it has sparse tensor cores: layers may be 2:4
     options: dict[str, _Scalar] = {}  # what the backend alone understands
     roofline: Roofline | None = None  # for a device that is not at hand: times by its data sheet instead of a clock
     aliases: tuple[str, ...] = ()

@@ -88,11 +88,13 @@ def kernels_of(
 
     `formats` are a plan's: the kernel of a 2:4 weight is a 2:4 kernel.
     """
+    from edgeprune.formats import parameter_of
     from edgeprune.graph import analyse, tracing
 
     graph = analyse(tracing.trace_program(module, example_inputs))
     units = backend_of(device).partition(graph, precision)
-    return tuple(replace(unit.dense, sparsity=(formats or {}).get(f"{unit.name}.weight", DENSE)) for unit in units)
+    forms = {unit.name: (formats or {}).get(parameter_of(unit, graph) or "", DENSE) for unit in units}
+    return tuple(replace(unit.dense, sparsity=forms[unit.name]) for unit in units)
 
 
 @contextmanager

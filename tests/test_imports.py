@@ -19,14 +19,16 @@ PACKAGE = Path(ep.__file__).parent
 FILES = [path for part in (PACKAGE, PACKAGE / "backends") for path in part.rglob("*.py")]  # rglob follows no links
 # Each may import those before it. Backends: the data they are given, nothing of the stages.
 LAYERS = (
-    "errors folders measurement kernel eligibility precision roofline graph pattern plan_json weights pruned "
-    "engine kernel_sizes attention fusion kernel_weights onnx_int8 kernel_onnx tflite_file tflite_int8 "
-    "kernel_tflite onnx_export onnx_half backends device modelled staircase units models preprocessing data "
-    "quality device_core device_program local_channel transport fingerprint table_lines table_log table "
-    "table_listing table_merging table_comparing table_curve table_export foreign_tables profiling robust budget "
-    "surface correction cost sampling saliency solve zero_branch comparing surgery recovery sparsity rewinding "
-    "constraints scopes variables budget_rows climbing choosing scheduling planning exporting calibration parity "
-    "verifying bundle loading benching preparing forecasting front pipeline reporting cli"
+    "errors folders measurement kernel eligibility precision roofline graph pattern plan_json weights pruned engine "
+    "kernel_sizes attention "
+    "fusion kernel_weights onnx_int8 kernel_onnx tflite_file tflite_int8 kernel_tflite onnx_export onnx_half backends "
+    "device modelled staircase "
+    "units formats models preprocessing data quality device_core device_program local_channel transport fingerprint "
+    "table_lines table_log table table_listing table_merging table_comparing table_curve table_export foreign_tables "
+    "profiling robust budget surface correction cost sampling saliency solve zero_branch comparing surgery recovery "
+    "sparsity "
+    "rewinding constraints scopes variables budget_rows climbing choosing scheduling planning exporting calibration "
+    "parity verifying bundle loading benching preparing forecasting front pipeline reporting cli"
 ).split()
 
 
