@@ -39,7 +39,7 @@ def best_order(scores: torch.Tensor, *, seed: int = 0, work: float = WORK) -> li
     given = list(range(columns))
     if columns <= EXACT:
         return max((given, *partitions(given)), key=lambda order: kept(scores, order))
-    step = max(1, int(np.ceil(entries * columns**2 / SWEEP)))
+    step = max(1, int(np.ceil(entries * columns**2 / min(SWEEP, work / 4))))
     S = scores[::step].T.contiguous().float()
     rng = np.random.default_rng(seed)
     best, spent = _descended(S, np.arange(columns), work)

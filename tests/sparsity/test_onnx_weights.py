@@ -49,10 +49,13 @@ def network() -> nn.Module:
 INPUTS = (torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
 
 
-def sparse() -> Pruned:
+def dense() -> Pruned:
     plan = Plan(structure_hash="0" * 64)
-    given = Pruned(module=network(), plan=plan, example_inputs=INPUTS, origin="0" * 64)
-    return sparsify(given, SPARSE)[0]
+    return Pruned(module=network(), plan=plan, example_inputs=INPUTS, origin="0" * 64)
+
+
+def sparse() -> Pruned:
+    return sparsify(dense(), SPARSE)[0]
 
 
 def test_the_pattern_survives_folding_and_export() -> None:
