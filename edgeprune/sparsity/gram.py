@@ -18,7 +18,7 @@ def gram_of(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """H = X Xᵀ / rows, float64 [K, K], of a Linear or an ungrouped Conv2d whose input is x [N, ...]."""
     total: torch.Tensor | None = None
     count = 0
-    for part in x.split(CHUNK):
+    for part in torch.split(x, CHUNK):
         rows = rows_of(layer, part)
         count += len(rows)
         gram = (rows.T @ rows).double()

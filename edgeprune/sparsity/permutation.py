@@ -15,8 +15,11 @@ from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+Order = npt.NDArray[np.int64]
+Table = npt.NDArray[np.float64]
 M = 4
 EXACT = 8
 """Columns up to which all partitions are tried: 35 of them."""
@@ -73,7 +76,7 @@ def partitions(columns: list[int]) -> Iterator[list[int]]:
             yield [first, *others, *behind]
 
 
-def _descended(S: torch.Tensor, order: np.ndarray, work: float) -> tuple[np.ndarray, float]:
+def _descended(S: torch.Tensor, order: Order, work: float) -> tuple[Order, float]:
     """The order after swaps that each raise what is kept, and the comparisons that took."""
     order = order.copy()
     columns, entries = S.shape
@@ -89,7 +92,7 @@ def _descended(S: torch.Tensor, order: np.ndarray, work: float) -> tuple[np.ndar
             return order, spent
 
 
-def _fill(table: np.ndarray, S: torch.Tensor, members: np.ndarray) -> None:
+def _fill(table: Table, S: torch.Tensor, members: Order) -> None:
     """The rows of the table for the holes of one group."""
     own = S[torch.from_numpy(members)]
     for place, column in enumerate(members):
@@ -98,7 +101,7 @@ def _fill(table: np.ndarray, S: torch.Tensor, members: np.ndarray) -> None:
         table[column] = (torch.maximum(S, second).sum(1) + largest.sum()).numpy()
 
 
-def _swap(table: np.ndarray, order: np.ndarray) -> np.ndarray:
+def _swap(table: Table, order: Order) -> Order:
     """Make the best swaps between groups, none of which takes part in two, in place; gives the groups changed."""
     columns = len(order)
     group_of = np.empty(columns, dtype=np.int64)
@@ -120,15 +123,15 @@ def _swap(table: np.ndarray, order: np.ndarray) -> np.ndarray:
     return np.array(sorted(used), dtype=np.int64)
 
 
-def _perturbed(order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _perturbed(order: Order, rng: np.random.Generator) -> Order:
     """A tenth of the columns, at least four, change places."""
-    moved = order.copy()
+    moved: Order = order.copy()
     places = rng.choice(len(order), size=max(M, len(order) // 10), replace=False)
     moved[places] = moved[rng.permutation(places)]
     return moved
 
 
-def _sorted(order: np.ndarray) -> list[int]:
+def _sorted(order: Order) -> list[int]:
     """The same groups, ascending inside and by their first column: a plan that is diffed shows what moved."""
     groups = sorted(sorted(group) for group in order.reshape(-1, M).tolist())
     return [column for group in groups for column in group]

@@ -54,7 +54,7 @@ def test_sparsegpt_leaves_least_of_an_error_at_the_output() -> None:
     errors = {}
     with torch.no_grad():
         for criterion in ("magnitude", "wanda", "sparsegpt"):
-            sparse, _ = sparsify(given, LAYERS, criterion=criterion, samples=(x,))  # type: ignore[arg-type]
+            sparse, _ = sparsify(given, LAYERS, criterion=criterion, samples=(x,))
             errors[criterion] = float((sparse.module(x) - given.module(x)).square().mean())
     assert errors["sparsegpt"] < min(errors["wanda"], errors["magnitude"])
 

@@ -117,7 +117,7 @@ def test_a_network_quantised_by_onnx_runtime_keeps_the_pattern(tmp_path: Path) -
         def __init__(self) -> None:
             self.left = [{"input": INPUTS[0].numpy()}]
 
-        def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[type-arg]
+        def get_next(self) -> dict[str, np.ndarray] | None:
             return self.left.pop() if self.left else None
 
     quantization.quantize_static(str(tmp_path / "model.onnx"), str(tmp_path / "int8.onnx"), Reader(), per_channel=True)
@@ -126,7 +126,7 @@ def test_a_network_quantised_by_onnx_runtime_keeps_the_pattern(tmp_path: Path) -
     assert found[0].refused is None and found[1].refused is None
 
 
-def model_of(node: onnx.NodeProto, weight: np.ndarray) -> onnx.ModelProto:  # type: ignore[type-arg]
+def model_of(node: onnx.NodeProto, weight: np.ndarray) -> onnx.ModelProto:
     """One node that reads x and the constant w."""
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
