@@ -66,6 +66,8 @@ def command(
         raise InputError(
             f"give --budget for the latency on {task.device.name} or --pareto for its front, one of the two"
         )
+    if rewind is not None and len(set(task.formats)) > 1:
+        raise InputError("--rewind cuts other weights, whose zeros would be others: leave out --formats")
     check_writable(out.parent if ratios is None else out)
     if plot is not None:
         check_drawing()

@@ -273,6 +273,9 @@ def test_prune_refuses_formats_that_the_device_has_not(tmp_path: Path, capsys: p
     assert "are chosen by the solver" in capsys.readouterr().err
     assert main([*asked, "--precision", "fp16", "--schedule", "iterative"]) == 2
     assert "in one step" in capsys.readouterr().err
+    rewound = ["--precision", "fp16", "--rewind", str(tmp_path / "initial.pth")]
+    assert main([*asked, *rewound]) == 2
+    assert "--rewind cuts other weights" in capsys.readouterr().err
     assert not (tmp_path / "p.json").exists()
 
 
