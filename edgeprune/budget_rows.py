@@ -167,7 +167,7 @@ def latency_row(cost: CostModel, limit_us: float, *, of: str = "", name: str = L
 
     def us_of(unit: Unit, cold: float) -> Callable[[Points], FloatArray]:
         def at(points: Points) -> FloatArray:
-            key = unit.name, tuple(tuple(widths[group] for group in unit.groups) for widths in points)
+            key = unit.name, tuple(tuple(widths[group] for group in unit.variables) for widths in points)
             if key not in known:
                 known[key] = cost.unit_us_inside_and_beyond(unit, points)
             inside, beyond = known[key]
@@ -217,7 +217,7 @@ def macs_row(cost: CostModel, limit: float) -> Row:
 
 def _piece_of(unit: Unit, graph: ModelGraph, at: Callable[[Points], FloatArray]) -> Piece:
     gone_with = frozenset(block.id for block in graph.blocks if unit.nodes & block.nodes)
-    return Piece(groups=unit.groups, gone_with=gone_with, at=at)
+    return Piece(groups=unit.variables, gone_with=gone_with, at=at, widest=3 if unit.format else 2)
 
 
 def params_row(graph: ModelGraph, limit: float, *, bytes_each: int | None = None) -> Row:

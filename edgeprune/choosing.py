@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from edgeprune.climbing import Options, climbed
 from edgeprune.constraints import NONE, Constraints
 from edgeprune.cost import CostModel
 from edgeprune.errors import BudgetError, InputError
+from edgeprune.formats import formats_of
 from edgeprune.graph import ModelGraph
 from edgeprune.graph.structure import Indices
 from edgeprune.plan_json import Plan
@@ -66,6 +67,8 @@ class Choice:
     spent: tuple[Spent, ...] = ()
     how: str = "by one share"
     """How it was found where nothing is proven."""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    """Of the parameters that are not dense."""
 
     @property
     def gap(self) -> float | None:
@@ -230,7 +233,8 @@ def _bisected(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: R
     def is_inside(widths: Mapping[str, int]) -> bool:
         return all(row.predict(widths, ())[0] <= row.limit * (1 + ROUNDING) for row in rows)
 
-    found = largest_share(rules.scope, variables.options, saliency, is_inside)
+    options = {name: widths for name, widths in variables.options.items() if name not in variables.formats}
+    found = largest_share(rules.scope, options, saliency, is_inside)
     if found is None:
         raise BudgetError(_out_of_reach(cost, saliency, rows, rules))
     return _unproven(cost, saliency, rows, found[1])
@@ -269,7 +273,9 @@ def plan_from(choice: Choice, graph: ModelGraph, saliency: Saliency, notes: Mapp
         width = choice.widths[group.id]
         if width < group.num_channels and group.id not in hidden:
             kept[group.id] = positions_of(graph, group.id, best_channels(saliency.channels[group.id], width))
-    return Plan(structure_hash=graph.structure_hash, kept=kept, dropped=choice.dropped, notes=notes)
+    return Plan(
+        structure_hash=graph.structure_hash, kept=kept, dropped=choice.dropped, formats=choice.formats, notes=notes
+    )
 
 
 def best_channels(values: FloatArray, width: int) -> Indices:
@@ -327,6 +333,7 @@ def _read(cost: CostModel, rows: Sequence[Row], variables: Variables, solution: 
         exact_cost=exact and all(row.is_exact for row in rows) and _is_told(spent, solution),
         how="by tables taken anew",
         spent=spent,
+        formats=formats_of(cost.units, widths, cost.vanishing(dropped)),
     )
 
 

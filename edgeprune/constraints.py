@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edgeprune.errors import InputError, did_you_mean
+from edgeprune.formats import WIDTHS, FormatValue
 from edgeprune.fusion import Unit
 from edgeprune.graph.structure import Block, Group, ModelGraph
 
@@ -93,6 +94,15 @@ def allowed(
     if not blocks and all(len(widths) == 1 for widths in found.values()):
         raise InputError(f"the constraints leave nothing to prune: {constraints.describe()}")
     return found, blocks
+
+
+def allowed_formats(constraints: Constraints, graph: ModelGraph, formats: Mapping[str, FormatValue]) -> Options:
+    """How many weights of every four may stay: not two where a layer is kept, or only something else may be chosen."""
+    kept = _matched(constraints.keep, graph)
+    return {
+        name: WIDTHS if constraints.only is None and value.parameter not in kept else WIDTHS[-1:]
+        for name, value in formats.items()
+    }
 
 
 def parameters_of(block: Block, graph: ModelGraph) -> frozenset[str]:

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
 from typing import Any
 
 from edgeprune.backends import find_backend
 from edgeprune.correction import Correction, Observation, Work, learn
+from edgeprune.eligibility import DENSE, TWO_OF_FOUR
 from edgeprune.errors import TableError
+from edgeprune.formats import FormatValue, format_values, with_formats
 from edgeprune.fusion import Unit
 from edgeprune.graph import ModelGraph
 from edgeprune.kernel import Kernel
 from edgeprune.staircase import FloatArray, Staircase, find_staircase
 from edgeprune.surface import Surface, surfaces_of
 from edgeprune.table import LatencyTable, NetworkEntry
-from edgeprune.units import samples, shape_key, shape_keys, width_options
+from edgeprune.units import eligible_sizes, samples, shape_key, shape_keys, sizes_of, width_options
 
 Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 INTERVAL = 1.645
@@ -42,7 +44,8 @@ class Prediction:
 class CostModel:
     """Predicts the latency of `graph` cut to any widths in the measured range; `options[group]` are the offered ones.
 
-    `networks` counts the networks of this structure that were measured. `precision` is that of the network; some of its
+    `formats[name]` are layers that may be 2:4: widths named so are 2 or 4, weights of every four that stay. `networks`
+    counts the networks of this structure that were measured. `precision` is that of the network; some of its
     kernels may be in fp32, where the runtime has no others.
     """
 
@@ -54,6 +57,7 @@ class CostModel:
     origin: str
     networks: int = 0
     precision: str = "fp32"
+    formats: Mapping[str, FormatValue] = field(default_factory=dict)
 
     @property
     def basis(self) -> str:
@@ -83,13 +87,19 @@ class CostModel:
 
     def unit_us_inside_and_beyond(self, unit: Unit, kept: Sequence[Mapping[str, int]]) -> tuple[FloatArray, FloatArray]:
         """The same for a network inside the cache and for one far beyond it: between them it is linear."""
-        surface = self.surfaces[shape_key(unit.dense)]
-        tabled = surface.at([unit.sizes(widths) for widths in kept])
-        works = [
-            Work(name=unit.name, kernel=unit.kernel(widths), us=us)
-            for widths, us in zip(kept, tabled.tolist(), strict=True)
-        ]
-        return self.correction.unit_us_inside_and_beyond(self.graph.structure_hash, works)
+        works: dict[int, Work] = {}
+        by_surface: dict[Kernel, list[int]] = {}
+        kernels = [unit.kernel(widths) for widths in kept]
+        for number, kernel in enumerate(kernels):
+            own = replace(unit.dense, sparsity=kernel.sparsity)
+            by_surface.setdefault(shape_key(own), []).append(number)
+        for key, numbers in by_surface.items():
+            tabled = self.surfaces[key].at([kernels[number].sizes for number in numbers])
+            for number, us in zip(numbers, tabled.tolist(), strict=True):
+                works[number] = Work(name=unit.name, kernel=kernels[number], us=us)
+        return self.correction.unit_us_inside_and_beyond(
+            self.graph.structure_hash, [works[number] for number in range(len(kept))]
+        )
 
     def cold(self, widths: Mapping[str, int], dropped: Iterable[str] = ()) -> float:
         """How far the network with these widths, dense where not named, is beyond the cache: 0 to 1."""
@@ -134,14 +144,17 @@ def works_at(
     return tuple(found[name] for name in kernels)
 
 
-def cost_model(graph: ModelGraph, table: LatencyTable) -> CostModel:
+def cost_model(graph: ModelGraph, table: LatencyTable, *, formats: Sequence[str] = (DENSE,)) -> CostModel:
     """The cost model of a graph on the device of a table, corrected by all whole networks that the table holds.
 
     Widths lie on the staircase that the table shows; on steps of 8 where it shows none, or lacks those widths.
+    With `2:4` among the `formats` a layer may be 2:4 where the table holds such kernels of it.
     `TableError` names a unit for which nothing was measured.
     """
     precision = str(table.facts["precision"])
     units = tuple(find_backend(str(table.facts["backend"])).partition(graph, precision))
+    if TWO_OF_FOUR in formats:
+        units = with_formats(units, graph)
     latency_us = {entry.kernel: table.latency_us(entry.kernel, node=True) for entry in table}
     stairs = find_staircase(latency_us, precision)
     return cost_model_from(
@@ -176,6 +189,7 @@ def cost_model_from(
     """
     stairs = stairs or Staircase()
     boxes = _boxes(units, options, latency_us)
+    units = _measured_formats(units, options, boxes)
     foreign = {shape_key(kernel) for network in networks for kernel in network.kernels.values()}.difference(boxes)
     measured: dict[Kernel, dict[Kernel, float]] = {key: {} for key in (*boxes, *foreign)}
     for kernel, us in latency_us.items():
@@ -203,7 +217,24 @@ def cost_model_from(
         origin=origin,
         networks=sum(network.structure == graph.structure_hash for network in networks),
         precision=precision,
+        formats=format_values(units, graph),
     )
+
+
+def _measured_formats(
+    units: Sequence[Unit], options: Mapping[str, tuple[int, ...]], boxes: Mapping[Kernel, Box]
+) -> tuple[Unit, ...]:
+    """The units without the formats of those whose 2:4 kernels were not all measured."""
+    found = []
+    for unit in units:
+        if unit.format:
+            box = boxes.get(shape_key(replace(unit.dense, sparsity=TWO_OF_FOUR)))
+            c_in, c_out = eligible_sizes(unit.dense, *sizes_of(unit, options)[1:])
+            ends = [(1, end(c_in), end(c_out)) for end in (min, max)] if c_in and c_out else []
+            if box is None or not ends or any(not box[0][i] <= size[i] <= box[1][i] for size in ends for i in range(3)):
+                unit = replace(unit, format="")
+        found.append(unit)
+    return tuple(found)
 
 
 def _inside(kernel: Kernel, box: Box) -> bool:
@@ -254,6 +285,8 @@ def _boxes(
     boxes: dict[Kernel, Box] = {}
     for key, kernels in samples(units, options).items():
         box = _box(kernels, latency_us)
+        if box is None and key.sparsity == TWO_OF_FOUR:
+            continue
         if box is None:
             names = [unit.name for unit in units if shape_key(unit.dense) == key]
             raise TableError(f"no measured kernel for {names[0]} ({kernels[0].key}): profile the model on this device")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.device import Device, check_precision
+from edgeprune.eligibility import DENSE
 from edgeprune.engine import Calibration, Engine
 from edgeprune.errors import InputError, RuntimeMissing
 from edgeprune.folders import atomic_folder
@@ -48,12 +49,15 @@ def export(
     """
     precision = precision or device.precisions[0]
     check_precision(device, precision)
+    from edgeprune.sparsity.holding import baked
+
+    pruned = baked(pruned)
     backend = backend_of(device, only_to_time=only_to_time)
     if fix := backend.available():
         raise RuntimeMissing(fix)
     check_calibration(pruned, precision, calibration, backend)
     if backend.modelled and not kernels:
-        kernels = kernels_of(pruned.module, pruned.example_inputs, device, precision)
+        kernels = kernels_of(pruned.module, pruned.example_inputs, device, precision, formats=pruned.plan.formats)
     with replaceable_folder(Path(out), ENGINE_FILES) as folder:
         engine = backend.export(pruned, folder, precision, kernels=kernels, weights=weights, calibration=calibration)
     used = calibration if precision == "int8" else ()
@@ -101,14 +105,24 @@ def as_pruned(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) 
 
 
 def kernels_of(
-    module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], device: Device, precision: str
+    module: torch.nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    device: Device,
+    precision: str,
+    *,
+    formats: Mapping[str, str] | None = None,
 ) -> tuple[Kernel, ...]:
-    """The kernels that a device's runtime makes of a module, one an instance, found by tracing it."""
+    """The kernels that a device's runtime makes of a module, one an instance, found by tracing it.
+
+    `formats` are a plan's: the kernel of a 2:4 weight is a 2:4 kernel.
+    """
+    from edgeprune.formats import parameter_of
     from edgeprune.graph import analyse, tracing
 
     graph = analyse(tracing.trace_program(module, example_inputs))
     units = backend_of(device).partition(graph, precision)
-    return tuple(unit.dense for unit in units)
+    forms = {unit.name: (formats or {}).get(parameter_of(unit, graph) or "", DENSE) for unit in units}
+    return tuple(replace(unit.dense, sparsity=forms[unit.name]) for unit in units)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeprune.eligibility import FORMATS
 from edgeprune.errors import InputError
 from edgeprune.folders import write_atomically
 
@@ -18,9 +19,10 @@ SCHEMA = 1
 class Plan:
     """What stays of the dense model.
 
-    `kept[group id]` lists the kept positions, ascending, along the dimension that names the group (`parameter:dim`
-    of the dense model); a group that is not named stays whole. `dropped` holds block ids. `formats[parameter]` is
-    `dense` unless named. `notes` carries where the plan came from: budget, device, prediction, solver's bound.
+    `kept[group id]` lists the kept positions along the dimension that names the group (`parameter:dim` of the dense
+    model), in the order in which they lie in the cut model: ascending, unless channels were permuted for a pattern of
+    zeros. A group that is not named stays whole. `dropped` holds block ids. `formats[parameter]` is `2:4`, or `dense`
+    as all that are not named. `notes` carries where the plan came from: budget, device, prediction, solver's bound.
     """
 
     structure_hash: str
@@ -73,9 +75,14 @@ class Plan:
                 raise InputError(f"expected names of blocks, found {name!r}", file=path, place="dropped")
         for group, indices in document["kept"].items():
             numbers = isinstance(indices, list) and all(type(i) is int for i in indices)
-            ascending = numbers and indices == sorted(set(indices))
-            if not ascending or not indices or indices[0] < 0:
-                raise InputError("expected ascending positions from 0, at least one", file=path, place=f"kept.{group}")
+            if not numbers or not indices or min(indices) < 0 or len(set(indices)) < len(indices):
+                raise InputError(
+                    "expected positions from 0, none twice, at least one", file=path, place=f"kept.{group}"
+                )
+        for parameter, form in document["formats"].items():
+            if form not in FORMATS:
+                expected_forms = " or ".join(FORMATS)
+                raise InputError(f"expected {expected_forms}, found {form!r}", file=path, place=f"formats.{parameter}")
         return cls(
             structure_hash=document["structure_hash"],
             kept={group: tuple(indices) for group, indices in document["kept"].items()},

@@ -30,6 +30,7 @@ from edgeprune.plan_json import Plan
 from edgeprune.saliency import Saliency, score
 from edgeprune.scheduling import ONE_SHOT, Schedule, Stage, before_the_last
 from edgeprune.scopes import SCOPES, Scope
+from edgeprune.sparsity.channel_order import permuted
 from edgeprune.variables import block_extras
 
 __all__ = [
@@ -67,8 +68,9 @@ def plan(
     `saliency` is a criterion's name or its result, `data` what the criterion looks at (batches x or (x, y)),
     `normalise` how its values are made to compare across groups, the criterion's own way unless told. Several
     budgets: `["8ms", "5ms@nuc", "2MB@params"]`, with the other devices' cost models in `costs`. More steps than one
-    need the criterion's name, to score again. `BudgetError` where even the least network is predicted outside. Nothing
-    is measured here.
+    need the criterion's name, to score again. Layers may be 2:4 where the cost model has such kernels; their inputs'
+    channels are put in the order that keeps most. `BudgetError` where even the least network is predicted outside.
+    Nothing is measured here.
     """
     if scope not in SCOPES:
         raise InputError(f"no scope '{scope}'{did_you_mean(scope, SCOPES)} (known: {', '.join(SCOPES)})")
@@ -107,7 +109,8 @@ def plan(
         **describe_choice(cost, choice),
         **describe_rules(rules, schedule),
     }
-    return plan_from(choice, graph, stage.saliency, notes)
+    found = plan_from(choice, graph, stage.saliency, notes)
+    return permuted(found, graph, seed=seed)[0] if found.formats else found
 
 
 def rows_of(

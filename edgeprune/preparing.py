@@ -18,6 +18,8 @@ from edgeprune.constraints import NONE, Constraints, allowed
 from edgeprune.cost import CostModel, cost_model
 from edgeprune.data import Data
 from edgeprune.device import Device
+from edgeprune.eligibility import DENSE, TWO_OF_FOUR
+from edgeprune.formats import check_device, check_layers, with_formats
 from edgeprune.graph import ModelGraph, trace
 from edgeprune.graph.structure import by_reason
 from edgeprune.kernel import Kernel
@@ -41,6 +43,7 @@ from edgeprune.saliency import Saliency, check_data, score
 from edgeprune.sampling import GOAL, MOST_ROUNDS, interpolation_error, uncertain_kernels
 from edgeprune.scheduling import ONE_SHOT, Schedule, Stage, before_the_last
 from edgeprune.scopes import Scope
+from edgeprune.sparsity.channel_order import permuted
 from edgeprune.staircase import find_staircase, staircase_kernels
 from edgeprune.table import LatencyTable, with_warnings, without_networks
 from edgeprune.units import kernels_at, partition, width_options
@@ -76,8 +79,8 @@ class Task:
     `example_inputs` fix every shape. `data` is split in two by a hash of its names: one half for saliency and repair,
     the other for the report. `others` are budgets beside the latency on `device`, `devices` the other devices that they
     name; `min_quality` is what `fit` hands over at the least, `relative_to` the precision of the dense engine that its
-    ratios are taken to, the device's first unless told. `wait_s` is how long to wait for another process that writes a
-    table. `command` are the lines that do it all again.
+    ratios are taken to, the device's first unless told. `formats` are those that layers may have on `device`. `wait_s`
+    is how long to wait for another process that writes a table. `command` are the lines that do it all again.
     """
 
     model: torch.nn.Module
@@ -99,6 +102,7 @@ class Task:
     schedule: Schedule = ONE_SHOT
     min_quality: MinQuality | None = None
     relative_to: str | None = None
+    formats: tuple[str, ...] = (DENSE,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +217,9 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
     for (operator, reason), places in by_reason(unproven).items():
         more = f" and {len(places) - 1} more places" if len(places) > 1 else ""
         reporter.say(f"refused: {places[0]}{more}: {operator}: {reason}")
+    if TWO_OF_FOUR in task.formats:
+        check_device(task.device, task.formats)
+        check_layers(units, graph)
     allowed(task.constraints, graph, units, width_options(graph, units, {}))  # a fault in them shows before profiling
     calibration, report = task.data.split_by_hash() if task.data is not None else (None, None)
     with timed(seconds, "score"):  # before anything is measured: not every criterion can value every model
@@ -242,7 +249,30 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
 
 
 def _measured(task: Task, graph: ModelGraph, device: Device, reporter: Reporter) -> LatencyTable:
-    return measured_table(graph, device, reporter, allow_other=task.allow_other_table, wait_s=task.wait_s)
+    table = measured_table(graph, device, reporter, allow_other=task.allow_other_table, wait_s=task.wait_s)
+    if TWO_OF_FOUR not in formats_on(device, task):
+        return table
+    kernels = sparse_kernels(graph, device, find_staircase(node_latencies(table), device.precisions[0]).steps())
+    reporter.say(f"profiling {device.name}: {len(kernels)} kernels in 2:4")
+    return profile(
+        kernels,
+        device,
+        on_progress=lambda done, total: reporter.progress(f"profiling {device.name}, 2:4", done, total),
+        allow_other=task.allow_other_table,
+        wait_s=task.wait_s,
+    )
+
+
+def formats_on(device: Device, task: Task) -> tuple[str, ...]:
+    """What layers may be there: 2:4 is chosen for the task's device alone, other budgets count it as dense."""
+    return task.formats if device.name == task.device.name else (DENSE,)
+
+
+def sparse_kernels(graph: ModelGraph, device: Device, steps: Mapping[str, int]) -> tuple[Kernel, ...]:
+    """The 2:4 kernels of a graph at sampled widths."""
+    units = with_formats(partition(graph, device), graph)
+    kernels = kernels_at(units, width_options(graph, units, steps))
+    return tuple(kernel for kernel in kernels if kernel.sparsity == TWO_OF_FOUR)
 
 
 def _calibrated(
@@ -257,7 +287,7 @@ def _calibrated(
         on_network=lambda done, total: reporter.progress("calibrating on whole networks", done, total),
         wait_s=task.wait_s,
     )
-    cost = cost_model(graph, table)
+    cost = cost_model(graph, table, formats=formats_on(device, task))
     where = f" of {device.name}" if device.name != task.device.name else ""
     reporter.say(
         f"cost model{where}: {len(cost.surfaces)} surfaces, {cost.networks} whole networks, "
@@ -322,7 +352,8 @@ def plan_of(task: Task, prepared: Prepared, choice: Choice, budget: Budget) -> P
         **describe_choice(prepared.cost, choice, task.device.name),
         **describe_rules(prepared.rules, task.schedule),
     }
-    return plan_from(choice, prepared.graph, prepared.saliency, notes)
+    plan = plan_from(choice, prepared.graph, prepared.saliency, notes)
+    return permuted(plan, prepared.graph, seed=task.seed)[0] if plan.formats else plan
 
 
 def batch_of(task: Task) -> int:

@@ -14,6 +14,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from edgeprune.eligibility import DENSE
 from edgeprune.kernel import BYTES_PER_ELEMENT, Kernel
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -36,6 +37,8 @@ class Roofline(BaseModel, frozen=True, extra="forbid"):
     bandwidth_gbs: _Positive  # of the main memory, 1e9 bytes a second
     cache_mb: _NotNegative = 0.0  # 2**20 bytes, the last one that the computing cores share
     overhead_us: _NotNegative = 0.0  # of starting a kernel
+    sparse_gain: Annotated[float, Field(ge=1)] = 1.0  # by which 2:4 raises the rate of arithmetic
+    sparse_us: _NotNegative = 0.0  # what a 2:4 kernel takes beside that
     c_in_step: _Step = 1
     c_out_step: _Step = 1
     context: _Positive = 1.0
@@ -46,10 +49,14 @@ class Roofline(BaseModel, frozen=True, extra="forbid"):
 
 
 def time_us(kernel: Kernel, roofline: Roofline) -> float:
-    """Modelled time of the compute node alone, in microseconds. 2:4 runs as dense."""
+    """Modelled time of the compute node alone, in microseconds."""
     flops_per_us = _gflops(kernel, roofline) * roofline.efficiency * 1e3
     bytes_per_us = roofline.bandwidth_gbs * 1e3
-    return roofline.overhead_us + max(
+    overhead_us = roofline.overhead_us
+    if kernel.sparsity != DENSE:
+        flops_per_us *= roofline.sparse_gain
+        overhead_us += roofline.sparse_us
+    return overhead_us + max(
         2 * padded_macs(kernel, roofline) / flops_per_us, memory_bytes(kernel, roofline) / bytes_per_us
     )
 
@@ -66,12 +73,13 @@ def padded_macs(kernel: Kernel, roofline: Roofline) -> int:
 
 
 def memory_bytes(kernel: Kernel, roofline: Roofline) -> float:
-    """Weights, and what of inputs and outputs exceeds the cache."""
-    weights = 0
+    """Weights, and what of inputs and outputs exceeds the cache; of 2:4 weights half, and two bits each for where."""
+    weights = elements = 0
     if kernel.operator in ("conv", "linear"):
         elements = kernel.c_out * kernel.c_in // kernel.groups * prod(kernel.window)
         weights = elements * BYTES_PER_ELEMENT[kernel.precision]
-    return weights + max(0.0, kernel.num_bytes - weights - roofline.cache_mb * 2**20)
+    activations = max(0.0, kernel.num_bytes - weights - roofline.cache_mb * 2**20)
+    return activations + (weights if kernel.sparsity == DENSE else weights / 2 + elements / 8)
 
 
 def _gflops(kernel: Kernel, roofline: Roofline) -> float:

@@ -14,10 +14,12 @@ from torch.utils._pytree import tree_map
 
 from edgeprune.comparing import Cut, check_dropped, check_same
 from edgeprune.errors import SurgeryError, did_you_mean
-from edgeprune.graph import Block, ModelGraph, trace
+from edgeprune.graph import Block, Group, ModelGraph, trace
+from edgeprune.graph.ordering import moved_indices, why_not_ordered
 from edgeprune.graph.program import shape_of
 from edgeprune.graph.recording import uncollected
 from edgeprune.graph.structure import Indices
+from edgeprune.pattern import check_formats, mask_by_magnitude
 from edgeprune.plan_json import Plan
 from edgeprune.pruned import Pruned
 from edgeprune.weights import weights_hash
@@ -56,6 +58,8 @@ def _apply(plan: Plan, model: torch.nn.Module, example_inputs: tuple[torch.Tenso
     with ThreadPoolExecutor(max_workers=1) as pool:  # hashing leaves the interpreter free
         origin = pool.submit(weights_hash, model)
         module = _cut_copy(model, cut)
+        check_formats(plan.formats, {n: tuple(p.shape) for n, p in module.named_parameters(remove_duplicate=False)})
+        mask_by_magnitude(module, plan.formats)
         pruned = Pruned(module=module, plan=plan, example_inputs=example_inputs, origin=origin.result())
     _set_attributes(module, graph, cut)
     check_same(pruned, graph, cut)
@@ -72,9 +76,6 @@ def read_plan(plan: Plan, graph: ModelGraph) -> Cut:
             f"the plan was made for another model: structure {plan.structure_hash[:12]}, this one is "
             f"{graph.structure_hash[:12]}; prune this model to get a plan for it"
         )
-    for name, form in plan.formats.items():
-        if form != "dense":
-            raise SurgeryError(f"the plan wants '{name}' as {form}; only dense can be applied yet")
     known = {group.id for group in graph.groups}
     for name in plan.kept:
         if name not in known:
@@ -85,13 +86,23 @@ def read_plan(plan: Plan, graph: ModelGraph) -> Cut:
             raise SurgeryError(f"the plan drops block '{name}', which the model lacks{did_you_mean(name, block_ids)}")
     kept = {group.id: _kept_channels(plan, graph, group.id) for group in graph.groups}
     masks: dict[tuple[str, int], Indices] = {}
+    places: dict[tuple[str, int], Indices] = {}  # the index that comes to each place, where a plan orders channels
     for group in graph.groups:
+        is_ordered = bool((np.diff(kept[group.id]) < 0).any())
         gone = np.setdiff1d(np.arange(group.num_channels), kept[group.id])
         for member in group.members:
             key = (member.parameter, member.dim)
             mask = masks.setdefault(key, np.ones(len(member.channels), dtype=np.int64))
             mask[np.isin(member.channels, gone)] = 0
-    indices = {key: np.flatnonzero(mask).astype(np.int64) for key, mask in masks.items() if not mask.all()}
+            if is_ordered:
+                place = places.setdefault(key, np.arange(len(mask), dtype=np.int64))
+                own = member.channels >= 0
+                place[own] = moved_indices(member.channels, kept[group.id], group.num_channels)[own]
+    indices = {
+        key: places[key][mask == 1] if key in places else np.flatnonzero(mask).astype(np.int64)
+        for key, mask in masks.items()
+        if key in places or not mask.all()
+    }
     parts = [np.isin(np.arange(group.num_channels), kept[group.id]) for group in graph.groups]
     return Cut(indices=indices, kept=kept, stays=np.concatenate([*parts, np.array([True])]))
 
@@ -108,17 +119,35 @@ def _kept_channels(plan: Plan, graph: ModelGraph, group_id: str) -> Indices:
         raise SurgeryError(
             f"group '{group_id}' keeps position {positions.max()}, but the dimension has only {len(channels)}"
         )
-    kept = np.unique(channels[positions])
-    if kept[0] < 0 or np.isin(channels, kept).sum() != len(positions):
+    found, first = np.unique(channels[positions], return_index=True)
+    kept: Indices = found[np.argsort(first)]
+    if found[0] < 0 or len(np.unique(positions)) < len(positions) or np.isin(channels, found).sum() != len(positions):
         raise SurgeryError(f"group '{group_id}' keeps positions that tear a channel apart")
+    if (np.diff(positions) < 0).any():
+        _check_order(graph, group, kept, positions)
     if len(kept) < group.least_channels:
         raise SurgeryError(f"group '{group_id}' keeps {len(kept)} channels, at least {group.least_channels} must stay")
     return kept
 
 
+def _check_order(graph: ModelGraph, group: Group, kept: Indices, positions: Indices) -> None:
+    if why := why_not_ordered(graph, group):
+        raise SurgeryError(f"the plan puts the channels of group '{group.id}' in another order, but {why}")
+    if tuple(positions.tolist()) != ordered_positions_of(graph, group.id, kept):
+        raise SurgeryError(f"group '{group.id}' keeps positions that tear a channel apart")
+
+
 def positions_of(graph: ModelGraph, group_id: str, channels: Indices) -> tuple[int, ...]:
-    """Positions along the naming dimension that belong to the given channels: what a plan stores."""
+    """Positions along the naming dimension that belong to the given channels, ascending: what a plan stores."""
     return tuple(np.flatnonzero(np.isin(graph.group(group_id).first.channels, channels)).tolist())
+
+
+def ordered_positions_of(graph: ModelGraph, group_id: str, channels: Indices) -> tuple[int, ...]:
+    """The same for channels that are to lie in the order given."""
+    group = graph.group(group_id)
+    first = group.first.channels
+    places = moved_indices(first, channels, group.num_channels)
+    return tuple(places[np.isin(first, channels)].tolist())
 
 
 def _dropped(module: torch.nn.Module, blocks: tuple[Block, ...], graph: ModelGraph, cut: Cut) -> torch.nn.Module:
@@ -199,12 +228,11 @@ def _cut_copy(model: torch.nn.Module, cut: Cut) -> torch.nn.Module:
 
 def _cut(tensor: torch.Tensor, qualified: str, cut: Cut) -> torch.Tensor:
     smaller = tensor.detach()
-    for dim in range(tensor.dim()):
-        indices = cut.indices.get((qualified, dim))
-        if indices is not None:
-            smaller = _taken(smaller, dim, indices)
-    if smaller.shape == tensor.shape:
+    taken = [(dim, cut.indices[qualified, dim]) for dim in range(tensor.dim()) if (qualified, dim) in cut.indices]
+    if not taken:
         return tensor
+    for dim, indices in taken:
+        smaller = _taken(smaller, dim, indices)
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(smaller, requires_grad=tensor.requires_grad)
     return smaller

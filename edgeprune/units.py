@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 
 from edgeprune.backends import find_backend
 from edgeprune.device import Device
+from edgeprune.eligibility import C_IN_STEP, C_OUT_STEP, TWO_OF_FOUR, refusal
 from edgeprune.fusion import Unit
 from edgeprune.graph import ModelGraph
 from edgeprune.kernel import Kernel
@@ -118,19 +120,34 @@ def samples(units: Iterable[Unit], options: Mapping[str, tuple[int, ...]]) -> di
     by_shape: dict[Kernel, list[Unit]] = {}
     for unit in units:
         by_shape.setdefault(shape_key(unit.dense), []).append(unit)
+        if unit.format:
+            sparse = replace(unit, dense=replace(unit.dense, sparsity=TWO_OF_FOUR))
+            by_shape.setdefault(shape_key(sparse.dense), []).append(sparse)
     found = {}
     for key, members in by_shape.items():
         dense = members[0].dense
         axes = [set[int](), set[int](), set[int]()]
         for unit in members:
-            for axis, sizes in zip(axes, _sizes(unit, options), strict=True):
+            for axis, sizes in zip(axes, sizes_of(unit, options), strict=True):
                 axis.update(sizes)
+        if dense.sparsity == TWO_OF_FOUR:
+            axes[1:] = eligible_sizes(dense, axes[1], axes[2])
+        if not all(axes):
+            continue
         groups, c_in, c_out = map(_axis, axes)
         found[key] = tuple(dense.resized(sizes) for sizes in product(groups, c_in, c_out))
     return found
 
 
-def _sizes(unit: Unit, options: Mapping[str, tuple[int, ...]]) -> tuple[set[int], set[int], set[int]]:
+def eligible_sizes(dense: Kernel, c_in: Iterable[int], c_out: Iterable[int]) -> tuple[set[int], set[int]]:
+    """Those at which a kernel of this kind can be 2:4; the two don't depend on one another."""
+    step_in, step_out = C_IN_STEP.get(dense.precision, 0), C_OUT_STEP
+    inputs = {size for size in c_in if refusal(dense.resized((1, size, step_out))) is None}
+    outputs = {size for size in c_out if step_in and refusal(dense.resized((1, step_in, size))) is None}
+    return inputs, outputs
+
+
+def sizes_of(unit: Unit, options: Mapping[str, tuple[int, ...]]) -> tuple[set[int], set[int], set[int]]:
     """What each of the unit's `sizes` can be: with all groups from least to dense together, with a few each alone."""
     dense = {group: options[group][-1] for group in unit.groups}
     alone = unit.groups if len(unit.groups) <= MOST_ALONE else ()

@@ -12,13 +12,15 @@ own, so that the others of the structure keep the share where one block is gone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.constraints import Constraints, Options, allowed
+from edgeprune.constraints import Constraints, Options, allowed, allowed_formats
 from edgeprune.cost import CostModel
+from edgeprune.formats import FormatValue
+from edgeprune.fusion import SPARSE_WIDTH
 from edgeprune.graph.structure import Block, Group, ModelGraph
 from edgeprune.saliency import Saliency
 from edgeprune.solve import Factor
@@ -39,7 +41,8 @@ class Variables:
     """options: widths of each group. blocks: those that may be dropped; block_of[group]: the smallest around it.
 
     name_of[group] is its variable, of the widths of `options[name]`; carrier[block] the variable that says whether the
-    block stays. gone: the blocks that are dropped already.
+    block stays. gone: the blocks that are dropped already. formats: layers that can be 2:4, each a variable of its own
+    in `options`, whose widths are the weights of every four that may stay.
     """
 
     options: Options
@@ -49,6 +52,7 @@ class Variables:
     carrier: Mapping[str, str]
     is_tied: bool = False
     gone: frozenset[str] = frozenset()
+    formats: Mapping[str, FormatValue] = field(default_factory=dict)
 
     def widths(self, variable: str) -> tuple[int, ...]:
         """Width under each option; 0 where gone."""
@@ -81,8 +85,9 @@ def variables_of(
 ) -> Variables:
     """The variables of a network under constraints; `after` a step of a schedule nothing grows back."""
     options, blocks = allowed(constraints, cost.graph, cost.units, cost.options)
+    options = {**options, **allowed_formats(constraints, cost.graph, cost.formats)}
     if after is not None:
-        smaller = {g: tuple(w for w in widths if w <= after.widths[g]) for g, widths in options.items()}
+        smaller = {g: tuple(w for w in widths if w <= after.widths.get(g, widths[-1])) for g, widths in options.items()}
         options = {group: widths or (after.widths[group],) for group, widths in smaller.items()}
     largest_first = sorted(blocks, key=lambda block: -len(block.nodes))
     block_of = {group: block.id for block in largest_first for group in block.inside}
@@ -93,10 +98,11 @@ def variables_of(
         options=options,
         blocks=tuple(replace(b, within=b.within if b.within in ids else None) for b in blocks),
         block_of=block_of,
-        name_of=_classes(cost.graph, options) if is_tied else {group: group for group in options},
+        name_of={name: name for name in options} | (_classes(cost.graph, options) if is_tied else {}),
         carrier={name: groups[0] if groups else f"block {name}" for name, groups in own.items()},
         is_tied=is_tied,
         gone=frozenset(block.id for block in dropped),
+        formats=cost.formats,
     )
 
 
@@ -129,9 +135,10 @@ def value_factors(graph: ModelGraph, saliency: Saliency, variables: Variables) -
     """A width is worth its most valuable channels; a block what its drop costs beyond what is inside of it."""
     worth: dict[tuple[str, ...], FloatArray] = {}
     for group, options in variables.options.items():
-        ranked = np.cumsum(np.sort(saliency.channels[group])[::-1])
+        if group in variables.formats:
+            continue
         names: tuple[str, ...] = (variables.name_of[group],)
-        values: FloatArray = ranked[np.array(options) - 1]
+        values = _worth(group, options, saliency)
         if group in variables.block_of:
             if variables.is_tied:
                 names = (*names, variables.carrier[variables.block_of[group]])
@@ -146,6 +153,24 @@ def value_factors(graph: ModelGraph, saliency: Saliency, variables: Variables) -
             staying[1:] += extra
     for names, values in worth.items():
         yield Factor(variables=names, value=values)
+    yield from _format_factors(saliency, variables)
+
+
+def _worth(group: str, options: tuple[int, ...], saliency: Saliency) -> FloatArray:
+    """Of each width: its most valuable channels."""
+    ranked: FloatArray = np.cumsum(np.sort(saliency.channels[group])[::-1])[np.array(options) - 1]
+    return ranked
+
+
+def _format_factors(saliency: Saliency, variables: Variables) -> Iterator[Factor]:
+    """2:4 takes of what a layer's channels are worth the share of its magnitude that it sets to zero."""
+    for name, format_value in variables.formats.items():
+        for group, share in format_value.groups.items():
+            worth = share * format_value.lost * _worth(group, variables.options[group], saliency)
+            other = variables.name_of[group]
+            worth = np.concatenate([[0.0] * (variables.count(other) - len(worth)), worth])
+            is_sparse = [float(width == SPARSE_WIDTH) for width in variables.options[name]]
+            yield Factor(variables=(other, name), value=np.outer(-worth, is_sparse))
 
 
 def tie_factors(variables: Variables, budget: str) -> Iterator[Factor]:

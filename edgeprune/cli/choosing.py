@@ -12,6 +12,7 @@ from edgeprune.cli.task import make_task
 
 if TYPE_CHECKING:
     from edgeprune.budget import Budget
+    from edgeprune.device import Device
     from edgeprune.preparing import Task
     from edgeprune.scheduling import Schedule
 
@@ -33,7 +34,7 @@ def budget_option(*, required: bool) -> Callable[[Command], Command]:
 
 
 def rule_options(function: Command) -> Command:
-    """--keep, --least-width, --most-cut, --only, --scope, --schedule, --steps and --targets."""
+    """--keep, --least-width, --most-cut, --only, --scope, --schedule, --steps, --targets and --formats."""
     for option in reversed(
         (
             click.option(
@@ -64,6 +65,13 @@ def rule_options(function: Command) -> Command:
                 type=click.Choice(["exponential", "linear"]),
                 help="Budgets of the steps.  [default: exponential]",
             ),
+            click.option(
+                "--formats",
+                default="dense",
+                show_default=True,
+                metavar="dense,2:4",
+                help="Of layers; 2:4 where the table says that it pays, on devices with sparse tensor cores.",
+            ),
         )
     ):
         function = option(function)
@@ -81,6 +89,7 @@ def choosing_task(
     schedule: str,
     steps: int | None,
     targets: Any,
+    formats: str,
     **options: Any,
 ) -> tuple[Task, Budget | None]:
     """The task with its rules and the budgets beside the latency on --device, and that latency's, if one is given."""
@@ -118,8 +127,24 @@ def choosing_task(
         constraints=constraints,
         scope=scope,
         schedule=plan_in_steps,
+        formats=_formats(formats, own, scope, plan_in_steps),
     )
     return task, next((each.budget for each in named if not each.of), None)
+
+
+def _formats(text: str, device: Device, scope: Any, schedule: Schedule) -> tuple[str, ...]:
+    from edgeprune.errors import InputError
+    from edgeprune.formats import check_device, parse_formats
+    from edgeprune.scopes import BISECTED
+
+    formats = parse_formats(text)
+    if len(set(formats)) > 1:
+        check_device(device, formats)
+        if scope in BISECTED:
+            raise InputError(f"--formats {text} are chosen by the solver, and --scope {scope} has none")
+        if schedule.steps > 1:
+            raise InputError(f"--formats {text} are chosen in one step: leave out --schedule iterative")
+    return formats
 
 
 def _schedule(schedule: str, steps: int | None, targets: Any) -> Schedule:

@@ -10,7 +10,7 @@ import rich_click
 
 from edgeprune.cli.output import json_option, print_json
 from edgeprune.cli.task import model_options
-from edgeprune.errors import RefusedError
+from edgeprune.errors import InputError, RefusedError
 
 if TYPE_CHECKING:
     from edgeprune.graph import Block, Group, ModelGraph, Refusal
@@ -25,9 +25,16 @@ PLACES = 3
     epilog="Example: edgeprune inspect torchvision:resnet18 --shape 1x3x224x224",
 )
 @model_options
+@click.option("--sparsity", is_flag=True, help="MODEL is FILE.onnx or a bundle: which layers are 2:4, and may be.")
 @json_option
 def command(
-    model: str, weights: str | None, shape: str | None, inputs: tuple[str, ...], seed: int, as_json: bool
+    model: str,
+    weights: str | None,
+    shape: str | None,
+    inputs: tuple[str, ...],
+    seed: int,
+    sparsity: bool,
+    as_json: bool,
 ) -> None:
     """Show what can be pruned in a model, and what can't and why.
 
@@ -35,6 +42,11 @@ def command(
     indices one channel takes in the dimension that names its group (a head is head_dim wide). The share counts
     convolutions and linears with at least one dimension that can shrink. -v shows every place of a refusal.
     """
+    if sparsity:
+        if weights is not None or shape is not None or inputs:
+            raise InputError("--sparsity reads a file as it is: leave out --weights, --shape and --input")
+        _print_sparsity(model, as_json)
+        return
     from edgeprune.graph import analyse, check_prunable, tracing
     from edgeprune.models import example_inputs, resolve
 
@@ -56,6 +68,29 @@ def command(
         print_json(_document(model, graph, seconds))
     else:
         _print(model, graph, seconds, every=every)
+
+
+def _print_sparsity(file: str, as_json: bool) -> None:
+    from pathlib import Path
+
+    from edgeprune.sparsity.onnx_weights import layers_of_file
+
+    layers = layers_of_file(Path(file))
+    sparse = [layer for layer in layers if layer.pattern == "yes"]
+    taken = [layer for layer in sparse if layer.refused is None]
+    if as_json:
+        counts = {"layers": len(layers), "sparse": len(sparse), "eligible": len(taken)}
+        print_json({"file": file, **counts, "of": [layer.to_json() for layer in layers]})
+        return
+    click.echo(
+        f"{file}: {len(layers)} layers with constant weights, {len(sparse)} of them 2:4, of which sparse tensor cores "
+        f"may take {len(taken)}; whether they do, the runtime's log tells"
+    )
+    click.echo("\npattern  zeros  precision  shape               layer")
+    for layer in layers:
+        shape = "x".join(map(str, layer.shape))
+        note = f"  ({layer.refused})" if layer.refused else "  (small: dense is mostly faster)" if layer.small else ""
+        click.echo(f"{layer.pattern:>7}  {layer.zeros:>5.0%}  {layer.precision:>9}  {shape:<18}  {layer.name}{note}")
 
 
 def _document(model: str, graph: ModelGraph, seconds: dict[str, float]) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def command(
         raise InputError(
             f"give --budget for the latency on {task.device.name} or --pareto for its front, one of the two"
         )
+    if rewind is not None and len(set(task.formats)) > 1:
+        raise InputError("--rewind cuts other weights, whose zeros would be others: leave out --formats")
     check_writable(out.parent if ratios is None else out)
     if plot is not None:
         check_drawing()
@@ -107,6 +109,7 @@ def _document(task: Task, prepared: Prepared, plan: Plan, choice: Choice, out: P
         "scope": task.scope,
         "groups_pruned": len(plan.kept),
         "dropped": list(plan.dropped),
+        "formats": dict(plan.formats),
         "width_steps": _steps(prepared),
         "plan": str(out),
         "seconds": {stage: round(value, 3) for stage, value in prepared.seconds.items()},
@@ -134,6 +137,8 @@ def _print(task: Task, prepared: Prepared, choice: Choice, document: dict[str, A
             f"  {spent['of']}: {spent['predicted']:g}{error} {spent['unit']} of {spent['limit']:g}, "
             f"dense {spent['dense']:g} ({spent['origin']})"
         )
+    if document["formats"]:
+        click.echo(f"  2:4: {', '.join(document['formats'])}")
     steps = document["width_steps"]
     click.echo(f"widths on the steps of {task.device.name}'s table: {steps['least']} to {steps['most']} channels")
     if "rewound" in document:

@@ -11,6 +11,7 @@ from edgeprune.data import as_data
 from edgeprune.errors import InputError
 from edgeprune.graph import ModelGraph, trace
 from edgeprune.models import evaluating, output_tensor
+from edgeprune.pattern import copy_zeros
 from edgeprune.pruned import Pruned
 from edgeprune.quality import squared_difference
 from edgeprune.recovery.batch_norm import recalibrate
@@ -73,8 +74,8 @@ def repair(
 
     With the `dense` model: batch norms are paired with its statistics, and every convolution and linear is solved for
     its outputs by least squares, a layer that ends a residual branch also for the stream that it adds to; what serves
-    samples that nothing was fitted to best is kept, or nothing. `graph` saves tracing the dense model. Without the
-    dense model batch norms are re-calibrated from the data alone, unchecked.
+    samples that nothing was fitted to best is kept, or nothing; zeros of a 2:4 weight stay. `graph` saves
+    tracing the dense model. Without the dense model batch norms are re-calibrated from the data alone, unchecked.
     """
     if method not in _STEPS:
         raise ValueError(f"method {method!r} is none of {', '.join(_STEPS)}")
@@ -114,6 +115,7 @@ def _best(
             moments="batch_norm" in step,
             streams=streams,
         )
+        copy_zeros(pruned.module, candidate, pruned.plan.formats)
         differences[step] = _difference(candidate, reference)
         if differences[step] < differences[chosen]:
             module, layers, chosen = candidate, repairs, step
