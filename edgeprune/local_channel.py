@@ -25,9 +25,12 @@ TAIL_BYTES = 4000
 
 
 class LocalChannel:
-    """`python -I -u program.py RUNNER` in a process group of its own, so that a Ctrl-C here is ours to handle."""
+    """`python -I -u program.py RUNNER` in a process group of its own, so that a Ctrl-C here is ours to handle.
 
-    def __init__(self, program: str, runner: str) -> None:
+    `python` is another interpreter than this one: of an environment that has only the runtime.
+    """
+
+    def __init__(self, program: str, runner: str, *, python: str = sys.executable) -> None:
         self.folder = tempfile.mkdtemp(prefix="edgeprune-")
         self._tail = b""
         self._buffer = bytearray()
@@ -35,7 +38,7 @@ class LocalChannel:
         try:
             path.write_text(program, encoding="utf-8")
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-u", str(path), runner],
+                [python, "-I", "-u", str(path), runner],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
