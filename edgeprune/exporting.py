@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from edgeprune.modelled import backend_of
 if TYPE_CHECKING:
     import torch
 
+    from edgeprune.backends import Backend
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
 
@@ -47,7 +49,9 @@ def export(
     if backend.modelled and not kernels:
         kernels = kernels_of(pruned.module, pruned.example_inputs, device, precision)
     with replaceable_folder(Path(out), ENGINE_FILES) as folder:
-        engine = backend.export(pruned, folder, precision, kernels=kernels, weights=weights)
+        engine = backend.export(
+            pruned, folder, precision, kernels=kernels, weights=weights, **layout_of(device, backend)
+        )
     return replace(engine.at(Path(out).resolve()), device=device, pruned=pruned)
 
 
@@ -61,6 +65,15 @@ def export_dense(
 ) -> Engine:
     """The engine of the model as it is: what ratios are taken to."""
     return export(as_pruned(model, example_inputs), device, out, precision=precision)
+
+
+def layout_of(device: Device, backend: Backend) -> dict[str, str]:
+    """The option `layout` of a device, if it has one, for a backend that writes more than one."""
+    if "layout" not in device.options:
+        return {}
+    if "layout" not in inspect.signature(backend.export).parameters:
+        raise InputError(f"device '{device.name}' has an option 'layout', but {backend.name} writes only one")
+    return {"layout": str(device.options["layout"])}
 
 
 def as_pruned(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> Pruned:

@@ -129,7 +129,8 @@ def quantise(
         source.write_bytes(content)
         asked: dict[str, Any] = {"do": "quantise", "source": str(source), "target": str(target), "kind": "dynamic"}
         if samples:
-            np.savez(arrays, **{f"{i}.{input}": a for i, sample in enumerate(samples) for input, a in sample.items()})
+            named: dict[str, Any] = {f"{i}.{name}": a for i, sample in enumerate(samples) for name, a in sample.items()}
+            np.savez(arrays, **named)
             asked |= {"kind": "static", "samples": str(arrays), "signature": signature, "float": list(floats)}
         return _answer(asked, target, f"ai_edge_quantizer cannot quantise {name}")
 

@@ -36,7 +36,11 @@ def quantise(request: dict[str, Any]) -> None:
     with open(request["source"], "rb") as file:  # noqa: PTH123
         content = file.read()
     made = quantizer.Quantizer(content)
-    ranges = _static(made, content, request) if request["kind"] == "static" else _dynamic(made)
+    ranges = None
+    if request["kind"] == "static":
+        ranges = _static(made, content, request)
+    else:
+        _dynamic(made)
     result = made.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     with open(request["target"], "wb") as file:  # noqa: PTH123
         file.write(bytes(result.quantized_model))

@@ -180,9 +180,13 @@ def _edge_scales(model: Any) -> list[str]:
         name = kind(model, operator)
         if name not in ("QUANTIZE", "DEQUANTIZE"):
             continue
-        inside, edge = (operator.outputs[0], operator.inputs[0]) if name == "QUANTIZE" else (
-            operator.inputs[0],
-            operator.outputs[0],
+        inside, edge = (
+            (operator.outputs[0], operator.inputs[0])
+            if name == "QUANTIZE"
+            else (
+                operator.inputs[0],
+                operator.outputs[0],
+            )
         )
         if edge in (*graph.inputs, *graph.outputs):
             tensor = graph.tensors[inside]

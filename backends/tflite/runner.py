@@ -25,7 +25,7 @@ OPERATOR_EVENTS = (2, 8)  # of LiteRT itself, of a delegate; others tell of the 
 PROFILE = ("runtime_options_string", b"enable_profiling = true\n")
 CPU, WRITE = 1, 1
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-CONTRACTIONS = WEIGHTED + ("BATCH_MATMUL",)
+CONTRACTIONS = (*WEIGHTED, "BATCH_MATMUL")
 WEIGHTED_TAGS = ("Convolution", "Fully Connected")
 PRECISIONS = {"float32": "fp32", "int8": "int8"}
 

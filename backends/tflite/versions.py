@@ -82,7 +82,7 @@ _SINCE: dict[str, tuple[str, ...]] = {
 def declare(model: Any) -> None:
     """Raise the version of each operator to what is used of it, in place; none is lowered."""
     codes: dict[tuple[int, int], int] = {}
-    made = []
+    made: list[Any] = []
     for graph in model.subgraphs:
         for operator in graph.operators:
             old = model.operatorCodes[operator.opcodeIndex]
