@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -59,7 +60,15 @@ def export(
     if backend.modelled and not kernels:
         kernels = kernels_of(pruned.module, pruned.example_inputs, device, precision, formats=pruned.plan.formats)
     with replaceable_folder(Path(out), ENGINE_FILES) as folder:
-        engine = backend.export(pruned, folder, precision, kernels=kernels, weights=weights, calibration=calibration)
+        engine = backend.export(
+            pruned,
+            folder,
+            precision,
+            kernels=kernels,
+            weights=weights,
+            calibration=calibration,
+            **layout_of(device, backend),
+        )
     used = calibration if precision == "int8" else ()
     return replace(engine.at(Path(out).resolve()), device=device, pruned=pruned, calibration=used)
 
@@ -93,6 +102,15 @@ def check_calibration(pruned: Pruned, precision: str, calibration: Calibration, 
 
 def _listed(tensors: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> str:
     return ", ".join(f"{dtype} {shape}".removeprefix("torch.") for shape, dtype in tensors) or "nothing"
+
+
+def layout_of(device: Device, backend: Backend) -> dict[str, str]:
+    """The option `layout` of a device, if it has one, for a backend that writes more than one."""
+    if "layout" not in device.options:
+        return {}
+    if "layout" not in inspect.signature(backend.export).parameters:
+        raise InputError(f"device '{device.name}' has an option 'layout', but {backend.name} writes only one")
+    return {"layout": str(device.options["layout"])}
 
 
 def as_pruned(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> Pruned:

@@ -16,14 +16,17 @@ from edgeprune.wire import Wire, how_it_ended
 
 
 class LocalChannel:
-    """`python -I -u program.py RUNNER`, in a folder that goes with it."""
+    """`python -I -u program.py RUNNER`, in a folder that goes with it.
 
-    def __init__(self, program: str, runner: str) -> None:
+    `python` is another interpreter than this one: of an environment that has only the runtime.
+    """
+
+    def __init__(self, program: str, runner: str, *, python: str = sys.executable) -> None:
         self.folder = tempfile.mkdtemp(prefix="edgeprune-")
         path = Path(self.folder, "device_program.py")
         try:
             path.write_text(program, encoding="utf-8")
-            self._wire = Wire([sys.executable, "-I", "-u", str(path), runner], died, folder=self.folder)
+            self._wire = Wire([python, "-I", "-u", str(path), runner], died, folder=self.folder)
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise

@@ -93,7 +93,7 @@ def check_parity(session: Session, key: str, engine: Engine, expected: Sequence[
     tolerance = tolerance_of(engine)
     errors: dict[str, float] = {}
     for sample in expected:
-        found = session.run(key, list(sample.inputs))
+        found = session.run(key, fed(engine, sample))
         for name, error in output_errors(engine, found, sample).items():
             errors[name] = max(error, errors.get(name, 0.0))
     worst = max(errors, key=lambda name: errors[name])
@@ -104,6 +104,13 @@ def check_parity(session: Session, key: str, engine: Engine, expected: Sequence[
             f"{tolerance:g} is allowed at {engine.precision}; nothing is handed over"
         )
     return parity
+
+
+def fed(engine: Engine, sample: Sample) -> list[Array]:
+    """The inputs of a sample as the engine takes them: images with their channels last where it was exported so."""
+    if engine.notes.get("layout") != "channels last":
+        return list(sample.inputs)
+    return [np.ascontiguousarray(np.moveaxis(x, 1, -1)) if x.ndim == 4 else x for x in sample.inputs]
 
 
 def output_errors(engine: Engine, found: Sequence[Array], sample: Sample) -> Mapping[str, float]:

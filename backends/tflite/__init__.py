@@ -20,7 +20,11 @@ modelled = False
 
 
 DEVICE_PACKAGE = "ai-edge-litert"
-NEEDED = {"ai_edge_litert": "ai-edge-litert", "litert_torch": "litert-torch"}
+NEEDED = {
+    "ai_edge_litert": "ai-edge-litert",
+    "ai_edge_quantizer": "ai-edge-quantizer",
+    "litert_torch": "litert-torch",
+}
 FUSED = frozenset({"relu", "relu6"})
 """Activations that go into the operator before them: the format has clamps and nothing else."""
 COMPUTES = {"fp32": KINDS, "int8": KINDS - {"attention", "layer_norm"}}

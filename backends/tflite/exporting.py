@@ -1,15 +1,11 @@
-"""A .tflite file, made by `litert_torch`. Inputs and outputs keep torch's shapes: the file turns images to channels
-last itself, once, where they come in."""
+"""A .tflite file, made by `litert_torch` and quantised by `ai_edge_quantizer`. Inputs and outputs keep torch's dtypes
+and shapes, int8 ones too: the file turns images to channels last itself, once, where they come in, and quantises there.
+With `layout="channels_last"` the images come in as they are stored everywhere else, and nothing is turned."""
 
 from __future__ import annotations
 
-import atexit
-import json
 import logging
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -17,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeprune.backends.tflite.conversion import Sample, convert, quantise
+from edgeprune.backends.tflite.flatbuffer import WEIGHTED, constant, dtype, kind, packed, parsed, scales, spec, text
+from edgeprune.backends.tflite.halving import halve
+from edgeprune.backends.tflite.versions import declare, least_runtime
 from edgeprune.engine import Engine
-from edgeprune.errors import EdgepruneError, InputError
-from edgeprune.measurement import TensorSpec
-from edgeprune.precision import check_exportable
+from edgeprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +29,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONVERTER = Path(__file__).with_name("converter.py")
-WEIGHTS = ("fp32", "fp16")
-_LAYOUTS = ((0, 2, 3, 1), (0, 3, 1, 2))
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+PRECISIONS = ("fp32", "int8")
+WEIGHTS = {"fp32": ("fp32", "fp16", "int8"), "int8": ("fp32", "int8")}
+"""How weights may be stored, by the precision of the arithmetic: in int8 they are int8 whatever was asked."""
+LAYOUTS = ("channels_first", "channels_last")
+_TURNS = ((0, 2, 3, 1), (0, 3, 1, 2))
 _PASSING = ("RESHAPE", "MUL")  # between a transposed key and the product with it
+_NORMALISING = ("ADD", "MEAN", "RSQRT", "SQUARED_DIFFERENCE", "SUB")
 
 
 def export(
@@ -46,86 +46,154 @@ def export(
     kernels: Sequence[Kernel] = (),
     weights: str = "fp32",
     calibration: Calibration = (),
+    layout: str = "channels_first",
 ) -> Engine:
-    """Write model.tflite. `weights="fp16"` halves it; they become fp32 again when it is loaded."""
-    check_exportable(precision)
-    if weights not in WEIGHTS:
-        raise InputError(f"LiteRT can't store weights as {weights!r}; known: {', '.join(WEIGHTS)}")
-    model, names = _convert(pruned.module, pruned.example_inputs)
-    graph = model.subgraphs[0]
-    _name_weights(model, pruned.module)
+    """Write model.tflite.
+
+    `weights="fp16"` halves it; they become fp32 again when it is loaded. `weights="int8"` quarters it: convolutions and
+    linears quantise their inputs as these come (dynamic range) and multiply integers, all else and what passes between
+    is fp32, which the precision stays. Precision int8 takes `calibration`, batches as the network takes them, for the
+    ranges of all activations. `layout="channels_last"` takes images as [n, h, w, c]; outputs stay as they are.
+    """
+    _check(precision, weights, calibration, layout)
+    last = layout == "channels_last"
+    name = type(pruned.module).__name__
+    content, names = convert(pruned.module, pruned.example_inputs, channels_last=last)
+    if precision == "int8":
+        samples = _samples(content, pruned.example_inputs, calibration, channels_last=last)
+        content = quantise(content, name, samples=samples, signature=_signature(content), floats=floats(content))
+    elif weights == "int8":
+        content = quantise(content, name)
+    model = parsed(content)
+    _name_weights(model, pruned.module, outer=2 if last else 1)
     _name(model, names)
-    images = sum(tensor.dim() == 4 for tensor in pruned.example_inputs)
     changes = layout_changes(model)
-    if changes > images:
-        _warn_of_layouts(changes - images)
+    expected = 0 if last else sum(tensor.dim() == 4 for tensor in pruned.example_inputs)
+    if changes > expected:
+        _warn_of_layouts(changes - expected)
     if weights == "fp16":
-        _halve(model)
+        halve(model)
+    declare(model)
     path = folder / "model.tflite"
-    path.write_bytes(_packed(model))
+    path.write_bytes(packed(model))
+    graph = model.subgraphs[0]
     return Engine(
         backend="tflite",
         precision=precision,
         path=path,
         files=(path,),
         onnx=None,
-        inputs=tuple(_spec(graph.tensors[index]) for index in graph.inputs),
-        outputs=tuple(_spec(graph.tensors[index]) for index in graph.outputs),
-        notes={
-            "weights": weights,
-            "written by": f"litert-torch {metadata.version('litert-torch')}",
-            "layout changes": str(changes),
-        },
+        inputs=tuple(spec(graph.tensors[index]) for index in graph.inputs),
+        outputs=tuple(spec(graph.tensors[index]) for index in graph.outputs),
+        notes=_notes(model, precision, weights, layout, changes),
     )
 
 
-class _Converter:
-    """The converter's process, started when first needed and kept: its imports take as long as a small conversion."""
+def _check(precision: str, weights: str, calibration: Sequence[Any], layout: str) -> None:
+    """`InputError` for what can't be written."""
+    if precision not in PRECISIONS:
+        raise InputError(f"LiteRT has no arithmetic in {precision}; known: {', '.join(PRECISIONS)}")
+    if weights not in WEIGHTS[precision]:
+        known = ", ".join(WEIGHTS[precision])
+        raise InputError(f"LiteRT can't store weights as {weights!r} at {precision}; known: {known}")
+    if layout not in LAYOUTS:
+        known = ", ".join(LAYOUTS)
+        raise InputError(f"no layout {layout!r}{did_you_mean(str(layout), LAYOUTS)} (known: {known})")
+    if precision == "int8" and not calibration:
+        raise InputError(
+            "int8 takes calibration data, from which the ranges of the activations are read, and there is none: give "
+            "--data (calibration=batches); weights='int8' at fp32 needs none"
+        )
 
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None = None
-        self.said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
 
-    def convert(self, source: Path, target: Path, *, wide: bool) -> str | None:
-        """None, or what the converter says is wrong; a process that died is told by its last words."""
-        if self.process is None:
-            self.process = subprocess.Popen(
-                [sys.executable, str(CONVERTER)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.said,
-                text=True,
+def _samples(
+    content: bytes,
+    example_inputs: tuple[torch.Tensor, ...],
+    calibration: Sequence[tuple[torch.Tensor, ...]],
+    *,
+    channels_last: bool,
+) -> list[Sample]:
+    """What to run the file on: batches cut to the batch size that it has, by the names of its signature."""
+    signature = parsed(content).signatureDefs[0]
+    names = [text(entry.name) for entry in sorted(signature.inputs, key=_place)]
+    found: list[Sample] = []
+    for number, batch in enumerate(calibration):
+        shapes = [tuple(x.shape[1:]) for x in batch]
+        wanted = [tuple(x.shape[1:]) for x in example_inputs]
+        size, whole = example_inputs[0].shape[0], min((len(x) for x in batch if x.dim()), default=0)
+        if shapes != wanted or whole < size:
+            told = ", ".join(str(tuple(x.shape)) for x in batch) or "no tensors"
+            asked = ", ".join(str(tuple(x.shape)) for x in example_inputs)
+            raise InputError(f"calibration batch {number} has {told}, the network takes {asked}")
+        for start in range(0, whole - size + 1, size):
+            cut = [x[start : start + size].to(e.dtype) for x, e in zip(batch, example_inputs, strict=True)]
+            if channels_last:
+                cut = [x.permute(0, 2, 3, 1) if x.dim() == 4 else x for x in cut]
+            found.append(dict(zip(names, (x.contiguous().numpy() for x in cut), strict=True)))
+    return found
+
+
+def _signature(content: bytes) -> str:
+    return text(parsed(content).signatureDefs[0].signatureKey)
+
+
+def floats(content: bytes) -> list[str]:
+    """Outputs of the operators that make up a norm over a width: in int8 its squares lose what the kernel keeps.
+
+    From the mean that a squared difference takes to the product that scales: plans count these layers in fp32 too.
+    """
+    model = parsed(content)
+    graph = model.subgraphs[0]
+    inside: set[int] = set()
+    means = {
+        int(operator.inputs[1]) for operator in graph.operators if kind(model, operator) == "SQUARED_DIFFERENCE"
+    } - set(graph.inputs)
+    for operator in graph.operators:
+        normalises = kind(model, operator) in _NORMALISING and inside.intersection(operator.inputs)
+        scales_it = kind(model, operator) == "MUL" and inside.issuperset(operator.inputs)
+        if normalises or scales_it or means.intersection(operator.outputs):
+            inside.update(map(int, operator.outputs))
+    return [text(graph.tensors[index].name) for index in sorted(inside)]
+
+
+def _notes(model: Any, precision: str, weights: str, layout: str, changes: int) -> Mapping[str, str]:
+    """What else was chosen, and what it asks of a runtime."""
+    notes = {
+        "weights": "int8" if precision == "int8" else weights,
+        "written by": f"litert-torch {metadata.version('litert-torch')}",
+        "layout": layout.replace("_", " "),
+        "layout changes": str(changes),
+    }
+    if notes["weights"] == "int8":
+        notes["quantised by"] = f"ai-edge-quantizer {metadata.version('ai-edge-quantizer')}"
+    if least := least_runtime(model):
+        notes["least runtime"] = f"TensorFlow Lite {least[0]} ({least[1]})"
+    if precision == "int8":
+        notes["scales"] = "; ".join(_edge_scales(model))
+    return notes
+
+
+def _edge_scales(model: Any) -> list[str]:
+    """How inputs and outputs are quantised, just inside of the file."""
+    graph = model.subgraphs[0]
+    told = []
+    for operator in graph.operators:
+        name = kind(model, operator)
+        if name not in ("QUANTIZE", "DEQUANTIZE"):
+            continue
+        inside, edge = (
+            (operator.outputs[0], operator.inputs[0])
+            if name == "QUANTIZE"
+            else (
+                operator.inputs[0],
+                operator.outputs[0],
             )
-            atexit.register(self.close)
-        assert self.process.stdin is not None and self.process.stdout is not None
-        answer = ""
-        try:
-            self.process.stdin.write(json.dumps({"source": str(source), "target": str(target), "wide": wide}) + "\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-        except BrokenPipeError:
-            pass
-        except BaseException:
-            self.close()  # interrupted: the next answer would belong to this question
-            raise
-        if answer:
-            error: str | None = json.loads(answer)["error"]
-            return error
-        code = self.process.wait()
-        self.close()
-        self.said.seek(0)
-        words = [line.strip() for line in self.said.read().splitlines() if line.strip()]
-        return words[-1] if words else f"exit code {code}"
-
-    def close(self) -> None:
-        """End the process, if there is one."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
-
-
-_CONVERTER = _Converter()
+        )
+        if edge in (*graph.inputs, *graph.outputs):
+            tensor = graph.tensors[inside]
+            zero = int(tensor.quantization.zeroPoint[0])
+            told.append(f"{text(graph.tensors[edge].name)} {scales(tensor)[0]:.6g} ({dtype(tensor)}, zero {zero})")
+    return told
 
 
 @cache  # once: a search exports many times
@@ -134,33 +202,6 @@ def _warn_of_layouts(count: int) -> None:
         "the .tflite file changes between channels first and channels last %d times beside its inputs; each takes time",
         count,
     )
-
-
-def _convert(module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> tuple[Any, list[str]]:
-    """The module in evaluation mode as a schema's `ModelT`, and the names of its inputs."""
-    import torch
-    from ai_edge_litert import schema_py_generated as schema
-
-    from edgeprune.onnx_export import evaluating, first_line, fold_batch_norms, quiet
-    from edgeprune.unsupported import unsupported
-
-    name = type(module).__name__
-    with tempfile.TemporaryDirectory(prefix="edgeprune-tflite-") as folder:
-        source, target = Path(folder, "program.pt2"), Path(folder, "model.tflite")
-        with quiet(), evaluating(module), torch.no_grad():
-            try:
-                program = torch.export.export(module, example_inputs)
-            except Exception as error:
-                raise EdgepruneError(f"torch.export cannot trace {name}: {first_line(error)}") from error
-            fold_batch_norms(program)
-            torch.export.save(program, source)
-        wide = any(tensor.dtype in (torch.int64, torch.float64) for tensor in example_inputs)
-        fault = _CONVERTER.convert(source, target, wide=wide)
-        if fault is not None or not target.is_file():
-            words = f"litert_torch cannot convert {name}: {fault or 'it wrote nothing'}"
-            raise unsupported(program, fault or "", "LiteRT") or EdgepruneError(words)
-        content = target.read_bytes()
-    return schema.ModelT.InitFromPackedBuf(content, 0), list(program.graph_signature.user_inputs)
 
 
 def _name(model: Any, parameters: Sequence[str]) -> None:
@@ -178,18 +219,19 @@ def _name(model: Any, parameters: Sequence[str]) -> None:
         graph.tensors[entry.tensorIndex].name = entry.name
 
 
-def _name_weights(model: Any, module: torch.nn.Module) -> None:
+def _name_weights(model: Any, module: torch.nn.Module, *, outer: int) -> None:
     """Call the weight of a convolution or linear like its module, in place: the runner lays times at its door.
 
-    The converter's names are paths such as `pkg.Net/torch.nn.Sequential_blocks/torch.nn.Conv2d_0;2`.
+    The converter's names are paths such as `pkg.Net/torch.nn.Sequential_blocks/torch.nn.Conv2d_0;2`; `outer` modules
+    stand before those inside of `module`.
     """
     tensors = model.subgraphs[0].tensors
     named: dict[str, int] = {}
     for operator in model.subgraphs[0].operators:
-        if _kind(model, operator) not in _WEIGHTED:
+        if kind(model, operator) not in WEIGHTED:
             continue
         weight = int(operator.inputs[1])
-        path = tensors[weight].name.decode().partition(";")[0].split("/")[1:]
+        path = tensors[weight].name.decode().partition(";")[0].split("/")[outer:]
         found, part = list[str](), module
         for step in path:
             children = [name for name, _ in part.named_children() if step.endswith(f"_{name}")]
@@ -224,103 +266,14 @@ def layout_changes(model: Any) -> int:
 
     def multiplied(tensor: int) -> bool:
         for reader in readers.get(tensor, []):
-            kind = _kind(model, reader)
-            if kind == "BATCH_MATMUL" or (kind in _PASSING and multiplied(reader.outputs[0])):
+            reads = kind(model, reader)
+            if reads == "BATCH_MATMUL" or (reads in _PASSING and multiplied(reader.outputs[0])):
                 return True
         return False
 
     return sum(
-        _kind(model, operator) == "TRANSPOSE"
-        and tuple(_constant(model, operator.inputs[1], np.int32)) in _LAYOUTS
+        kind(model, operator) == "TRANSPOSE"
+        and tuple(constant(model, operator.inputs[1], np.int32)) in _TURNS
         and not multiplied(operator.outputs[0])
         for operator in graph.operators
     )
-
-
-def _halve(model: Any) -> None:
-    """Store the weights of contractions in half precision, in place, each behind an operator that widens it."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    graph = model.subgraphs[0]
-    widened: dict[int, int] = {}
-    before = []
-    for operator in graph.operators:
-        if _kind(model, operator) not in _WEIGHTED:
-            continue
-        weight = operator.inputs[1]
-        tensor = graph.tensors[weight]
-        if model.buffers[tensor.buffer].data is None or tensor.type != schema.TensorType.FLOAT32:
-            continue
-        if weight not in widened:
-            widened[weight] = len(graph.tensors)
-            before.append(_widening(model, weight, len(graph.tensors)))
-        operator.inputs = [operator.inputs[0], widened[weight], *operator.inputs[2:]]
-    graph.operators = [*before, *graph.operators]
-    used = {tensor.buffer for tensor in graph.tensors} | {entry.buffer for entry in model.metadata or ()}
-    for index, buffer in enumerate(model.buffers):
-        if index not in used:
-            buffer.data = None
-
-
-def _widening(model: Any, weight: int, widened: int) -> Any:
-    """Halves the constant `weight`; gives the operator that makes the new tensor `widened` of it."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    graph = model.subgraphs[0]
-    tensor, half, wide = graph.tensors[weight], schema.TensorT(), schema.TensorT()
-    values = _constant(model, weight, np.float32).astype(np.float16)
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(values.tobytes(), np.uint8)
-    model.buffers.append(buffer)
-    half.name, half.shape, half.type = tensor.name, tensor.shape, schema.TensorType.FLOAT16
-    half.buffer = len(model.buffers) - 1
-    wide.name, wide.shape, wide.type = tensor.name, tensor.shape, schema.TensorType.FLOAT32
-    graph.tensors[weight] = half
-    graph.tensors.append(wide)
-    operator = schema.OperatorT()
-    operator.opcodeIndex = _code(model, "DEQUANTIZE")
-    operator.inputs, operator.outputs = [weight], [widened]
-    operator.builtinOptionsType = schema.BuiltinOptions.DequantizeOptions
-    operator.builtinOptions = schema.DequantizeOptionsT()
-    return operator
-
-
-def _code(model: Any, kind: str) -> int:
-    from ai_edge_litert import schema_py_generated as schema
-
-    wanted = getattr(schema.BuiltinOperator, kind)
-    for index, code in enumerate(model.operatorCodes):
-        if code.builtinCode == wanted:
-            return index
-    code = schema.OperatorCodeT()
-    code.builtinCode, code.deprecatedBuiltinCode, code.version = wanted, min(wanted, 127), 3
-    model.operatorCodes.append(code)
-    return len(model.operatorCodes) - 1
-
-
-def _kind(model: Any, operator: Any) -> str:
-    from ai_edge_litert import schema_py_generated as schema
-
-    code = model.operatorCodes[operator.opcodeIndex].builtinCode
-    return next(str(name) for name, value in vars(schema.BuiltinOperator).items() if value == code)
-
-
-def _constant(model: Any, tensor: int, dtype: type[Any]) -> Any:
-    data = model.buffers[model.subgraphs[0].tensors[tensor].buffer].data
-    return np.frombuffer(bytes(data) if data is not None else b"", dtype)
-
-
-def _packed(model: Any) -> bytes:
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-def _spec(tensor: Any) -> TensorSpec:
-    from ai_edge_litert import schema_py_generated as schema
-
-    kinds = {value: name.lower() for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
-    name = tensor.name.decode() if isinstance(tensor.name, bytes) else tensor.name
-    return TensorSpec(name=name, dtype=kinds[tensor.type], shape=tuple(int(size) for size in tensor.shape))

@@ -25,6 +25,7 @@ OPERATOR_EVENTS = (2, 8)  # of LiteRT itself, of a delegate; others tell of the 
 PROFILE = ("runtime_options_string", b"enable_profiling = true\n")
 CPU, WRITE = 1, 1
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+CONTRACTIONS = (*WEIGHTED, "BATCH_MATMUL")
 WEIGHTED_TAGS = ("Convolution", "Fully Connected")
 PRECISIONS = {"float32": "fp32", "int8": "int8"}
 
@@ -59,12 +60,19 @@ def version() -> str:
 
 
 def load(path: str, options: dict[str, Any]) -> Handle:
+    """A runtime that lacks an operator in the version of the file names both; what this one is, is said here."""
     if options["precision"] not in PRECISIONS.values():
         supported = " and ".join(PRECISIONS.values())
         raise ValueError("precision %s is not supported; %s are" % (options["precision"], supported))
     if not os.path.isfile(path):
         raise ValueError("no such file: %s" % path)
-    return Handle(path, options)
+    try:
+        return Handle(path, options)
+    except (RuntimeError, ValueError) as fault:
+        said = str(fault).strip().split("\n")[0]
+        if not said.startswith("Didn't find op"):
+            raise
+        raise ValueError("%s %s is too old for this file: %s" % (_runtime.__name__, version(), said)) from None
 
 
 def inputs(handle: Handle) -> list[dict[str, Any]]:
@@ -99,15 +107,29 @@ def get_output(handle: Handle, index: int) -> bytes:
 
 
 def notes(handle: Handle) -> dict[str, Any]:
-    """Share of the operators in each precision: one computes in the type of its tensors, or the file doesn't load."""
-    found = [
-        PRECISIONS.get(np.dtype(handle.interpreter._get_tensor_details(int(tensor), 0)["dtype"]).name)
-        for operator in handle.interpreter._get_ops_details()
-        if operator["op_name"] != "DELEGATE"
-        for tensor in operator["outputs"][:1]
-    ]
+    """`ran_in`, the share of the operators in each precision: one computes in the type of its tensors, or the file
+    doesn't load. `contractions`, how many convolutions, linears and products of each: `int8`, `fp32`, or `int8 weights`
+    where floats come in and go out (they are made integers inside)."""
+    found, contractions = [], []
+    for operator in handle.interpreter._get_ops_details():
+        if operator["op_name"] == "DELEGATE":
+            continue
+        found += [_precision(handle, tensor) for tensor in operator["outputs"][:1]]
+        if operator["op_name"] in CONTRACTIONS:
+            data, weight = (_precision(handle, tensor) for tensor in operator["inputs"][:2])
+            contractions.append("int8 weights" if (data, weight) == ("fp32", "int8") else data)
     told = [precision for precision in found if precision]
-    return {"ran_in": {name: told.count(name) / len(told) for name in sorted(set(told))}} if told else {}
+    if not told:
+        return {}
+    answer = {"ran_in": {name: told.count(name) / len(told) for name in sorted(set(told))}}
+    known = [name for name in contractions if name]
+    if known:
+        answer["contractions"] = {name: known.count(name) for name in sorted(set(known))}
+    return answer
+
+
+def _precision(handle: Handle, tensor: Any) -> str | None:
+    return PRECISIONS.get(np.dtype(handle.interpreter._get_tensor_details(int(tensor), 0)["dtype"]).name)
 
 
 def run(handle: Handle) -> None:
