@@ -32,7 +32,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from edgeprune.kernel import Kernel
-from edgeprune.staircase import LEAST_STEP, FloatArray, Staircase
+from edgeprune.staircase import LEAST_STEP, FloatArray, Staircase, Stairs
 
 Column = tuple[str, str]
 """A coefficient: its kind and the family, unit or structure that it belongs to."""
@@ -43,6 +43,8 @@ Equations = tuple[FloatArray, FloatArray, FloatArray]
 ALL: Column = ("all", "")
 CONSTANT: Column = ("constant", "")
 WEIGHTS: Column = ("weights", "")
+APART: Column = ("apart", "")
+NARROW: Column = ("narrow", "")
 EVERY: Column = ("cold every", "")
 PRIOR = {
     "all": 0.12,
@@ -60,14 +62,16 @@ PRIOR = {
     "rough": 0.2,
     "rough bytes": 0.3,
     "rough each": 0.3,
-    "constant": 0.01,
+    "apart": 0.5,
+    "narrow": 0.5,
+    "constant": 2.0,
     "own constant": 0.02,
 }
 """Standard deviation of every kind before anything is measured; chosen by hand, wide enough for what was seen.
 
 Those of `TYPICAL` are in the median of all tabled times.
 """
-TYPICAL = frozenset({"cold every", "cold each", "cold ragged each", "each", "rough each"})
+TYPICAL = frozenset({"cold every", "cold each", "cold ragged each", "each", "rough each", "constant"})
 COLD = frozenset({"weights", "cold every", "cold each", "cold ragged each"})
 """Kinds that a network pays only as far as it is cold."""
 CAPACITIES = tuple(2.0**power for power in range(19, 26))
@@ -123,6 +127,7 @@ class Correction:
     covariance: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     bytes_us: Mapping[str, float] = field(default_factory=dict)
     weights_us: float = 0.0
+    moved_us: float = 0.0
     capacity: float = CAPACITIES[0]
     dense_us: Mapping[str, float] = field(default_factory=dict)
     typical_us: float = 1.0
@@ -160,8 +165,8 @@ class Correction:
 
     def overhead_us(self, structure: str) -> float:
         """What a network takes beside its units, whatever their widths."""
-        share = self._value(CONSTANT) + self._value(("own constant", structure))
-        return share * self.dense_us.get(structure, 0.0)
+        own = self._value(("own constant", structure)) * self.dense_us.get(structure, 0.0)
+        return self._value(CONSTANT) + own
 
     def _value(self, column: Column) -> float:
         return float(self.mean[self.columns[column]]) if column in self.columns else 0.0
@@ -206,16 +211,29 @@ class Correction:
         if ragged:
             yield ("ragged bytes", family), traffic_us
             yield ("cold ragged each", family), 1.0
+        yield from self._layout_terms(work.kernel, own)
         if self.stairs.has_rough_size(work.kernel):
             yield ("rough", family), work.us
             yield ("rough bytes", family), traffic_us
             yield ("rough each", family), 1.0
 
+    def _layout_terms(self, kernel: Kernel, own: Stairs) -> Iterable[tuple[Column, float]]:
+        """Copies between the plain layout and that in blocks of channels, as wide as the step of a convolution.
+
+        Parts that are no whole blocks are joined in the plain one, and channels that are fewer than a block and not
+        padded to it are read in it.
+        """
+        block = self.stairs.of("conv").c_out
+        if any(part % block for part in kernel.parts):
+            yield APART, kernel.num_bytes * self.moved_us
+        if not own.pads_in and kernel.operator == "conv" and kernel.c_in < own.c_in:
+            yield NARROW, kernel.input_bytes * self.moved_us
+
     def _around(self, structure: str) -> FloatArray:
         row = np.zeros(len(self.columns))
-        for column in (CONSTANT, ("own constant", structure)):
+        for column, value in ((CONSTANT, 1.0), (("own constant", structure), self.dense_us.get(structure, 0.0))):
             if column in self.columns:
-                row[self.columns[column]] = self.dense_us.get(structure, 0.0)
+                row[self.columns[column]] = value
         return row
 
 
@@ -295,6 +313,7 @@ def _prior(
         stairs=stairs,
         bytes_us={family: us / traffic for family, (us, traffic) in sums.items() if traffic},
         weights_us=sum(us for us, _ in sums.values()) / max(1, weight_bytes),
+        moved_us=sum(us for us, _ in sums.values()) / max(1, sum(traffic for _, traffic in sums.values())),
         typical_us=float(np.median([work.us for _, works in networks for work in works])),
         dense_us=dense_us,
         absent=frozenset(name for name, times in told.items() if not any(times)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -47,7 +47,7 @@ class Unit:
     """One kernel instance. `name`, unique, is the qualified module of a contraction's weight, else the node's name.
 
     `nodes` are the graph nodes that it covers; `dense` its kernel in the dense network. `kernel_groups` are the groups
-    of its kernel (of a convolution, or heads).
+    of its kernel (of a convolution, or heads), `parts` the widths that a `cat` joins.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Unit:
     c_out: Size
     nodes: frozenset[str]
     kernel_groups: Size = ONE
+    parts: tuple[Width, ...] = ()
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -71,7 +72,8 @@ class Unit:
 
     def kernel(self, widths: Mapping[str, int]) -> Kernel:
         """Its kernel when group g keeps `widths[g]` channels."""
-        return self.dense.resized(self.sizes(widths))
+        kernel = self.dense.resized(self.sizes(widths))
+        return replace(kernel, parts=tuple(part.at(widths) for part in self.parts)) if self.parts else kernel
 
 
 def fuse(
@@ -227,7 +229,7 @@ class _Builder:
         if node.operator in POOLS:
             return self._simple(node, source, POOLS[node.operator])
         if node.operator == "cat":
-            return self._simple(node, node, "cat")
+            return self._cat(node)
         if node.operator in NORMS:
             return self._with_activation(node, source, "affine")
         if node.operator in ("add", "sub"):
@@ -241,6 +243,17 @@ class _Builder:
         if node.operator in ("softmax", "_softmax"):
             return self._simple(node, node, "softmax")
         return self._simple(node, source, "activation") if len(node.shape) > 1 else None
+
+    def _cat(self, node: Node) -> Unit:
+        """With the width of every part, where it joins channels."""
+        unit = self._simple(node, node, "cat")
+        axis = int(node.attributes.get("dim", 0)) % len(node.shape)
+        sources = [self.nodes[name] for name in node.inputs if name in self.nodes]
+        parts = tuple(width_of(source, axis) for source in sources)
+        if _channel_axes(node) != (axis,) or sum(source.shape[axis] for source in sources) != node.shape[axis]:
+            return unit
+        dense = replace(unit.dense, parts=tuple(source.shape[axis] for source in sources))
+        return replace(unit, dense=dense, parts=parts)
 
     def _copy(self, node: Node, source: Node) -> Unit | None:
         """None where neither shape nor order changes, or one row is all there is."""

@@ -14,8 +14,7 @@ from edgeprune.backends.null.staircase import NULL, time_us
 from edgeprune.calibration import (
     COMMON_SHARES,
     LEAST_WIDTH_SHARE,
-    NETWORKS,
-    WITHOUT_BLOCKS,
+    KINDS,
     Cut,
     Source,
     UnitTimes,
@@ -148,7 +147,7 @@ def test_the_dense_network_random_ones_and_ones_cut_evenly_to_offered_widths() -
     chosen = [dict(cut.widths) for cut in cuts]
     dense = model.graph.dense_widths
     assert cuts == calibration_cuts(model) and cuts[0] == Cut(widths=dense)
-    assert NETWORKS / 2 < len(chosen) <= NETWORKS
+    assert len(KINDS) / 3 < len(chosen) <= len(KINDS)
     assert len({tuple(sorted(widths.items())) for widths in chosen}) == len(chosen)
     even = [w for w in chosen if all(width in model.options[group] for group, width in w.items())]
     assert len(even) > len(COMMON_SHARES)
@@ -184,7 +183,7 @@ def test_some_networks_lack_blocks_and_are_taught_without_their_units(cache: Pat
     table = measured_table(graph, null, Silent())
     bare = cost_model(graph, table)
     without = [cut for cut in calibration_cuts(bare) if cut.dropped]
-    assert len(without) == WITHOUT_BLOCKS
+    assert len(without) == sum(kind.startswith("without") for kind in KINDS)
     for cut in without:
         assert set(cut.dropped) <= {"b", "c"}
         units = {unit.name for unit in bare.units} - bare.vanishing(cut.dropped)
@@ -237,7 +236,7 @@ def test_a_table_that_holds_the_networks_is_not_measured_again(cache: Path, monk
     told: list[tuple[int, int]] = []
     table = calibrated(graph, null, measured_table(graph, null, Silent()), on_network=lambda *at: told.append(at))
     distinct = {tuple(sorted(network.kernels.items())) for network in table.networks}
-    assert len(table.networks) == len(distinct) == told[-1][1] <= NETWORKS
+    assert len(table.networks) == len(distinct) == told[-1][1] <= 1 + len(KINDS)
     size = table_path(null, "fp32").stat().st_size
 
     def opened(*_: object, **__: object) -> None:

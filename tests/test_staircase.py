@@ -17,6 +17,7 @@ from edgeprune.staircase import (
     LEAST_STEP,
     PROBED,
     PROBED_BETWEEN,
+    PROBED_INSIDE,
     PROBED_NARROW,
     STEPS,
     Staircase,
@@ -111,13 +112,54 @@ def test_the_null_device_shows_its_tiles_of_eight_and_sixteen() -> None:
         assert (found.of(family).c_in, found.of(family).c_out) == (8, 16)
     assert found.of("depthwise").c_out == 16
     assert found.of("conv").ragged_out == pytest.approx(0.0, abs=1e-9), "a tile that is not full costs a full one"
-    assert found.steps() == dict.fromkeys(("conv", "pointwise", "linear", "depthwise", "grouped"), 16)
+    assert found.steps() == dict.fromkeys(("conv", "pointwise", "linear", "depthwise"), 16) | {"grouped": 8}
 
 
-def test_grouped_convolutions_climb_the_stairs_of_the_others() -> None:
-    found = find_staircase(latencies(8, 32), "fp32")
-    assert found.of("grouped") == found.of("conv")
-    assert found.steps()["grouped"] == 32
+def grouped_us(kernel: Kernel, step: int, grain: int, factor: float) -> float:
+    inside = kernel.c_in // kernel.groups
+    worked = padded(inside, step)
+    return (3.0 + 0.5 * worked + 0.2 * worked**2) * (factor if inside % grain else 1.0)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+@pytest.mark.parametrize(("step", "grain", "factor"), [(1, 1, 1.0), (8, 1, 1.0), (1, 16, 3.0), (1, 8, 1.5), (1, 4, 2.0)])
+def test_grouped_convolutions_have_stairs_of_their_own_inside_a_group(
+    step: int, grain: int, factor: float, noise: float
+) -> None:
+    """(1, 16, 3) is what ONNX Runtime does: its blocked layout takes groups of whole blocks only."""
+    rng = np.random.default_rng(0)
+    line = [kernel for kernel in KERNELS if kernel.family == "grouped"]
+    assert sorted(kernel.c_in // kernel.groups for kernel in line) == list(PROBED_INSIDE)
+    us = {k: grouped_us(k, step, grain, factor) * (1 + noise * rng.standard_normal()) for k in line}
+    found = find_staircase(us, "fp32")
+    stairs = found.of("grouped")
+    assert (stairs.c_in, stairs.c_out, stairs.grain_in, stairs.grain_out) == (step, step, grain, grain)
+    assert stairs.rough_in == stairs.rough_out == pytest.approx(factor - 1, rel=0.1, abs=1e-9)
+    assert found.steps() == {"grouped": max(LEAST_STEP, step, grain)}
+    assert find_staircase(dict(list(us.items())[:10]), "fp32").of("grouped") == Stairs(), "too few of its widths"
+
+
+def test_without_a_probe_of_their_own_grouped_convolutions_climb_no_stairs() -> None:
+    found = find_staircase({k: us for k, us in latencies(8, 32).items() if k.family != "grouped"}, "fp32")
+    assert found.of("grouped") == Stairs()
+    assert "grouped" not in found.steps()
+
+
+def test_a_kernel_that_is_rough_along_both_axes_falls_back_once() -> None:
+    both = Stairs(grain_in=16, grain_out=16, rough_in=2.0, rough_out=2.0)
+    grouped = next(kernel for kernel in KERNELS if kernel.family == "grouped")
+    worked, factor = Staircase(families={"grouped": both}).worked_on(grouped, [(8, 16, 32), (8, 8, 32), (8, 8, 8)])
+    assert worked.tolist() == [[8, 16, 32], [8, 8, 32], [8, 8, 8]]
+    assert factor.tolist() == [1.0, 3.0, 3.0]
+
+
+def test_what_is_narrower_than_the_step_and_not_padded_to_it_has_no_grain() -> None:
+    """ONNX Runtime reads 13 channels as they are; 18 go another way than 20."""
+    narrow = Staircase(families={"conv": Stairs(c_in=16, grain_in=4, rough_in=0.4, pads_in=False)})
+    sizes = [(1, 13, 8), (1, 16, 8), (1, 18, 8), (1, 20, 8)]
+    assert narrow.is_rough(CONV, sizes).tolist() == [False, False, True, False]
+    assert narrow.worked_on(CONV, sizes)[1] == pytest.approx([1.0, 1.0, 1.4, 1.0])
+    assert not narrow.has_rough_size(replace(CONV, c_in=13)) and narrow.has_rough_size(replace(CONV, c_in=18))
 
 
 def test_nothing_measured_nothing_found() -> None:
