@@ -4,12 +4,13 @@ In a network a unit takes
 
     us = s (a + a_f + d_u + i_f [c_in ragged] + o_f [c_out ragged] + j_f [rough])
          + m (b_f + q_f [ragged] + k_f [rough]) + e_f + l_f [rough]
+         + t [parts apart] + n [narrow]
          + x (w v + e' + e'_f + r_f [ragged])
 
 with s the tabled time of its kernel, f its family (`regime_of`), u its name in one structure of network, m its memory
-traffic scaled to the family's times, w the bytes of its weights scaled to all times, x how cold the network is; a
-network takes the sum of its units and c + c_n times the dense sum of s of its structure n. All coefficients are normal
-before anything is measured, about 1 (a) or 0; measured node times and totals make them certain (Bishop 2006, equations
+traffic scaled to the family's times, w the bytes of its weights scaled to all times, x how cold the network is, t and n
+what is copied between layouts (`_layout_terms`); a network takes the sum of its units, c, and c_n times the dense sum
+of s of its structure n. All coefficients are normal before anything is measured, about 1 (a) or 0; measured node times and totals make them certain (Bishop 2006, equations
 3.50 and 3.51). So one network says something about the families of every other one, and a runtime that tells no node
 times is corrected by totals alone.
 

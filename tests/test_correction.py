@@ -80,12 +80,13 @@ def test_before_any_network_the_table_is_believed_with_a_wide_error() -> None:
     assert us == pytest.approx(sum_us(works), rel=1e-12)
     a, b, head = (work.us for work in works)
     traffic = {"conv": a + b, "linear": head}  # bytes are scaled to the time of their family
-    whole = (PRIOR[kind] for kind in ("all", "constant", "own constant"))
+    whole = (PRIOR[kind] for kind in ("all", "own constant"))
     expected = (sum(deviation**2 for deviation in whole) + TOTAL_NOISE**2) * us**2
     expected += (PRIOR["family"] ** 2 + PRIOR["bytes"] ** 2) * sum(time**2 for time in traffic.values())
     expected += PRIOR["unit"] ** 2 * (a**2 + b**2 + head**2)
     typical, cold = np.median([a, b, head]), uncorrected("net", works, BARE).cold(works)
     assert 0 < cold < 1
+    expected += (PRIOR["constant"] * typical) ** 2
     expected += (PRIOR["each"] * typical) ** 2 * (2**2 + 1**2)
     expected += (cold * PRIOR["cold every"] * typical) ** 2 * 3**2  # all three are off together
     expected += (cold * PRIOR["cold each"] * typical) ** 2 * (2**2 + 1**2)  # two convolutions are
@@ -192,7 +193,7 @@ def equations_by_hand(
         us.append(work.node_us + beside)
         noise.append(NODE_NOISE * us[-1] + NODE_NOISE_TYPICAL * correction.typical_us)
     around = {
-        ("constant", ""): dense_us,
+        ("constant", ""): 1.0,
         ("own constant", "net"): dense_us,
     }
     rows.append(np.sum(rows, axis=0) + [around.get(column, 0.0) for column in correction.columns])
@@ -323,6 +324,37 @@ def test_what_rough_widths_cost_in_a_network_is_learned_apart_from_their_tabled_
         works = network(c_in, 48)
         expected = sum(factor(work) * work.us for work in works)
         assert taught.total("net", works)[0] == pytest.approx(expected, rel=0.015)
+
+
+def test_parts_that_are_no_whole_blocks_are_copied_out_of_their_layout_and_back() -> None:
+    """Blocks of 16 channels: a concatenation of 40 and 24 channels takes longer than one of 32 and 32."""
+    blocked = Staircase(families={"conv": Stairs(c_in=16, c_out=16)})
+    joined = {"a": POINTWISE, "cat": Kernel(operator="cat", c_in=64, c_out=64, spatial=(28, 28))}
+    observations = []
+    for part in range(8, 57, 4):
+        works = [
+            replace(work, kernel=replace(work.kernel, parts=(part, 64 - part))) if work.name == "cat" else work
+            for work in network(units=joined)
+        ]
+        observations.append(measured(works, lambda w: 3.0 if any(part % 16 for part in w.kernel.parts) else 1.0))
+    aligned, apart = observations[2], observations[1]
+    assert aligned.works[1].kernel.parts == (16, 48) and apart.works[1].kernel.parts == (12, 52)
+    taught = learn([o for o in observations if o not in (aligned, apart)], blocked, known=[("net", aligned.works)])
+    for observation in (aligned, apart):
+        assert taught.total("net", observation.works)[0] == pytest.approx(observation.total_us, rel=0.02)
+    assert apart.total_us > 1.1 * aligned.total_us
+    blind = learn([o for o in observations if o not in (aligned, apart)], BARE, known=[("net", aligned.works)])
+    assert abs(blind.total("net", aligned.works)[0] / aligned.total_us - 1) > 0.05, "without steps there are no blocks"
+
+
+def test_channels_that_are_read_as_they_are_take_a_copy_before_them() -> None:
+    narrow = Staircase(families={"conv": Stairs(c_in=16, c_out=16, pads_in=False)})
+    terms = dict(uncorrected("net", network(), narrow).terms("net", network(c_in=12)[0]))
+    prior = uncorrected("net", network(), narrow)
+    assert terms["narrow", ""] == pytest.approx(12 * 28 * 28 * 4 * prior.moved_us)
+    assert ("narrow", "") not in dict(prior.terms("net", network(c_in=16)[0]))
+    padded = replace(prior, stairs=Staircase(families={"conv": Stairs(c_in=16, c_out=16)}))
+    assert ("narrow", "") not in dict(padded.terms("net", network(c_in=12)[0]))
 
 
 def factors_of(factors: Mapping[str, float]) -> Callable[[Work], float]:
