@@ -270,8 +270,9 @@ def unit_times(cost: CostModel, cut: Cut, nodes: NodeTimes | None) -> UnitTimes 
         if not node["compute"]:
             continue
         names = node.get("covers") or [str(node["name"])]
-        # runtimes add what they made of it: `fc/WithoutBiases`
-        owners = dict.fromkeys(owner[base] for name in names if (base := name.partition("/")[0]) in owner)
+        # runtimes add what they made of it: `fc/WithoutBiases`, `max_pool2d_nchwc`
+        bases = [name.partition("/")[0].removesuffix("_nchwc") for name in names]
+        owners = dict.fromkeys(owner[base] for base in bases if base in owner)
         tabled = {name: float(cost.unit_us(units[name], [cut.widths])[0]) for name in owners}
         every = sum(tabled.values())
         for name, us in tabled.items():

@@ -15,7 +15,7 @@ of s of its structure n. All coefficients are normal before anything is measured
 times is corrected by totals alone.
 
 Alone a kernel finds its weights in the cache. In a network they are there only where all it touches in a run fits into
-it: x = W^4 / (W^4 + C^4) of the bytes W of all weights and of the largest activations, with the capacity C of
+it: x = W / (W + C) of the bytes W of all weights and of the largest activations, with the capacity C of
 `CAPACITIES` that makes what was measured most likely (the evidence, Bishop 2006, equation 3.86).
 
 Totals say how long a network takes, node times only how that is shared among its units: they are loosely weighed, since
@@ -50,7 +50,7 @@ EVERY: Column = ("cold every", "")
 PRIOR = {
     "all": 0.12,
     "family": 0.2,
-    "unit": 0.15,
+    "unit": 0.2,
     "ragged_in": 0.05,
     "ragged_out": 0.05,
     "bytes": 0.15,
@@ -77,7 +77,6 @@ COLD = frozenset({"weights", "cold every", "cold each", "cold ragged each"})
 """Kinds that a network pays only as far as it is cold."""
 CAPACITIES = tuple(2.0**power for power in range(19, 26))
 """Bytes beyond which a network is cold: what may be found."""
-COLD_POWER = 4
 NODE_NOISE = 0.25
 """Relative noise of the time of one node; all have `NODE_NOISE_TYPICAL` of the median of all tabled times more."""
 NODE_NOISE_TYPICAL = 0.1
@@ -151,8 +150,7 @@ class Correction:
         """How far a network is beyond the cache, 0 to 1."""
         weights = sum(work.kernel.weight_bytes for work in works)
         largest = max((work.kernel.num_bytes - work.kernel.weight_bytes for work in works), default=0)
-        power = ((weights + largest) / self.capacity) ** COLD_POWER
-        return power / (1 + power)
+        return (weights + largest) / (weights + largest + self.capacity)
 
     def total(self, structure: str, works: Sequence[Work]) -> tuple[float, float]:
         """Latency of a network in us and its standard deviation."""

@@ -33,8 +33,9 @@ PROBED_INSIDE = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48)
 """Channels of one group, in and out, of the grouped convolutions that are measured, of `PROBED_GROUPS` groups."""
 PROBED_GROUPS = 8
 GRAINS_INSIDE = (16, 8, 4, 2)
-PROBED_NARROW = (8, 16, 32)
-"""And to see whether a width below the step costs as much as the step."""
+NARROW_ROUGH = 13
+PROBED_NARROW = (8, NARROW_ROUGH, 16, 32)
+"""And to see whether a width below the step costs as much as the step, and a rough one more."""
 NARROW_SHARE = 0.9
 """Half a step that takes less than this share of a whole one is not padded to it."""
 EVIDENCE = 10.0
@@ -125,7 +126,8 @@ class Staircase:
             worked[:, place] = np.where(wide, np.ceil(size / axis.step) * axis.step, size)
             factor *= 1 + axis.ragged * (wide & (size % axis.step > 0))
             rough = np.maximum(rough, axis.rough * axis.is_rough(size))
-        return worked, factor * (1 + rough)
+        other = self.is_rough(kernel, sizes)  # the implementation that rough widths fall back to pads nothing
+        return np.where(other[:, None], sizes, worked), np.where(other, 1 + rough, factor)
 
     def has_grain(self, families: Iterable[str]) -> bool:
         """Whether one of these families is slower at rough widths."""
@@ -154,8 +156,8 @@ def find_staircase(latency_us: Mapping[Kernel, float], precision: str) -> Stairc
 
     Along each axis latency is fitted by a + b e(w) + c e(w) [w ragged] for every step s; the step whose Bayesian
     information criterion (Schwarz 1978) is least counts, if it is below that of a straight line by `EVIDENCE`. Then,
-    over the widths between too, by d e(w) [w rough] more for every grain, which counts by the same rule. Those of
-    grouped convolutions are those inside a group.
+    over the widths between too, for every grain, which counts by the same rule, by a + b w + d w where w is rough. Those
+    of grouped convolutions are those inside a group.
     """
     families = {}
     for family, lines in _lines(precision).items():
@@ -167,7 +169,7 @@ def find_staircase(latency_us: Mapping[Kernel, float], precision: str) -> Stairc
             continue
         steps = [_step_along({w: us for w, us in line.items() if w in PROBED}) for line in known]
         grains = [_grain_along(line, step) for line, (step, _) in zip(known, steps, strict=True)]
-        pads = [_pads(line, step) for line, (step, _) in zip(known, steps, strict=True)]
+        pads = [_pads(line, step, *grain) for line, (step, _), grain in zip(known, steps, grains, strict=True)]
         (c_in, ragged_in), (c_out, ragged_out) = steps if len(steps) == 2 else ((1, 0.0), steps[0])
         (grain_in, rough_in), (grain_out, rough_out) = grains if len(grains) == 2 else ((1, 0.0), grains[0])
         families[family] = Stairs(
@@ -210,14 +212,15 @@ def _grain_along(line: Mapping[int, float], step: int) -> tuple[int, float]:
         return 1, 0.0
     widths = np.array(sorted(line), dtype=np.float64)
     us = np.array([line[int(width)] for width in widths])
-    worked, columns = np.ceil(widths / step) * step, _columns(widths, step)
-    smooth, _ = _criterion(columns, us, 1 / us)
+    smooth, _ = _criterion(_columns(widths, step), us, 1 / us)
     best, found = smooth - EVIDENCE, (1, 0.0)
     for grain in GRAINS:
-        rough = worked * (widths % grain > 0)
-        value, fitted = _criterion(np.column_stack([columns, rough]), us, 1 / us)
+        is_rough = widths % grain > 0
+        columns = _columns(widths, step)
+        columns[is_rough, 1], columns[is_rough, 2:] = widths[is_rough], 0.0
+        value, fitted = _criterion(np.column_stack([columns, widths * is_rough]), us, 1 / us)
         if value < best and fitted[1] > 0 and fitted[-1] > 0:
-            best, found = value, (grain, _penalty(fitted, widths, step, MOST_ROUGH))
+            best, found = value, (grain, _penalty(fitted, widths[is_rough], 1, MOST_ROUGH))
     return found
 
 
@@ -247,16 +250,16 @@ def _stairs_inside(line: Mapping[int, float]) -> Stairs:
         value += EVIDENCE * ((step > 1) + (grain > 1))
         if value < best and (grain == 1 or rough > 0):
             best = value
-            found = Stairs(
-                c_in=step, c_out=step, grain_in=grain, grain_out=grain, rough_in=rough, rough_out=rough
-            )
+            found = Stairs(c_in=step, c_out=step, grain_in=grain, grain_out=grain, rough_in=rough, rough_out=rough)
     return found
 
 
-def _pads(line: Mapping[int, float], step: int) -> bool:
-    """Whether half a step takes as long as a whole one; also where that was not measured."""
+def _pads(line: Mapping[int, float], step: int, grain: int, rough: float) -> bool:
+    """Whether half a step takes as long as a whole one, and a rough width below it longer; also if not measured."""
     if step == 1 or not {step // 2, step} <= line.keys():
         return True
+    if grain > 1 and NARROW_ROUGH < step and line.get(NARROW_ROUGH, np.inf) < (1 + rough / 2) * line[step]:
+        return False
     return line[step // 2] >= NARROW_SHARE * line[step]
 
 
@@ -313,5 +316,7 @@ def _lines(precision: str) -> dict[str, tuple[dict[int, Kernel], ...]]:
         for family, base in bases.items()
     }
     depthwise = {w: replace(conv, c_in=w, c_out=w, groups=w, spatial=(56, 56)) for w in probed}
-    grouped = {w: replace(conv, c_in=PROBED_GROUPS * w, c_out=PROBED_GROUPS * w, groups=PROBED_GROUPS) for w in PROBED_INSIDE}
+    grouped = {
+        w: replace(conv, c_in=PROBED_GROUPS * w, c_out=PROBED_GROUPS * w, groups=PROBED_GROUPS) for w in PROBED_INSIDE
+    }
     return {**lines, "depthwise": (depthwise,), "grouped": (grouped,)}

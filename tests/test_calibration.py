@@ -71,7 +71,7 @@ def test_by_what_went_into_a_node_also_under_the_names_of_what_was_fused() -> No
     times = unit_times(
         model,
         Cut(widths=model.graph.dense_widths),
-        nodes(("x", 20.0, ["a/WithoutBiases", "relu/0"]), ("mvn", 7.0, ["layer_norm/0"]), ("odd", 3.0, ["odd"])),
+        nodes(("x", 20.0, ["a/WithoutBiases", "relu/0"]), ("mvn", 7.0, ["layer_norm_nchwc"]), ("odd", 3.0, ["odd"])),
     )
     assert times is not None
     assert times.unit_us == {"a": 20.0, "layer_norm": 7.0, "transpose": 0.0, "b": 0.0}
