@@ -38,8 +38,8 @@ class Kernel:
 
     `epilogue` names what follows inside the same kernel, in order: `bias`, `add` (a second input of the output's
     shape; in `attention` a bias or mask on the scores), `relu`, `relu6`, `silu`, `hardswish`, `hardsigmoid`,
-    `sigmoid`, `gelu`. `parts` are the channels of each input of a `cat` in a network; as a kernel of its own it is timed
-    with two halves.
+    `sigmoid`, `gelu`. `parts` are the channels of each input of a `cat` in a network; as a kernel of its own it is
+    timed with two halves.
     """
 
     operator: str

@@ -156,8 +156,8 @@ def find_staircase(latency_us: Mapping[Kernel, float], precision: str) -> Stairc
 
     Along each axis latency is fitted by a + b e(w) + c e(w) [w ragged] for every step s; the step whose Bayesian
     information criterion (Schwarz 1978) is least counts, if it is below that of a straight line by `EVIDENCE`. Then,
-    over the widths between too, for every grain, which counts by the same rule, by a + b w + d w where w is rough. Those
-    of grouped convolutions are those inside a group.
+    over the widths between too, for every grain, which counts by the same rule, by a + b w + d w where w is rough.
+    Those of grouped convolutions are those inside a group.
     """
     families = {}
     for family, lines in _lines(precision).items():
@@ -258,7 +258,7 @@ def _pads(line: Mapping[int, float], step: int, grain: int, rough: float) -> boo
     """Whether half a step takes as long as a whole one, and a rough width below it longer; also if not measured."""
     if step == 1 or not {step // 2, step} <= line.keys():
         return True
-    if grain > 1 and NARROW_ROUGH < step and line.get(NARROW_ROUGH, np.inf) < (1 + rough / 2) * line[step]:
+    if grain > 1 and step > NARROW_ROUGH and line.get(NARROW_ROUGH, np.inf) < (1 + rough / 2) * line[step]:
         return False
     return line[step // 2] >= NARROW_SHARE * line[step]
 

@@ -13,8 +13,8 @@ import edgeprune.calibration as calibration_module
 from edgeprune.backends.null.staircase import NULL, time_us
 from edgeprune.calibration import (
     COMMON_SHARES,
-    LEAST_WIDTH_SHARE,
     KINDS,
+    LEAST_WIDTH_SHARE,
     Cut,
     Source,
     UnitTimes,
@@ -136,7 +136,7 @@ def test_a_copy_that_is_never_executed_costs_nothing_and_what_no_unit_covers_is_
     assert fitted.unit_us(transpose, [fitted.graph.dense_widths]).tolist() == [0.0]
     for widths, us in zip([cut.widths for cut in calibration_cuts(model)], truth, strict=True):
         assert fitted.predict(widths).us == pytest.approx(us, rel=0.01)
-        kept = sum(float(fitted.unit_us(unit, [widths])[0]) for unit in fitted.units)
+        kept = sum(float(fitted.unit_us(unit, [widths], fitted.cold(widths))[0]) for unit in fitted.units)
         assert fitted.overhead_us == pytest.approx(fitted.predict(widths).us - kept)
     assert 0.0 < fitted.overhead_us < 0.4
 

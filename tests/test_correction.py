@@ -80,13 +80,15 @@ def test_before_any_network_the_table_is_believed_with_a_wide_error() -> None:
     assert us == pytest.approx(sum_us(works), rel=1e-12)
     a, b, head = (work.us for work in works)
     traffic = {"conv": a + b, "linear": head}  # bytes are scaled to the time of their family
-    whole = (PRIOR[kind] for kind in ("all", "own constant"))
+    whole = (PRIOR[kind] for kind in ("all", "structure", "own constant"))
     expected = (sum(deviation**2 for deviation in whole) + TOTAL_NOISE**2) * us**2
-    expected += (PRIOR["family"] ** 2 + PRIOR["bytes"] ** 2) * sum(time**2 for time in traffic.values())
+    expected += (PRIOR["family"] ** 2 + PRIOR["bytes"] ** 2 + PRIOR["beside"] ** 2) * sum(
+        time**2 for time in traffic.values()
+    )
     expected += PRIOR["unit"] ** 2 * (a**2 + b**2 + head**2)
     typical, cold = np.median([a, b, head]), uncorrected("net", works, BARE).cold(works)
     assert 0 < cold < 1
-    expected += (PRIOR["constant"] * typical) ** 2
+    expected += (PRIOR["constant"] * typical) ** 2 + (PRIOR["beside each"] * typical * 3) ** 2
     expected += (PRIOR["each"] * typical) ** 2 * (2**2 + 1**2)
     expected += (cold * PRIOR["cold every"] * typical) ** 2 * 3**2  # all three are off together
     expected += (cold * PRIOR["cold each"] * typical) ** 2 * (2**2 + 1**2)  # two convolutions are
@@ -175,12 +177,13 @@ def equations_by_hand(
     rows, us, noise = [], [], []
     told = [work.node_us for work in observation.works if work.node_us is not None]
     cold = correction.cold(observation.works)
-    beside = (observation.total_us - sum(told)) / len(told)
+    beside: dict[tuple[str, str], float] = {("beside each", ""): float(len(told))}  # in the total alone
     for work in observation.works:
         family = work.kernel.family
         values = {
             ("all", ""): work.us,
             ("family", family): work.us,
+            ("structure", "net"): work.us,
             ("unit", f"net/{work.name}"): work.us,
             ("bytes", family): work.kernel.num_bytes * bytes_us[family],
             ("weights", ""): cold * work.kernel.weight_bytes * weights_us,
@@ -190,11 +193,13 @@ def equations_by_hand(
         }
         assert work.node_us is not None
         rows.append(np.array([values.get(column, 0.0) for column in correction.columns]))
-        us.append(work.node_us + beside)
+        us.append(work.node_us)
+        beside["beside", family] = beside.get(("beside", family), 0.0) + values["bytes", family]
         noise.append(NODE_NOISE * us[-1] + NODE_NOISE_TYPICAL * correction.typical_us)
     around = {
         ("constant", ""): 1.0,
         ("own constant", "net"): dense_us,
+        **beside,
     }
     rows.append(np.sum(rows, axis=0) + [around.get(column, 0.0) for column in correction.columns])
     return np.array(rows), [*us, observation.total_us], [*noise, TOTAL_NOISE * observation.total_us]

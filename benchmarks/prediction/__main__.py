@@ -1,13 +1,15 @@
 """How well does the cost model predict networks that it has not seen?
 
-    python -m benchmarks.prediction [--device host-openvino] [--only NETWORK]... [--work FOLDER] [--again STAGE]... [--seeds FIRST]
+    python -m benchmarks.prediction [--device host-openvino] [--only NETWORK]... [--work FOLDER] [--again STAGE]...
+        [--seeds FIRST]
 
 For each network, one after the other on one table that starts empty: profile and calibrate (`profile`), predict 12
-random choices of widths (every group uniform in 0.25 to 1.0 of its channels; even seeds anywhere, odd ones on multiples
-of 8; their numbers count from FIRST) and what the solver chooses for 0.8x, 0.6x, 0.5x and 0.4x (`--saliency l2`), then measure these and the dense
-network twice, in two processes, interleaved (`measure`), as a fit would. Nothing predicted is used to calibrate. *Table
-only* is the prediction without the networks of the same structure, from the table of all others (`table_only`, at the
-end). Resumable: what is done for a network is kept in FOLDER. Writes
+random choices of widths (every group uniform in 0.25 to 1.0 of its channels; even ones anywhere, odd ones on multiples
+of 8; their seeds count from FIRST) and what the solver chooses for 0.8x, 0.6x, 0.5x and 0.4x (`--saliency l2`), then
+measure these and the dense network twice, in two processes, interleaved (`measure`), as a fit would. Nothing predicted
+is used to calibrate. *Table only* is the prediction without the networks of the same structure, from the table of all
+others (`table_only`, at the end). Resumable: what is done for a network is kept in FOLDER, with the seeds that it was
+done with. Writes
 benchmarks/results/prediction_<device>_<date>.{jsonl,md}.
 """
 
