@@ -70,7 +70,7 @@ PRIOR = {
     "joined": 0.5,
     "apart": 0.5,
     "narrow": 0.5,
-    "beside": 0.3,
+    "beside": 0.15,
     "beside each": 0.05,
     "constant": 2.0,
     "own constant": 0.02,
