@@ -20,6 +20,7 @@ from edgeprune.calibration import (
     UnitTimes,
     _node_ratios,
     calibration_cuts,
+    missing_networks,
     unit_times,
     with_networks,
 )
@@ -194,6 +195,52 @@ def test_some_networks_lack_blocks_and_are_taught_without_their_units(cache: Pat
     for cut in without:
         expected = NULL.context * sum(map(time_us, cut.kernels(bare).values())) + NULL.network_us
         assert model.predict(cut.widths, cut.dropped).us == pytest.approx(expected, rel=0.03)
+
+
+class Fire(nn.Module):
+    """Two convolutions of one input, joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.one = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 1)
+        self.three, self.last = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(56, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = torch.relu(self.squeeze(x))
+        return torch.relu(self.last(torch.cat([self.one(squeezed), self.three(squeezed)], 1)))
+
+
+def test_what_a_concatenation_joins_is_kept_in_the_table(cache: Path) -> None:
+    net = Fire().eval()
+    null, graph = load_device("null"), trace(net, X)
+    table = measured_table(graph, null, Silent())
+    assert not any(kernel.parts for kernel in table.entries), "as a kernel of its own it is joined from two halves"
+    bare = cost_model(graph, table)
+    found = with_networks(table, bare, Source(model=net, graph=graph, example_inputs=X), null)
+    joined = [network.kernels["cat"] for network in found.networks]
+    assert joined[0].parts == (32, 24)
+    assert all(sum(kernel.parts) == kernel.c_in for kernel in joined)
+    assert len({kernel.parts for kernel in joined}) > len(KINDS) / 2
+    assert missing_networks(found, bare) == []
+
+
+def test_only_blocks_without_a_stride_are_dropped_where_there_are_such(cache: Path) -> None:
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.short = nn.Conv2d(3, 16, 3, padding=1), Branch(), nn.Conv2d(16, 32, 1, 2)
+            self.down, self.up = nn.Conv2d(16, 24, 3, 2, 1), nn.Conv2d(24, 32, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.b(torch.relu(self.a(x)))
+            return self.short(y) + self.up(torch.relu(self.down(y)))
+
+    net = Strided().eval()
+    graph = trace(net, X)
+    assert len(graph.blocks) == 2
+    table = measured_table(graph, load_device("null"), Silent())
+    dropped = {name for cut in calibration_cuts(cost_model(graph, table)) for name in cut.dropped}
+    assert dropped == {"b"}
 
 
 def test_a_unit_takes_its_median_share_over_the_processes(cache: Path) -> None:

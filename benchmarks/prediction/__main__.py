@@ -54,9 +54,10 @@ def main() -> int:
     for name, stage in steps:
         path = work / options.device / f"{name}.json"
         row = json.loads(path.read_text("utf-8")) if path.is_file() else {"network": name, "device": options.device}
-        row.setdefault("first_seed", options.seeds)
         if stage not in row or stage in options.again:
             started = time.perf_counter()
+            if stage == "predict":
+                row["first_seed"] = options.seeds
             row[stage] = getattr(stages, stage)(name, options.device, work, row)
             row[stage]["seconds"] = round(time.perf_counter() - started, 1)
             path.parent.mkdir(parents=True, exist_ok=True)
