@@ -233,7 +233,8 @@ def test_only_blocks_without_a_stride_are_dropped_where_there_are_such(cache: Pa
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.b(torch.relu(self.a(x)))
-            return self.short(y) + self.up(torch.relu(self.down(y)))
+            result: Tensor = self.short(y) + self.up(torch.relu(self.down(y)))
+            return result
 
     net = Strided().eval()
     graph = trace(net, X)
