@@ -18,6 +18,7 @@ from edgeprune.device import Device
 from edgeprune.errors import Interrupted, UnstableError
 from edgeprune.exporting import export
 from edgeprune.graph import ModelGraph
+from edgeprune.graph.structure import Node
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS, ConnectionLost, Measurement, NodeTimes, Timing, joined
 from edgeprune.plan_json import Plan
@@ -28,12 +29,11 @@ from edgeprune.table import LatencyTable, network_entries, read_table, shipped_p
 from edgeprune.table_lines import NetworkLine, UnitEntry
 from edgeprune.table_log import open_log
 from edgeprune.transport import MOST_CUTS
+from edgeprune.units import multiple_near
 
 LOG = logging.getLogger("edgeprune")
-NETWORKS = 10
-"""Networks of one structure that are measured with all their blocks, the dense one included."""
-WITHOUT_BLOCKS = 2
-"""Those that are measured beside them, without some of the blocks, where the structure has any."""
+KINDS = (*("anywhere", "even", "offered") * 3, "without offered", "without even", *("between",) * 3)
+"""How the networks of one structure are cut that are measured beside the dense one: `calibration_cuts`."""
 DROPPED_SHARE = 0.4
 LEAST_WIDTH_SHARE = 0.25
 COMMON_SHARES = (0.3, 0.55, 0.4)
@@ -46,7 +46,7 @@ TIMING = Timing(
     warmup_ms=60.0,
     min_rounds=10,
     max_rounds=16,
-    max_seconds=15.0,
+    max_seconds=20.0,
     tolerance=0.004,
     burst_percentile=KERNELS.burst_percentile,
 )
@@ -235,31 +235,44 @@ def calibration_cuts(cost: CostModel) -> list[Cut]:
     """The dense network, some of random widths of three kinds in turn, and some without blocks.
 
     Every group anywhere; all groups near a share of `COMMON_SHARES` on the offered widths, as a solver would; every
-    group anywhere on the offered widths. Those without blocks are of the last two kinds.
+    group anywhere on the offered widths. Those without blocks are of the last two kinds. And every group on multiples
+    of 8, so that widths off a step of 16 or 32 are met by themselves: of those anywhere most are rough as well.
     """
     graph = cost.graph
     found = [Cut(widths=graph.dense_widths)]
-    for seed in range(NETWORKS - 1 + (WITHOUT_BLOCKS if graph.blocks else 0)):
+    for seed, kind in enumerate(KINDS):
+        if kind.startswith("without") and not graph.blocks:
+            continue
         rng = np.random.default_rng(seed)
-        is_whole = seed < NETWORKS - 1
-        kind = seed % 3 if is_whole else 1 + seed % 2
-        common = COMMON_SHARES[seed // 3 % len(COMMON_SHARES)] if kind == 1 else None
+        common = COMMON_SHARES[seed // 3 % len(COMMON_SHARES)] if kind.endswith("even") else None
         low, high = (LEAST_WIDTH_SHARE, 1.0) if common is None else (common - 0.1, common + 0.1)
         widths = {}
         for group, options in sorted(cost.options.items()):
             width = max(graph.group(group).least_channels, round(rng.uniform(low, high) * graph.dense_widths[group]))
-            nearest = min(options, key=lambda option: abs(option - width))
-            widths[group] = nearest if kind or width < options[0] else width
-        cut = Cut(widths=widths, dropped=() if is_whole else _some_blocks(graph, rng))
+            if width < options[0] or kind not in ("anywhere", "between"):
+                width = min(options, key=lambda option: abs(option - width))
+            widths[group] = multiple_near(width, options) if kind == "between" else width
+        cut = Cut(widths=widths, dropped=_some_blocks(graph, rng) if kind.startswith("without") else ())
         if cut not in found:
             found.append(cut)
     return found
 
 
 def _some_blocks(graph: ModelGraph, rng: np.random.Generator) -> tuple[str, ...]:
-    """Each with a chance of `DROPPED_SHARE`; the first where none was drawn."""
-    drawn = [block.id for block in graph.blocks if rng.uniform() < DROPPED_SHARE] or [graph.blocks[0].id]
+    """Each with a chance of `DROPPED_SHARE`; the first where none was drawn.
+
+    None with a stride, where there are others: left alone, a strided shortcut makes OpenVINO compute only every fourth
+    pixel of the convolution before it, which teaches nothing about that convolution.
+    """
+    strided = {node.name for node in graph.nodes if max(_stride(node), default=1) > 1}
+    blocks = [block for block in graph.blocks if not block.nodes & strided] or list(graph.blocks)
+    drawn = [block.id for block in blocks if rng.uniform() < DROPPED_SHARE] or [blocks[0].id]
     return tuple(sorted(block.id for block in graph.outermost(drawn)))
+
+
+def _stride(node: Node) -> tuple[int, ...]:
+    stride = node.attributes.get("stride") or ()
+    return (stride,) if isinstance(stride, int) else tuple(stride)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,8 +299,9 @@ def unit_times(cost: CostModel, cut: Cut, nodes: NodeTimes | None) -> UnitTimes 
         if not node["compute"]:
             continue
         names = node.get("covers") or [str(node["name"])]
-        # runtimes add what they made of it: `fc/WithoutBiases`
-        owners = dict.fromkeys(owner[base] for name in names if (base := name.partition("/")[0]) in owner)
+        # runtimes add what they made of it: `fc/WithoutBiases`, `max_pool2d_nchwc`
+        bases = [name.partition("/")[0].removesuffix("_nchwc") for name in names]
+        owners = dict.fromkeys(owner[base] for base in bases if base in owner)
         tabled = {name: float(cost.unit_us(units[name], [cut.widths])[0]) for name in owners}
         every = sum(tabled.values())
         for name, us in tabled.items():

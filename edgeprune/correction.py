@@ -2,24 +2,26 @@
 
 In a network a unit takes
 
-    us = s (a + a_f + d_u + i_f [c_in ragged] + o_f [c_out ragged] + j_f [rough])
+    us = s (a + a_f + a_n + d_u + i_f [c_in ragged] + o_f [c_out ragged] + j_f [rough])
          + m (b_f + q_f [ragged] + k_f [rough]) + e_f + l_f [rough]
          + x (w v + e' + e'_f + r_f [ragged])
+         + p c_j [cat] + p c_a [parts apart] + r c_n [narrow] + m h_f + h
 
-with s the tabled time of its kernel, f its family (`regime_of`), u its name in one structure of network, m its memory
-traffic scaled to the family's times, w the bytes of its weights scaled to all times, x how cold the network is; a
-network takes the sum of its units and c + c_n times the dense sum of s of its structure n. All coefficients are normal
-before anything is measured, about 1 (a) or 0; measured node times and totals make them certain (Bishop 2006, equations
-3.50 and 3.51). So one network says something about the families of every other one, and a runtime that tells no node
-times is corrected by totals alone.
+with s the tabled time of its kernel, f its family (`regime_of`), u its name in one structure n of network, m its
+memory traffic scaled to the family's times, w the bytes of its weights scaled to all times, x how cold the network is,
+p and r bytes that are copied (`_layout_terms`); a network takes the sum of its units, c, and c_n times the dense sum of
+s of its structure. All coefficients are normal before anything is measured, about 1 (a) or 0; measured node times and
+totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one network says something about the families of
+every other one, and a runtime that tells no node times is corrected by totals alone.
 
 Alone a kernel finds its weights in the cache. In a network they are there only where all it touches in a run fits into
-it: x = W^4 / (W^4 + C^4) of the bytes W of all weights and of the largest activations, with the capacity C of
+it: x = W / (W + C) of the bytes W of all weights and of the largest activations, with the capacity C of
 `CAPACITIES` that makes what was measured most likely (the evidence, Bishop 2006, equation 3.86).
 
 Totals say how long a network takes, node times only how that is shared among its units: they are loosely weighed, since
-their errors come together (hundreds of nodes of one network, timed in one state of the machine), and what a runtime
-takes beside its nodes is shared among them.
+their errors come together (hundreds of nodes of one network, timed in one state of the machine). What a runtime takes
+beside the nodes of units, to copy tensors into another layout and between nodes, is in the last line but for its first
+term: totals alone teach it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from edgeprune.kernel import Kernel
-from edgeprune.staircase import LEAST_STEP, FloatArray, Staircase
+from edgeprune.staircase import LEAST_STEP, FloatArray, Staircase, Stairs
 
 Column = tuple[str, str]
 """A coefficient: its kind and the family, unit or structure that it belongs to."""
@@ -43,11 +45,16 @@ Equations = tuple[FloatArray, FloatArray, FloatArray]
 ALL: Column = ("all", "")
 CONSTANT: Column = ("constant", "")
 WEIGHTS: Column = ("weights", "")
+JOINED: Column = ("joined", "")
+APART: Column = ("apart", "")
+NARROW: Column = ("narrow", "")
 EVERY: Column = ("cold every", "")
+BESIDE: Column = ("beside each", "")
 PRIOR = {
     "all": 0.12,
     "family": 0.2,
-    "unit": 0.15,
+    "structure": 0.08,
+    "unit": 0.2,
     "ragged_in": 0.05,
     "ragged_out": 0.05,
     "bytes": 0.15,
@@ -60,19 +67,25 @@ PRIOR = {
     "rough": 0.2,
     "rough bytes": 0.3,
     "rough each": 0.3,
-    "constant": 0.01,
+    "joined": 0.5,
+    "apart": 0.5,
+    "narrow": 0.5,
+    "beside": 0.15,
+    "beside each": 0.05,
+    "constant": 2.0,
     "own constant": 0.02,
 }
 """Standard deviation of every kind before anything is measured; chosen by hand, wide enough for what was seen.
 
 Those of `TYPICAL` are in the median of all tabled times.
 """
-TYPICAL = frozenset({"cold every", "cold each", "cold ragged each", "each", "rough each"})
+TYPICAL = frozenset({"cold every", "cold each", "cold ragged each", "each", "rough each", "beside each", "constant"})
+UNSEEN = frozenset({"beside", "beside each", "apart", "narrow"})
+"""Kinds that no node of a unit is told with, so that only totals teach them: copies, what is done between nodes."""
 COLD = frozenset({"weights", "cold every", "cold each", "cold ragged each"})
 """Kinds that a network pays only as far as it is cold."""
 CAPACITIES = tuple(2.0**power for power in range(19, 26))
 """Bytes beyond which a network is cold: what may be found."""
-COLD_POWER = 4
 NODE_NOISE = 0.25
 """Relative noise of the time of one node; all have `NODE_NOISE_TYPICAL` of the median of all tabled times more."""
 NODE_NOISE_TYPICAL = 0.1
@@ -123,6 +136,7 @@ class Correction:
     covariance: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     bytes_us: Mapping[str, float] = field(default_factory=dict)
     weights_us: float = 0.0
+    moved_us: float = 0.0
     capacity: float = CAPACITIES[0]
     dense_us: Mapping[str, float] = field(default_factory=dict)
     typical_us: float = 1.0
@@ -145,8 +159,7 @@ class Correction:
         """How far a network is beyond the cache, 0 to 1."""
         weights = sum(work.kernel.weight_bytes for work in works)
         largest = max((work.kernel.num_bytes - work.kernel.weight_bytes for work in works), default=0)
-        power = ((weights + largest) / self.capacity) ** COLD_POWER
-        return power / (1 + power)
+        return (weights + largest) / (weights + largest + self.capacity)
 
     def total(self, structure: str, works: Sequence[Work]) -> tuple[float, float]:
         """Latency of a network in us and its standard deviation."""
@@ -160,8 +173,8 @@ class Correction:
 
     def overhead_us(self, structure: str) -> float:
         """What a network takes beside its units, whatever their widths."""
-        share = self._value(CONSTANT) + self._value(("own constant", structure))
-        return share * self.dense_us.get(structure, 0.0)
+        own = self._value(("own constant", structure)) * self.dense_us.get(structure, 0.0)
+        return self._value(CONSTANT) + own
 
     def _value(self, column: Column) -> float:
         return float(self.mean[self.columns[column]]) if column in self.columns else 0.0
@@ -186,12 +199,15 @@ class Correction:
         traffic_us = work.kernel.num_bytes * self.bytes_us.get(family, 0.0)
         yield ALL, work.us
         yield ("family", family), work.us
+        yield ("structure", structure), work.us
         yield ("unit", f"{structure}/{work.name}"), work.us
         yield ("bytes", family), traffic_us
         yield WEIGHTS, work.kernel.weight_bytes * self.weights_us
         yield ("each", family), 1.0
         yield EVERY, 1.0
         yield ("cold each", family), 1.0
+        yield ("beside", family), traffic_us
+        yield BESIDE, 1.0
         own = self.stairs.of(work.kernel.family)
         ragged = [
             kind
@@ -206,16 +222,31 @@ class Correction:
         if ragged:
             yield ("ragged bytes", family), traffic_us
             yield ("cold ragged each", family), 1.0
+        yield from self._layout_terms(work.kernel, own)
         if self.stairs.has_rough_size(work.kernel):
             yield ("rough", family), work.us
             yield ("rough bytes", family), traffic_us
             yield ("rough each", family), 1.0
 
+    def _layout_terms(self, kernel: Kernel, own: Stairs) -> Iterable[tuple[Column, float]]:
+        """Copies between the plain layout and that in blocks of channels, as wide as the step of a convolution.
+
+        Parts that are no whole blocks are joined in the plain one, and channels that are fewer than a block and not
+        padded to it are read in it.
+        """
+        block = self.stairs.of("conv").c_out
+        if kernel.operator == "cat":
+            yield JOINED, kernel.num_bytes * self.moved_us
+        if any(part % block for part in kernel.parts):
+            yield APART, kernel.num_bytes * self.moved_us
+        if not own.pads_in and kernel.operator == "conv" and kernel.c_in < own.c_in:
+            yield NARROW, kernel.input_bytes * self.moved_us
+
     def _around(self, structure: str) -> FloatArray:
         row = np.zeros(len(self.columns))
-        for column in (CONSTANT, ("own constant", structure)):
+        for column, value in ((CONSTANT, 1.0), (("own constant", structure), self.dense_us.get(structure, 0.0))):
             if column in self.columns:
-                row[self.columns[column]] = self.dense_us.get(structure, 0.0)
+                row[self.columns[column]] = value
         return row
 
 
@@ -295,6 +326,7 @@ def _prior(
         stairs=stairs,
         bytes_us={family: us / traffic for family, (us, traffic) in sums.items() if traffic},
         weights_us=sum(us for us, _ in sums.values()) / max(1, weight_bytes),
+        moved_us=sum(us for us, _ in sums.values()) / max(1, sum(traffic for _, traffic in sums.values())),
         typical_us=float(np.median([work.us for _, works in networks for work in works])),
         dense_us=dense_us,
         absent=frozenset(name for name, times in told.items() if not any(times)),
@@ -381,14 +413,13 @@ def _equations(prior: Correction, observation: Observation) -> Equations:
     rows = prior._rows(observation.structure, works)
     told = [i for i, work in enumerate(works) if work.node_us is not None and rows[i].any()]
     nodes = np.array([works[i].node_us for i in told], dtype=np.float64)
-    if told:
-        nodes += max(0.0, observation.total_us - nodes.sum()) / len(told)
+    seen = np.array([kind not in UNSEEN for kind, _ in prior.columns])
     around = rows.sum(axis=0) + prior._around(observation.structure)
     noise = np.hypot(NODE_NOISE, [works[i].error for i in told]) * nodes + NODE_NOISE_TYPICAL * prior.typical_us
     tabled = np.array([work.us * work.error for work in works])
     total_noise = np.hypot(observation.noise * observation.total_us, float(np.sqrt(np.sum(tabled**2))))
     return (
-        np.concatenate([rows[told], around[None]]),
+        np.concatenate([rows[told] * seen, around[None]]),
         np.append(nodes, observation.total_us),
         np.append(noise, total_noise),
     )

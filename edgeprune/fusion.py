@@ -51,8 +51,9 @@ class Unit:
     """One kernel instance. `name`, unique, is the qualified module of a contraction's weight, else the node's name.
 
     `nodes` are the graph nodes that it covers; `dense` its kernel in the dense network. `kernel_groups` are the groups
-    of its kernel (of a convolution, or heads). `format` names the variable that says how many weights of every four
-    stay, where that is to be chosen: `SPARSE_WIDTH` makes it 2:4, at widths that can be.
+    of its kernel (of a convolution, or heads), `parts` the widths that a `cat` joins. `format` names the variable that
+    says how many weights of every four stay, where that is to be chosen: `SPARSE_WIDTH` makes it 2:4, at widths that
+    can be.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Unit:
     nodes: frozenset[str]
     kernel_groups: Size = ONE
     format: str = ""
+    parts: tuple[Width, ...] = ()
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -83,6 +85,8 @@ class Unit:
     def kernel(self, widths: Mapping[str, int]) -> Kernel:
         """Its kernel when group g keeps `widths[g]` channels, and its format as many weights of every four."""
         kernel = self.dense.resized(self.sizes(widths))
+        if self.parts:
+            return replace(kernel, parts=tuple(part.at(widths) for part in self.parts))
         is_sparse = self.format and widths.get(self.format) == SPARSE_WIDTH and refusal(kernel) is None
         return replace(kernel, sparsity=TWO_OF_FOUR) if is_sparse else kernel
 
@@ -240,7 +244,7 @@ class _Builder:
         if node.operator in POOLS:
             return self._simple(node, source, POOLS[node.operator])
         if node.operator == "cat":
-            return self._simple(node, node, "cat")
+            return self._cat(node)
         if node.operator in NORMS:
             return self._with_activation(node, source, "affine")
         if node.operator in ("add", "sub"):
@@ -254,6 +258,17 @@ class _Builder:
         if node.operator in ("softmax", "_softmax"):
             return self._simple(node, node, "softmax")
         return self._simple(node, source, "activation") if len(node.shape) > 1 else None
+
+    def _cat(self, node: Node) -> Unit:
+        """With the width of every part, where it joins channels."""
+        unit = self._simple(node, node, "cat")
+        axis = int(node.attributes.get("dim", 0)) % len(node.shape)
+        sources = [self.nodes[name] for name in node.inputs if name in self.nodes]
+        parts = tuple(width_of(source, axis) for source in sources)
+        if _channel_axes(node) != (axis,) or sum(source.shape[axis] for source in sources) != node.shape[axis]:
+            return unit
+        dense = replace(unit.dense, parts=tuple(source.shape[axis] for source in sources))
+        return replace(unit, dense=dense, parts=parts)
 
     def _copy(self, node: Node, source: Node) -> Unit | None:
         """None where neither shape nor order changes, or one row is all there is."""

@@ -20,7 +20,7 @@ OPERATORS = (
 """What a kernel may do: contractions first, then what runtimes run beside them.
 
 `mean` is the global average over H x W; `affine` a per-channel scale and shift (a norm that could not be folded);
-`cat` joins its inputs along channels, with `c_in == c_out` the total.
+`cat` joins its inputs along channels, with `c_in == c_out` the total; in a network its `parts` are known too.
 
 `attention` is all that runs between the projections: heads split off, softmax(q k^T) v, heads joined; `groups` are its
 heads, `c_in` the width of the queries over all heads, `c_out` that of the values, `spatial` (queries, keys).
@@ -38,7 +38,8 @@ class Kernel:
 
     `epilogue` names what follows inside the same kernel, in order: `bias`, `add` (a second input of the output's
     shape; in `attention` a bias or mask on the scores), `relu`, `relu6`, `silu`, `hardswish`, `hardsigmoid`,
-    `sigmoid`, `gelu`.
+    `sigmoid`, `gelu`. `parts` are the channels of each input of a `cat` in a network; as a kernel of its own it is
+    timed with two halves.
     """
 
     operator: str
@@ -54,6 +55,7 @@ class Kernel:
     epilogue: tuple[str, ...] = ()
     precision: str = "fp32"
     sparsity: str = "dense"
+    parts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.operator not in OPERATORS:
@@ -62,6 +64,8 @@ class Kernel:
             raise ValueError(f"sizes must be at least 1: {self}")
         if self.c_in % self.groups or self.c_out % self.groups:
             raise ValueError(f"groups={self.groups} divides not both c_in={self.c_in} and c_out={self.c_out}")
+        if self.parts and (self.operator != "cat" or min(self.parts) < 1 or sum(self.parts) != self.c_in):
+            raise ValueError(f"parts={self.parts} are not the channels that a cat joins to c_in={self.c_in}")
 
     @property
     def key(self) -> str:
@@ -76,6 +80,8 @@ class Kernel:
         ):
             if sizes:
                 parts.append(letter + "x".join(map(str, sizes)))
+        if self.parts:
+            parts.append("of " + "+".join(map(str, self.parts)))
         if self.epilogue:
             parts.append("+" + "+".join(self.epilogue))
         return " ".join([*parts, self.precision, self.sparsity])
@@ -132,6 +138,11 @@ class Kernel:
         return elements * BYTES_PER_ELEMENT[self.precision]
 
     @property
+    def input_bytes(self) -> int:
+        """Bytes of the first input."""
+        return self.batch * self.c_in * prod(self.spatial) * BYTES_PER_ELEMENT[self.precision]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes read and written once: inputs, weights, second input of an add, output."""
         outputs = self.batch * self.c_out * prod(self.spatial_out)
@@ -153,10 +164,10 @@ class Kernel:
         return self.groups, self.c_in // self.groups, self.c_out // self.groups
 
     def resized(self, sizes: tuple[int, int, int]) -> Kernel:
-        """The same piece of work with other `sizes`."""
+        """The same piece of work with other `sizes`; what it is joined from is not known then."""
         groups, c_in, c_out = sizes
         if self.operator not in CONTRACTIONS:
-            return replace(self, c_in=c_in, c_out=c_in)
+            return replace(self, c_in=c_in, c_out=c_in, parts=())
         return replace(self, c_in=groups * c_in, c_out=groups * c_out, groups=groups)
 
     def to_json(self) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import numpy as np
 from edgeprune.cost import CostModel
 from edgeprune.fusion import Unit
 from edgeprune.kernel import Kernel
+from edgeprune.staircase import LEAST_STEP
 from edgeprune.surface import Surface
-from edgeprune.units import shape_key
+from edgeprune.units import multiple_near, shape_key
 
 GOAL = 0.008
 """Relative error of whole networks, from interpolating between kernels alone, at which sampling ends."""
@@ -41,7 +42,8 @@ def uncertain_kernels(cost: CostModel, known: Mapping[Kernel, object], count: in
         key = shape_key(unit.dense)
         units[key] = units.get(key, 0) + 1
         own = candidates.setdefault(key, [])
-        own += [kernel for widths in _random_widths(cost) if (kernel := unit.kernel(widths)) not in known]
+        sizes = [unit.sizes(widths) for widths in _random_widths(cost)]
+        own += [kernel for each in sizes if (kernel := unit.dense.resized(each)) not in known]
     surfaces = dict(cost.surfaces)
     left = {key: sorted(set(own)) for key, own in candidates.items() if own}
     scores = {key: _scores(surfaces[key], own, units[key]) for key, own in left.items()}
@@ -102,17 +104,22 @@ def _expected(
 def _random_widths(cost: CostModel) -> list[dict[str, int]]:
     """The same choices each time, so that the same table asks for the same kernels.
 
-    Of offered widths; where rough ones are another matter, every fourth is of any widths between.
+    Of offered widths; where these leave out multiples of `LEAST_STEP` every fourth is of such, and where rough widths
+    are another matter every fourth of any.
     """
     rng = np.random.default_rng(0)
-    has_grain = cost.correction.stairs.has_grain({unit.dense.family for unit in cost.units})
+    families = {unit.dense.family for unit in cost.units}
+    stairs = cost.correction.stairs
+    has_grain, has_between = stairs.has_grain(families), max(stairs.of(f).step for f in families) > LEAST_STEP
     found = []
     for number in range(NETWORKS):
-        anywhere = has_grain and number % 4 == 3
-        found.append(
-            {
-                group: int(rng.integers(options[0], options[-1] + 1) if anywhere else rng.choice(options))
-                for group, options in sorted(cost.options.items())
-            }
-        )
+        widths = {}
+        for group, options in sorted(cost.options.items()):
+            if has_grain and number % 4 == 3:
+                widths[group] = int(rng.integers(options[0], options[-1] + 1))
+            elif has_between and number % 4 == 1:
+                widths[group] = multiple_near(int(rng.integers(options[0], options[-1] + 1)), options)
+            else:
+                widths[group] = int(rng.choice(options))
+        found.append(widths)
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +29,13 @@ PROBED = (*range(64, 97, 4), 104, 112, 120, 128)
 GRAINS = (4, 2)
 PROBED_BETWEEN = (65, 66, 70, 77, 90, 97, 102)
 """Those that are measured beside them, to find its grain."""
-PROBED_NARROW = (8, 16, 32)
-"""And to see whether a width below the step costs as much as the step."""
+PROBED_INSIDE = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48)
+"""Channels of one group, in and out, of the grouped convolutions that are measured, of `PROBED_GROUPS` groups."""
+PROBED_GROUPS = 8
+GRAINS_INSIDE = (16, 8, 4, 2)
+NARROW_ROUGH = 13
+PROBED_NARROW = (8, NARROW_ROUGH, 16, 32)
+"""And to see whether a width below the step costs as much as the step, and a rough one more."""
 NARROW_SHARE = 0.9
 """Half a step that takes less than this share of a whole one is not padded to it."""
 EVIDENCE = 10.0
@@ -46,6 +52,19 @@ class Axis(NamedTuple):
     grain: int
     rough: float
     pads: bool
+
+    @property
+    def least(self) -> int:
+        """Wider sizes climb the stairs. Narrower ones are another implementation's, without step and grain.
+
+        1 stands for a size that follows from others.
+        """
+        return 1 if self.pads else self.step
+
+    def is_rough(self, size: FloatArray) -> npt.NDArray[np.bool_]:
+        """bool [n] for sizes [n]."""
+        found: npt.NDArray[np.bool_] = (size > self.least) & (size % self.grain > 0)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,26 +106,28 @@ class Staircase:
     families: Mapping[str, Stairs] = field(default_factory=dict)
 
     def of(self, family: str) -> Stairs:
-        """The stairs of a family; grouped convolutions climb those of the others."""
-        known = self.families.get(family) or (self.families.get("conv") if family == "grouped" else None)
-        return known or Stairs()
+        """The stairs of a family; of one group, where convolutions have several."""
+        return self.families.get(family) or Stairs()
 
     def steps(self) -> dict[str, int]:
         """Per family the step that offered widths lie on."""
         found = {family: max(LEAST_STEP, stairs.step) for family, stairs in self.families.items()}
-        return found | ({"grouped": found["conv"]} if "conv" in found else {})
+        if "grouped" in self.families:  # whose grain is as wide as the steps of others
+            found["grouped"] = max(found["grouped"], self.families["grouped"].grain_in)
+        return found
 
     def worked_on(self, kernel: Kernel, sizes: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
         """e(w) of every size and the factor for ragged and rough ones: float64 [n, 3] and [n], for sizes [n, 3]."""
         sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 3)
-        worked, factor = sizes.copy(), np.ones(len(sizes))
+        worked, factor, rough = sizes.copy(), np.ones(len(sizes)), np.zeros(len(sizes))
         for place, axis in self.of(kernel.family).axes(is_depthwise=kernel.is_depthwise):
             size = sizes[:, place]
-            wide = size > (1 if axis.pads else axis.step)  # 1 stands for a size that follows from others
+            wide = size > axis.least
             worked[:, place] = np.where(wide, np.ceil(size / axis.step) * axis.step, size)
             factor *= 1 + axis.ragged * (wide & (size % axis.step > 0))
-            factor *= 1 + axis.rough * ((size > 1) & (size % axis.grain > 0))
-        return worked, factor
+            rough = np.maximum(rough, axis.rough * axis.is_rough(size))
+        other = self.is_rough(kernel, sizes)  # the implementation that rough widths fall back to pads nothing
+        return np.where(other[:, None], sizes, worked), np.where(other, 1 + rough, factor)
 
     def has_grain(self, families: Iterable[str]) -> bool:
         """Whether one of these families is slower at rough widths."""
@@ -114,15 +135,14 @@ class Staircase:
 
     def has_rough_size(self, kernel: Kernel) -> bool:
         """Whether any of a kernel's sizes is no multiple of its grain."""
-        axes = self.of(kernel.family).axes(is_depthwise=kernel.is_depthwise)
-        return any(kernel.sizes[place] > 1 and kernel.sizes[place] % axis.grain > 0 for place, axis in axes)
+        return bool(self.is_rough(kernel, kernel.sizes)[0])
 
     def is_rough(self, kernel: Kernel, sizes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """bool [n] for `Kernel.sizes` [n, 3]: whether any of them is no multiple of its grain."""
         sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 3)
         found = np.zeros(len(sizes), dtype=np.bool_)
         for place, axis in self.of(kernel.family).axes(is_depthwise=kernel.is_depthwise):
-            found |= (sizes[:, place] > 1) & (sizes[:, place] % axis.grain > 0)
+            found |= axis.is_rough(sizes[:, place])
         return found
 
 
@@ -136,16 +156,20 @@ def find_staircase(latency_us: Mapping[Kernel, float], precision: str) -> Stairc
 
     Along each axis latency is fitted by a + b e(w) + c e(w) [w ragged] for every step s; the step whose Bayesian
     information criterion (Schwarz 1978) is least counts, if it is below that of a straight line by `EVIDENCE`. Then,
-    over the widths between too, by d e(w) [w rough] more for every grain, which counts by the same rule.
+    over the widths between too, for every grain, which counts by the same rule, by a + b w + d w where w is rough.
+    Those of grouped convolutions are those inside a group.
     """
     families = {}
     for family, lines in _lines(precision).items():
         known = [{size: latency_us[k] for size, k in line.items() if k in latency_us} for line in lines]
         if not any(known):
             continue
+        if family == "grouped":
+            families[family] = _stairs_inside(known[0])
+            continue
         steps = [_step_along({w: us for w, us in line.items() if w in PROBED}) for line in known]
         grains = [_grain_along(line, step) for line, (step, _) in zip(known, steps, strict=True)]
-        pads = [_pads(line, step) for line, (step, _) in zip(known, steps, strict=True)]
+        pads = [_pads(line, step, *grain) for line, (step, _), grain in zip(known, steps, grains, strict=True)]
         (c_in, ragged_in), (c_out, ragged_out) = steps if len(steps) == 2 else ((1, 0.0), steps[0])
         (grain_in, rough_in), (grain_out, rough_out) = grains if len(grains) == 2 else ((1, 0.0), grains[0])
         families[family] = Stairs(
@@ -188,21 +212,54 @@ def _grain_along(line: Mapping[int, float], step: int) -> tuple[int, float]:
         return 1, 0.0
     widths = np.array(sorted(line), dtype=np.float64)
     us = np.array([line[int(width)] for width in widths])
-    worked, columns = np.ceil(widths / step) * step, _columns(widths, step)
-    smooth, _ = _criterion(columns, us, 1 / us)
+    smooth, _ = _criterion(_columns(widths, step), us, 1 / us)
     best, found = smooth - EVIDENCE, (1, 0.0)
     for grain in GRAINS:
-        rough = worked * (widths % grain > 0)
-        value, fitted = _criterion(np.column_stack([columns, rough]), us, 1 / us)
+        is_rough = widths % grain > 0
+        columns = _columns(widths, step)
+        columns[is_rough, 1], columns[is_rough, 2:] = widths[is_rough], 0.0
+        value, fitted = _criterion(np.column_stack([columns, widths * is_rough]), us, 1 / us)
         if value < best and fitted[1] > 0 and fitted[-1] > 0:
-            best, found = value, (grain, _penalty(fitted, widths, step, MOST_ROUGH))
+            best, found = value, (grain, _penalty(fitted, widths[is_rough], 1, MOST_ROUGH))
     return found
 
 
-def _pads(line: Mapping[int, float], step: int) -> bool:
-    """Whether half a step takes as long as a whole one; also where that was not measured."""
+def _stairs_inside(line: Mapping[int, float]) -> Stairs:
+    """Step and grain of the channels inside a group, the same for c_in and c_out, both chosen at once.
+
+    Both grow along the line, so it is fitted by a + b e(w) + c e(w)^2, and rough widths by d e(w) + f e(w)^2 more.
+    """
+    if len(line) < len(PROBED_INSIDE) - 2 or min(line.values()) <= 0:
+        return Stairs()
+    widths = np.array(sorted(line), dtype=np.float64)
+    us = np.array([line[int(width)] for width in widths])
+
+    def fit(step: int, grain: int) -> tuple[float, float]:
+        worked, rough = np.ceil(widths / step) * step, widths % grain > 0
+        smooth = np.stack([np.ones_like(worked), worked, worked**2], axis=1)
+        columns = np.column_stack([smooth, worked * rough, worked**2 * rough]) if rough.any() else smooth
+        value, fitted = _criterion(columns, us, 1 / us)
+        if not rough.any():
+            return value, 0.0
+        share = (columns[rough, 3:] @ fitted[3:]) / np.maximum(smooth[rough] @ fitted[:3], 1e-9)
+        return value, float(np.clip(np.median(share), 0.0, MOST_ROUGH))
+
+    best, found = fit(1, 1)[0], Stairs()
+    for step, grain in product((1, 16, 8), (1, *GRAINS_INSIDE)):
+        value, rough = fit(step, grain)
+        value += EVIDENCE * ((step > 1) + (grain > 1))
+        if value < best and (grain == 1 or rough > 0):
+            best = value
+            found = Stairs(c_in=step, c_out=step, grain_in=grain, grain_out=grain, rough_in=rough, rough_out=rough)
+    return found
+
+
+def _pads(line: Mapping[int, float], step: int, grain: int, rough: float) -> bool:
+    """Whether half a step takes as long as a whole one, and a rough width below it longer; also if not measured."""
     if step == 1 or not {step // 2, step} <= line.keys():
         return True
+    if grain > 1 and step > NARROW_ROUGH and line.get(NARROW_ROUGH, np.inf) < (1 + rough / 2) * line[step]:
+        return False
     return line[step // 2] >= NARROW_SHARE * line[step]
 
 
@@ -259,4 +316,7 @@ def _lines(precision: str) -> dict[str, tuple[dict[int, Kernel], ...]]:
         for family, base in bases.items()
     }
     depthwise = {w: replace(conv, c_in=w, c_out=w, groups=w, spatial=(56, 56)) for w in probed}
-    return {**lines, "depthwise": (depthwise,)}
+    grouped = {
+        w: replace(conv, c_in=PROBED_GROUPS * w, c_out=PROBED_GROUPS * w, groups=PROBED_GROUPS) for w in PROBED_INSIDE
+    }
+    return {**lines, "depthwise": (depthwise,), "grouped": (grouped,)}

@@ -115,6 +115,12 @@ def _group_options(channels: int, step: int, least: int) -> tuple[int, ...]:
     return (*widths, channels)
 
 
+def multiple_near(width: int, options: Sequence[int]) -> int:
+    """The nearest multiple of 8, of 4 in a narrow group, inside the range of the offered widths."""
+    step = 8 if options[-1] >= 24 else 4
+    return min(options[-1], max(options[0], round(width / step) * step))
+
+
 def samples(units: Iterable[Unit], options: Mapping[str, tuple[int, ...]]) -> dict[Kernel, tuple[Kernel, ...]]:
     """For each latency surface (`shape_key`) the kernels to measure: the product of sampled `Kernel.sizes`."""
     by_shape: dict[Kernel, list[Unit]] = {}

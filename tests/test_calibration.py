@@ -13,14 +13,14 @@ import edgeprune.calibration as calibration_module
 from edgeprune.backends.null.staircase import NULL, time_us
 from edgeprune.calibration import (
     COMMON_SHARES,
+    KINDS,
     LEAST_WIDTH_SHARE,
-    NETWORKS,
-    WITHOUT_BLOCKS,
     Cut,
     Source,
     UnitTimes,
     _node_ratios,
     calibration_cuts,
+    missing_networks,
     unit_times,
     with_networks,
 )
@@ -72,7 +72,7 @@ def test_by_what_went_into_a_node_also_under_the_names_of_what_was_fused() -> No
     times = unit_times(
         model,
         Cut(widths=model.graph.dense_widths),
-        nodes(("x", 20.0, ["a/WithoutBiases", "relu/0"]), ("mvn", 7.0, ["layer_norm/0"]), ("odd", 3.0, ["odd"])),
+        nodes(("x", 20.0, ["a/WithoutBiases", "relu/0"]), ("mvn", 7.0, ["layer_norm_nchwc"]), ("odd", 3.0, ["odd"])),
     )
     assert times is not None
     assert times.unit_us == {"a": 20.0, "layer_norm": 7.0, "transpose": 0.0, "b": 0.0}
@@ -137,7 +137,7 @@ def test_a_copy_that_is_never_executed_costs_nothing_and_what_no_unit_covers_is_
     assert fitted.unit_us(transpose, [fitted.graph.dense_widths]).tolist() == [0.0]
     for widths, us in zip([cut.widths for cut in calibration_cuts(model)], truth, strict=True):
         assert fitted.predict(widths).us == pytest.approx(us, rel=0.01)
-        kept = sum(float(fitted.unit_us(unit, [widths])[0]) for unit in fitted.units)
+        kept = sum(float(fitted.unit_us(unit, [widths], fitted.cold(widths))[0]) for unit in fitted.units)
         assert fitted.overhead_us == pytest.approx(fitted.predict(widths).us - kept)
     assert 0.0 < fitted.overhead_us < 0.4
 
@@ -148,7 +148,7 @@ def test_the_dense_network_random_ones_and_ones_cut_evenly_to_offered_widths() -
     chosen = [dict(cut.widths) for cut in cuts]
     dense = model.graph.dense_widths
     assert cuts == calibration_cuts(model) and cuts[0] == Cut(widths=dense)
-    assert NETWORKS / 2 < len(chosen) <= NETWORKS
+    assert len(KINDS) / 3 < len(chosen) <= len(KINDS)
     assert len({tuple(sorted(widths.items())) for widths in chosen}) == len(chosen)
     even = [w for w in chosen if all(width in model.options[group] for group, width in w.items())]
     assert len(even) > len(COMMON_SHARES)
@@ -184,7 +184,7 @@ def test_some_networks_lack_blocks_and_are_taught_without_their_units(cache: Pat
     table = measured_table(graph, null, Silent())
     bare = cost_model(graph, table)
     without = [cut for cut in calibration_cuts(bare) if cut.dropped]
-    assert len(without) == WITHOUT_BLOCKS
+    assert len(without) == sum(kind.startswith("without") for kind in KINDS)
     for cut in without:
         assert set(cut.dropped) <= {"b", "c"}
         units = {unit.name for unit in bare.units} - bare.vanishing(cut.dropped)
@@ -195,6 +195,53 @@ def test_some_networks_lack_blocks_and_are_taught_without_their_units(cache: Pat
     for cut in without:
         expected = NULL.context * sum(map(time_us, cut.kernels(bare).values())) + NULL.network_us
         assert model.predict(cut.widths, cut.dropped).us == pytest.approx(expected, rel=0.03)
+
+
+class Fire(nn.Module):
+    """Two convolutions of one input, joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.one = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 1)
+        self.three, self.last = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(56, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = torch.relu(self.squeeze(x))
+        return torch.relu(self.last(torch.cat([self.one(squeezed), self.three(squeezed)], 1)))
+
+
+def test_what_a_concatenation_joins_is_kept_in_the_table(cache: Path) -> None:
+    net = Fire().eval()
+    null, graph = load_device("null"), trace(net, X)
+    table = measured_table(graph, null, Silent())
+    assert not any(kernel.parts for kernel in table.entries), "as a kernel of its own it is joined from two halves"
+    bare = cost_model(graph, table)
+    found = with_networks(table, bare, Source(model=net, graph=graph, example_inputs=X), null)
+    joined = [network.kernels["cat"] for network in found.networks]
+    assert joined[0].parts == (32, 24)
+    assert all(sum(kernel.parts) == kernel.c_in for kernel in joined)
+    assert len({kernel.parts for kernel in joined}) > len(KINDS) / 2
+    assert missing_networks(found, bare) == []
+
+
+def test_only_blocks_without_a_stride_are_dropped_where_there_are_such(cache: Path) -> None:
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.short = nn.Conv2d(3, 16, 3, padding=1), Branch(), nn.Conv2d(16, 32, 1, 2)
+            self.down, self.up = nn.Conv2d(16, 24, 3, 2, 1), nn.Conv2d(24, 32, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.b(torch.relu(self.a(x)))
+            result: Tensor = self.short(y) + self.up(torch.relu(self.down(y)))
+            return result
+
+    net = Strided().eval()
+    graph = trace(net, X)
+    assert len(graph.blocks) == 2
+    table = measured_table(graph, load_device("null"), Silent())
+    dropped = {name for cut in calibration_cuts(cost_model(graph, table)) for name in cut.dropped}
+    assert dropped == {"b"}
 
 
 def test_a_unit_takes_its_median_share_over_the_processes(cache: Path) -> None:
@@ -237,7 +284,7 @@ def test_a_table_that_holds_the_networks_is_not_measured_again(cache: Path, monk
     told: list[tuple[int, int]] = []
     table = calibrated(graph, null, measured_table(graph, null, Silent()), on_network=lambda *at: told.append(at))
     distinct = {tuple(sorted(network.kernels.items())) for network in table.networks}
-    assert len(table.networks) == len(distinct) == told[-1][1] <= NETWORKS
+    assert len(table.networks) == len(distinct) == told[-1][1] <= 1 + len(KINDS)
     size = table_path(null, "fp32").stat().st_size
 
     def opened(*_: object, **__: object) -> None:

@@ -80,12 +80,15 @@ def test_before_any_network_the_table_is_believed_with_a_wide_error() -> None:
     assert us == pytest.approx(sum_us(works), rel=1e-12)
     a, b, head = (work.us for work in works)
     traffic = {"conv": a + b, "linear": head}  # bytes are scaled to the time of their family
-    whole = (PRIOR[kind] for kind in ("all", "constant", "own constant"))
+    whole = (PRIOR[kind] for kind in ("all", "structure", "own constant"))
     expected = (sum(deviation**2 for deviation in whole) + TOTAL_NOISE**2) * us**2
-    expected += (PRIOR["family"] ** 2 + PRIOR["bytes"] ** 2) * sum(time**2 for time in traffic.values())
+    expected += (PRIOR["family"] ** 2 + PRIOR["bytes"] ** 2 + PRIOR["beside"] ** 2) * sum(
+        time**2 for time in traffic.values()
+    )
     expected += PRIOR["unit"] ** 2 * (a**2 + b**2 + head**2)
     typical, cold = np.median([a, b, head]), uncorrected("net", works, BARE).cold(works)
     assert 0 < cold < 1
+    expected += (PRIOR["constant"] * typical) ** 2 + (PRIOR["beside each"] * typical * 3) ** 2
     expected += (PRIOR["each"] * typical) ** 2 * (2**2 + 1**2)
     expected += (cold * PRIOR["cold every"] * typical) ** 2 * 3**2  # all three are off together
     expected += (cold * PRIOR["cold each"] * typical) ** 2 * (2**2 + 1**2)  # two convolutions are
@@ -118,15 +121,14 @@ def test_one_factor_on_everything_is_learned_from_few_networks(told: bool) -> No
 FACTORS = {"conv": 0.85, "pointwise": 1.2, "linear": 1.1, "add": 0.9}
 
 
-def test_node_times_tell_a_factor_for_each_family_and_take_up_the_overhead() -> None:
+def test_node_times_tell_a_factor_for_each_family_and_totals_what_is_beside_them() -> None:
     constant = 0.02 * sum_us(network())
     observations = [
         measured(network(*widths), lambda work: FACTORS[work.kernel.family], constant_us=constant) for widths in MANY
     ]
     correction = learn(observations, BARE, known=[("net", network())])
     for work, us in zip(UNSEEN, correction.unit_us("net", UNSEEN, correction.cold(UNSEEN)), strict=True):
-        expected = FACTORS[work.kernel.family] * work.us + constant / len(UNSEEN)  # what is beside them is shared
-        assert us / work.us == pytest.approx(expected / work.us, abs=0.03), work.name
+        assert us / work.us == pytest.approx(FACTORS[work.kernel.family], abs=0.05), work.name
     total = constant + sum(FACTORS[work.kernel.family] * work.us for work in UNSEEN)
     assert correction.total("net", UNSEEN)[0] == pytest.approx(total, rel=0.005)
 
@@ -174,12 +176,13 @@ def equations_by_hand(
     rows, us, noise = [], [], []
     told = [work.node_us for work in observation.works if work.node_us is not None]
     cold = correction.cold(observation.works)
-    beside = (observation.total_us - sum(told)) / len(told)
+    beside: dict[tuple[str, str], float] = {("beside each", ""): float(len(told))}  # in the total alone
     for work in observation.works:
         family = work.kernel.family
         values = {
             ("all", ""): work.us,
             ("family", family): work.us,
+            ("structure", "net"): work.us,
             ("unit", f"net/{work.name}"): work.us,
             ("bytes", family): work.kernel.num_bytes * bytes_us[family],
             ("weights", ""): cold * work.kernel.weight_bytes * weights_us,
@@ -189,11 +192,13 @@ def equations_by_hand(
         }
         assert work.node_us is not None
         rows.append(np.array([values.get(column, 0.0) for column in correction.columns]))
-        us.append(work.node_us + beside)
+        us.append(work.node_us)
+        beside["beside", family] = beside.get(("beside", family), 0.0) + values["bytes", family]
         noise.append(NODE_NOISE * us[-1] + NODE_NOISE_TYPICAL * correction.typical_us)
     around = {
-        ("constant", ""): dense_us,
+        ("constant", ""): 1.0,
         ("own constant", "net"): dense_us,
+        **beside,
     }
     rows.append(np.sum(rows, axis=0) + [around.get(column, 0.0) for column in correction.columns])
     return np.array(rows), [*us, observation.total_us], [*noise, TOTAL_NOISE * observation.total_us]
@@ -246,7 +251,7 @@ def test_an_outlier_hardly_moves_the_rest() -> None:
     moved = learn([observations[0], spoiled, *observations[2:]], BARE, known=[("net", network())])
     assert moved.total("net", UNSEEN)[0] == pytest.approx(clean.total("net", UNSEEN)[0], rel=0.01)
     before, after = (each.unit_us("net", UNSEEN, each.cold(UNSEEN)) for each in (clean, moved))
-    assert after[1:] == pytest.approx(before[1:], rel=0.01)
+    assert after[1:] == pytest.approx(before[1:], rel=0.02)
     assert after[0] == pytest.approx(before[0], rel=0.05)
 
 
@@ -301,11 +306,11 @@ def test_other_networks_teach_the_families_of_one_that_was_never_measured() -> N
 
 
 def test_how_cold_a_network_is_goes_by_its_weights_and_its_largest_activations() -> None:
-    """At the capacity a half; sharply less below it and all above."""
+    """At the capacity a half; less below it and more above."""
     conv, linear = network(units={"a": CONV, "head": LINEAR})
     activations = [4 * 64 * (conv.kernel.spatial[0] * conv.kernel.spatial[1]) * 2, 4 * 64 * 49 * 2]
     touched = 4 * (64 * 64 * 9 + 64 * 64) + max(activations)
-    for share, cold in ((1.0, 0.5), (0.5, 1 / 17), (2.0, 16 / 17)):
+    for share, cold in ((1.0, 0.5), (0.5, 1 / 3), (2.0, 2 / 3)):
         assert Correction(stairs=BARE, capacity=touched / share).cold([conv, linear]) == pytest.approx(cold)
 
 
@@ -325,11 +330,42 @@ def test_what_rough_widths_cost_in_a_network_is_learned_apart_from_their_tabled_
         assert taught.total("net", works)[0] == pytest.approx(expected, rel=0.015)
 
 
+def test_parts_that_are_no_whole_blocks_are_copied_out_of_their_layout_and_back() -> None:
+    """Blocks of 16 channels: a concatenation of 40 and 24 channels takes longer than one of 32 and 32."""
+    blocked = Staircase(families={"conv": Stairs(c_in=16, c_out=16)})
+    joined = {"a": POINTWISE, "cat": Kernel(operator="cat", c_in=64, c_out=64, spatial=(28, 28))}
+    observations = []
+    for part in range(8, 57, 4):
+        works = [
+            replace(work, kernel=replace(work.kernel, parts=(part, 64 - part))) if work.name == "cat" else work
+            for work in network(units=joined)
+        ]
+        observations.append(measured(works, lambda w: 3.0 if any(part % 16 for part in w.kernel.parts) else 1.0))
+    aligned, apart = observations[2], observations[1]
+    assert aligned.works[1].kernel.parts == (16, 48) and apart.works[1].kernel.parts == (12, 52)
+    taught = learn([o for o in observations if o not in (aligned, apart)], blocked, known=[("net", aligned.works)])
+    for observation in (aligned, apart):
+        assert taught.total("net", observation.works)[0] == pytest.approx(observation.total_us, rel=0.02)
+    assert apart.total_us > 1.1 * aligned.total_us
+    blind = learn([o for o in observations if o not in (aligned, apart)], BARE, known=[("net", aligned.works)])
+    assert abs(blind.total("net", aligned.works)[0] / aligned.total_us - 1) > 0.05, "without steps there are no blocks"
+
+
+def test_channels_that_are_read_as_they_are_take_a_copy_before_them() -> None:
+    narrow = Staircase(families={"conv": Stairs(c_in=16, c_out=16, pads_in=False)})
+    terms = dict(uncorrected("net", network(), narrow).terms("net", network(c_in=12)[0]))
+    prior = uncorrected("net", network(), narrow)
+    assert terms["narrow", ""] == pytest.approx(12 * 28 * 28 * 4 * prior.moved_us)
+    assert ("narrow", "") not in dict(prior.terms("net", network(c_in=16)[0]))
+    padded = replace(prior, stairs=Staircase(families={"conv": Stairs(c_in=16, c_out=16)}))
+    assert ("narrow", "") not in dict(padded.terms("net", network(c_in=12)[0]))
+
+
 def factors_of(factors: Mapping[str, float]) -> Callable[[Work], float]:
     return lambda work: factors[work.name]
 
 
-@pytest.mark.parametrize("capacity", [2.0**19, 2.0**21])
+@pytest.mark.parametrize("capacity", [2.0**21, 2.0**23])
 def test_the_capacity_is_the_one_that_explains_what_networks_take_for_their_weights(capacity: float) -> None:
     """A megabyte of weights costs 1 ms, but only in networks beyond the capacity."""
     deep = {f"x{i}": CONV for i in range(8)} | {"head": LINEAR}

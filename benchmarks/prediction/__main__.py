@@ -1,13 +1,15 @@
 """How well does the cost model predict networks that it has not seen?
 
-    python -m benchmarks.prediction [--device host-openvino] [--only NETWORK]... [--work FOLDER] [--again]
+    python -m benchmarks.prediction [--device host-openvino] [--only NETWORK]... [--work FOLDER] [--again STAGE]...
+        [--seeds FIRST]
 
 For each network, one after the other on one table that starts empty: profile and calibrate (`profile`), predict 12
-random choices of widths (every group uniform in 0.25 to 1.0 of its channels; even seeds anywhere, odd ones on multiples
-of 8) and what the solver chooses for 0.8x, 0.6x, 0.5x and 0.4x (`--saliency l2`), then measure these and the dense
-network twice, in two processes, interleaved (`measure`), as a fit would. Nothing predicted is used to calibrate. *Table
-only* is the prediction without the networks of the same structure, from the table of all others (`table_only`, at the
-end). Resumable: what is done for a network is kept in FOLDER. Writes
+random choices of widths (every group uniform in 0.25 to 1.0 of its channels; even ones anywhere, odd ones on multiples
+of 8; their seeds count from FIRST) and what the solver chooses for 0.8x, 0.6x, 0.5x and 0.4x (`--saliency l2`), then
+measure these and the dense network twice, in two processes, interleaved (`measure`), as a fit would. Nothing predicted
+is used to calibrate. *Table only* is the prediction without the networks of the same structure, from the table of all
+others (`table_only`, at the end). Resumable: what is done for a network is kept in FOLDER, with the seeds that it was
+done with. Writes
 benchmarks/results/prediction_<device>_<date>.{jsonl,md}.
 """
 
@@ -22,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.prediction.networks import NETWORKS
+from benchmarks.prediction.networks import FIRST_SEED, NETWORKS
 from benchmarks.prediction.report import write
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -38,6 +40,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="table, engines and what was found so far")
     parser.add_argument("--stage", action="append", default=[], choices=STAGES, help="do only this, of all networks")
     parser.add_argument("--again", action="append", default=[], choices=STAGES, help="do this stage again")
+    parser.add_argument("--seeds", type=int, default=FIRST_SEED, metavar="FIRST", help="of the random widths")
     options = parser.parse_args()
     work = options.work or Path(tempfile.gettempdir()) / "edgeprune-prediction"
     os.environ["XDG_CACHE_HOME"] = str(work / "cache")  # a table of its own
@@ -53,6 +56,8 @@ def main() -> int:
         row = json.loads(path.read_text("utf-8")) if path.is_file() else {"network": name, "device": options.device}
         if stage not in row or stage in options.again:
             started = time.perf_counter()
+            if stage == "predict":
+                row["first_seed"] = options.seeds
             row[stage] = getattr(stages, stage)(name, options.device, work, row)
             row[stage]["seconds"] = round(time.perf_counter() - started, 1)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,10 @@ import warnings
 
 import torch
 
+FIRST_SEED = 1000
+"""Of the random widths, unless told."""
+RANDOM = 12
+"""Random choices of widths of each network, with seeds that count from the first."""
 NETWORKS = (
     "mobilenet_v2",
     "resnet18",

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.prediction.networks import FIRST_SEED, RANDOM
+
 Row = dict[str, Any]
 WAYS = {"cost model": "us", "sum of isolated layers": "isolated_us", "MACs x constant": "macs"}
 
@@ -84,7 +86,7 @@ def write(rows: list[Row], folder: Path) -> Path:
     pruned = [e for e in entries if e["case"] != "dense"]
     chosen = [e for e in pruned if e["case"].startswith("solver")]
     random = [e for e in pruned if e["case"].startswith("random")]
-    parts = [f"# Prediction on {device}, {date.today()}", "", _versions(device), ""]
+    parts = [f"# Prediction on {device}, {date.today()}", "", _versions(device), "", _seeds(rows), ""]
     parts += ["| all networks | median error | 95th percentile | bias | n |", "|---|---|---|---|---|"]
     for way in (*WAYS, "table only"):
         parts.append(line(f"{way}, ratio to dense", [e[f"{way}, to dense"] for e in pruned]))
@@ -139,6 +141,12 @@ def _cost(rows: list[Row]) -> str:
         share = own["kernels"] / own["grid"]
         parts.append(f"| {row['network']} | {own['kernels']} | {share:.0%} of {own['grid']} | {own['seconds']:.0f} |")
     return "\n".join(parts)
+
+
+def _seeds(rows: list[Row]) -> str:
+    first = sorted({row.get("first_seed", FIRST_SEED) for row in rows})
+    ranges = " and ".join(f"{seed} to {seed + RANDOM - 1}" for seed in first)
+    return f"Random widths: seeds {ranges}, {RANDOM} a network (even anywhere, odd on multiples of 8)."
 
 
 def _versions(device: str) -> str:

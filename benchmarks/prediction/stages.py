@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import edgeprune as ep
-from benchmarks.prediction.networks import build
+from benchmarks.prediction.networks import RANDOM, build
 from edgeprune.budget import parse_budget
 from edgeprune.calibration import Cut, Source, calibration_cuts, with_networks
 from edgeprune.cost import CostModel, cost_model
@@ -33,7 +33,6 @@ from edgeprune.table import LatencyTable, read_table, table_path
 from edgeprune.transport import open_session
 from edgeprune.units import samples, shape_key
 
-RANDOM = 12
 BUDGETS = (0.8, 0.6, 0.5, 0.4)
 PASSES = 4
 TIMING = Timing(
@@ -88,7 +87,7 @@ def predict(name: str, device_name: str, work: Path, row: Row) -> Row:
     table = _table(device)
     cost = cost_model(graph, table)
     cases: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {"dense": (dict(graph.dense_widths), ())}
-    cases |= {f"random {seed}": (_random(graph, seed), ()) for seed in range(RANDOM)}
+    cases |= {f"random {number}": (_random(graph, row["first_seed"] + number), ()) for number in range(RANDOM)}
     cases |= _chosen(cost, graph, model)
     found: Row = {}
     for case, (widths, dropped) in cases.items():
@@ -122,7 +121,7 @@ def table_only(name: str, device_name: str, work: Path, row: Row) -> Row:
 
 def _random(graph: ModelGraph, seed: int) -> dict[str, int]:
     """Every group uniform in 0.25 to 1.0 of its channels; on multiples of 8 where the seed is odd."""
-    rng = np.random.default_rng(1000 + seed)
+    rng = np.random.default_rng(seed)
     widths = {}
     for group in sorted(graph.groups, key=lambda group: group.id):
         width = rng.uniform(0.25, 1.0) * group.num_channels
