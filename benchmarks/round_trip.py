@@ -210,7 +210,7 @@ def main() -> int:
     which = given.devices.replace(",", "_")
     (given.out / f"round_trip_{which}_{datetime.date.today()}.md").write_text(text, encoding="utf-8")
     print(text)
-    return 1 if any(tried.fault for _, every in results.values() for tried in every) else 0
+    return 1 if any("error" in told or any(each.fault for each in every) for told, every in results.values()) else 0
 
 
 if __name__ == "__main__":
