@@ -335,16 +335,15 @@ class Profiler:
         """
         if isinstance(error, ConnectionLost):
             return [batch]
-        if self.session.busy_with in (COMPUTE, MEMORY, "state"):
+        busy_with = self.session.busy_with
+        guilty = [kernel for kernel in batch if kernel.key == busy_with or len(batch) == 1]
+        if busy_with in ("load", "measure", "node_times", "unload", "many") and not guilty:
+            return [[kernel] for kernel in batch]
+        if not guilty or busy_with in (COMPUTE, MEMORY, "state"):  # the program itself: no kernel is to blame
             self.cuts += 1
             if self.cuts > MOST_LOST_REFERENCES or not isinstance(error, SessionLost):
                 raise error
             return [batch]
-        guilty = [kernel for kernel in batch if kernel.key == self.session.busy_with or len(batch) == 1]
-        if not guilty:
-            if self.session.busy_with not in ("load", "measure", "node_times", "unload"):
-                raise error  # a reference, or the program itself: no kernel is to blame
-            return [[kernel] for kernel in batch]
         rest = [kernel for kernel in batch if kernel != guilty[0]]
         others = [rest] if rest else []
         if isinstance(error, SessionLost) and not isinstance(error, SessionHung) and guilty[0] not in self.suspects:
@@ -363,7 +362,10 @@ class Profiler:
         lines = [self._line(kernel, measured, nodes.get(kernel.key), loaded[kernel]) for kernel in loaded]
         log.append([session, *lines])
         self.cuts = 0
-        self.session.unload(*(kernel.key for kernel in loaded))
+        try:
+            self.session.unload(*(kernel.key for kernel in loaded))
+        except SessionLost as error:  # they are measured: a new session has nothing loaded
+            self._go_on(error, log)
         for path in self.folder.iterdir():
             path.unlink()
 

@@ -252,7 +252,7 @@ def how_it_ended(code: int | None) -> str:
 
 def printable(text: str) -> str:
     """Text from elsewhere without what would move a terminal's cursor or change its title."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
+    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text.replace("\r\n", "\n"))
 
 
 def _no_constant(name: str) -> float:

@@ -146,7 +146,19 @@ def test_runtime_that_is_not_there_is_an_answer(tmp_path: Path) -> None:
     assert "no_such_runtime" in str(answer["error"])
 
 
-@pytest.mark.parametrize("version", ["3.8", "3.9", "3.12", "3.13"])
+def test_runtime_that_the_user_installed_for_himself_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pip install --user`, which `python -I` leaves out."""
+    monkeypatch.setenv("PYTHONUSERBASE", str(tmp_path / "mine"))
+    site = tmp_path / "mine" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    site.mkdir(parents=True)
+    (site / "my_own_runtime.py").write_text("VERSION = '7'\n")
+    runner = tmp_path / "runner.py"
+    runner.write_text("import my_own_runtime\nNAME = 'x'\ndef version(): return my_own_runtime.VERSION\n")
+    (hello,) = converse(assemble({"x": runner}).text, [{"id": 1, "op": "hello"}], "x")
+    assert hello["version"] == "7"
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.10", "3.12", "3.13"])
 def test_program_runs_under_other_pythons(version: str, tmp_path: Path) -> None:
     homes = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))
     if not homes:

@@ -211,6 +211,22 @@ def test_a_lost_connection_is_no_kernels_fault(tmp_path: Path, monkeypatch: pyte
     assert no.value.exit_code == 4
 
 
+def test_a_session_lost_after_its_batch_is_saved_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, lost = Session.unload, list[tuple[str, ...]]()
+
+    def unload(self: Session, *keys: str) -> None:
+        if not lost:
+            lost.append(keys)
+            raise ConnectionLost("the connection is lost")
+        real(self, *keys)
+
+    monkeypatch.setattr(Session, "unload", unload)
+    path = tmp_path / "t.jsonl"
+    assert len(profile(KERNELS, NULL, table_path=path)) == 20
+    lines = read_lines([path])
+    assert (len(lost[0]), len(lines.rows), lines.failures) == (8, 20, ())
+
+
 def test_a_session_lost_with_nobody_to_blame_tries_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Session.measure
     culprit = KERNELS[2].key

@@ -123,6 +123,17 @@ def test_unreachable_is_exit_4_and_says_what_to_set(
     assert no.value.exit_code == 4
 
 
+def test_no_name_is_a_command(far: Device, tmp_path: Path) -> None:
+    """An interpreter and a folder whose names a shell would take for more than a word."""
+    python = tmp_path / "py';touch${IFS}pwned;$(touch${IFS}pwned)"
+    python.symlink_to(sys.executable)
+    folder = tmp_path / "far;touch${IFS}pwned'$(touch${IFS}pwned)\"`id`"
+    with open_session(far.model_copy(update={"python": str(python), "folder": str(folder)})) as session:
+        assert session.hello()["runner"] == "null"
+    assert (folder / "models").is_dir()
+    assert [path.name for path in (*tmp_path.rglob("pwned"), *Path.home().glob("pwned"))] == []
+
+
 def test_missing_runtime_is_said_with_the_line_for_the_device(sshd: Sshd, require: Callable[[str], None]) -> None:
     """This Python has no tflite; whether it is here doesn't matter."""
     require("openvino")
