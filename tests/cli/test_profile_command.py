@@ -35,7 +35,7 @@ def test_dry_run_then_measured_then_nothing_to_do(cache: Path, capsys: pytest.Ca
 
 def test_a_precision_that_the_device_has_not_is_named(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert profile("--precision", "int8") == 2
-    assert "device 'null' has no precision 'int8' (known: fp32)" in capsys.readouterr().err
+    assert "device 'null' has no precision 'int8' (known: fp32, fp16)" in capsys.readouterr().err
     assert list(cache.iterdir()) == []
 
 
