@@ -24,7 +24,7 @@ def report(work: Path) -> Path:
     lines = [
         f"# Formats and precisions, {date.today()}",
         "",
-        "`python -m benchmarks.formats`: each network pruned once, to 0.7x of its latency by the prediction named below, "
+        "`python -m benchmarks.formats`: each network pruned once, to 0.7x of its latency by the prediction below, "
         "repaired, and exported in every form. *parity*: largest max|a - b| / max|b| to the pruned torch "
         "module. Latencies: one thread, batch 1, pruned beside dense of the same form, interleaved, two processes. "
         "*MB*: what is deployed. Quality: of the pruned engine; agreement and relative error to dense in torch.",
