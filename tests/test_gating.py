@@ -134,3 +134,18 @@ def test_verify_judges_a_bundle_on_data_and_ends_with_7(tmp_path: Path, capsys: 
     assert "needs labels" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "bundle"), "--min-quality", "0.5"]) == 2
     assert "needs data to judge by" in capsys.readouterr().err
+
+
+def test_a_ratio_may_be_to_the_dense_engine_in_another_precision(tmp_path: Path) -> None:
+    """The formula takes as long in each; what counts is which engines are measured and kept."""
+    from edgeprune.device import Device, in_precision
+
+    device = in_precision(Device(name="null8", backend="null", precisions=("fp32", "int8")), "int8")
+    task = Task(model=plain().eval(), name="plain", example_inputs=X, device=device, saliency="l2", relative_to="fp32")
+    found = fit(task, parse_budget("0.6x"), tmp_path / "bundle")
+    assert found.verification.met and found.verification.pruned.ratio is not None
+    assert 0.5 < found.verification.pruned.ratio.value <= 0.6
+    assert found.bundle.dense is not None
+    assert (found.bundle.engine.precision, found.bundle.dense.precision) == ("int8", "fp32")
+    with pytest.raises(InputError, match="--relative-to says what a ratio is taken to, 8 ms is none"):
+        fit(task, parse_budget("8ms"), tmp_path / "other")

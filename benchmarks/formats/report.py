@@ -24,8 +24,8 @@ def report(work: Path) -> Path:
     lines = [
         f"# Formats and precisions, {date.today()}",
         "",
-        "`python -m benchmarks.formats`: each network pruned once, to 0.7x of its latency in fp32 on OpenVINO as "
-        "predicted, repaired, and exported in every form. *parity*: largest max|a - b| / max|b| to the pruned torch "
+        "`python -m benchmarks.formats`: each network pruned once, to 0.7x of its latency by the prediction below, "
+        "repaired, and exported in every form. *parity*: largest max|a - b| / max|b| to the pruned torch "
         "module. Latencies: one thread, batch 1, pruned beside dense of the same form, interleaved, two processes. "
         "*MB*: what is deployed. Quality: of the pruned engine; agreement and relative error to dense in torch.",
         "",
@@ -33,7 +33,10 @@ def report(work: Path) -> Path:
         "",
     ]
     for row in found["prune"]:
-        lines.append(f"- {row['network']}: {row['what']}; {row['predicted']:.3f}x {row['origin']}; {row['repair']}")
+        lines.append(
+            f"- {row['network']}: {row['what']}; {row['predicted']:.3f}x on {row['plan_for']} by {row['origin']}; "
+            f"{row['repair']}"
+        )
     lines += ["", HEADER]
     judged, timed = _by_key(found["judge"]), _by_key(found["time"])
     for row in found["judge"]:

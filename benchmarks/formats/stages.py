@@ -153,6 +153,7 @@ def prune_one(bench: Bench, name: str) -> None:
         {
             "network": name,
             "what": subject.what,
+            "plan_for": bench.plan_for,
             "predicted": round(ratio, 4),
             "origin": prepared.cost.basis,
             "repair": told.chosen,
