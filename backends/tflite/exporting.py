@@ -34,8 +34,7 @@ WEIGHTS = {"fp32": ("fp32", "fp16", "int8"), "int8": ("fp32", "int8")}
 LAYOUTS = ("channels_first", "channels_last")
 _TURNS = ((0, 2, 3, 1), (0, 3, 1, 2))
 _PASSING = ("RESHAPE", "MUL")  # between a transposed key and the product with it
-_NORMALISING = ("ADD", "MEAN", "MUL", "RESHAPE", "RSQRT", "SQUARED_DIFFERENCE", "SUB")
-_FROM_ANY = ("SQUARED_DIFFERENCE", "SUB")  # of the values themselves and their mean
+_NORMALISING = ("ADD", "MEAN", "MUL", "RESHAPE", "RSQRT", "SUB")  # of mean and variance alone
 
 
 def export(
@@ -140,24 +139,25 @@ def _signature(content: bytes) -> str:
 def floats(content: bytes) -> list[str]:
     """Outputs of the operators that make up a norm over a width: in int8 its squares lose what the kernel keeps.
 
-    From the mean that a squared difference takes to the product of the two that are left: plans count these layers in
-    fp32 too. A scale or an eps is a constant on the way.
+    (x - mean) r, or x r - mean r, from the mean on: plans count these layers in fp32 too. A scale or an eps is a
+    constant on the way.
     """
     model = parsed(content)
     graph = model.subgraphs[0]
     fixed = {i for i, tensor in enumerate(graph.tensors) if model.buffers[tensor.buffer].data is not None}
-    inside: set[int] = set()
+    operators = [(kind(model, op), set(map(int, op.inputs)) - fixed, int(op.outputs[0]), op) for op in graph.operators]
+    values = {int(op.inputs[0]) for name, _, _, op in operators if name == "SQUARED_DIFFERENCE"}
+    means, statistics, shifted = _means(model), set[int](), set[int]()
     found: list[int] = []
-    means = _means(model)
-    for operator in graph.operators:
-        name, output = kind(model, operator), int(operator.outputs[0])
-        own = inside.intersection(operator.inputs)
-        if output in means or (own and (name in _FROM_ANY or inside | fixed >= set(operator.inputs))):
-            if output not in means and name not in _NORMALISING:
-                continue
-            found.append(output)
-            if name != "MUL" or len(own) < 2:  # else the end
-                inside.add(output)
+    for name, inputs, output, _ in operators:
+        squares = name == "SQUARED_DIFFERENCE" and inputs & statistics
+        if output in means or squares or (name in _NORMALISING and inputs and inputs <= statistics):
+            statistics.add(output)
+        elif name in ("SUB", "MUL") and inputs & statistics and inputs <= statistics | values:
+            shifted.add(output)
+        elif not (name in ("MUL", "ADD") and inputs & shifted and inputs <= statistics | shifted):  # else the end
+            continue
+        found.append(output)
     return [text(graph.tensors[index].name) for index in found]
 
 
