@@ -1,7 +1,7 @@
 """LiteRT's files in every form: exported here, run here and in an older runtime, compared with torch.
 
     python -m benchmarks.tflite_runtime --python /path/to/python3.10 --out benchmarks/results/tflite_runtime_DATE.md
-        [--python /path/to/python3.8] [--cifar FOLDER --resnet56 resnet56-4bfd9763.th --pictures 1000]
+        [--python /path/to/python3.8] [--only ViT] [--cifar FOLDER --resnet56 resnet56-4bfd9763.th --pictures 1000]
 
 Each `--python` has an environment with the runtime and numpy alone (`pip install tflite-runtime==2.14.0 'numpy<2'`);
 the device program runs there as it would on a device. About 3 minutes for the three networks with random weights, 10
@@ -74,6 +74,7 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", default=[], help="of an environment with an older runtime")
+    parser.add_argument("--only", default="", help="networks whose names hold this")
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--resnet56", type=Path)
     parser.add_argument("--pictures", type=int, default=1000)
@@ -106,12 +107,14 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         ("two ViT blocks, 64 px", vit, 64, "channels_first"),
     ]
     for name, make, size, layout in nets:
+        if options.only not in name:
+            continue
         torch.manual_seed(0)
         drawn = torch.randn(CALIBRATION + CHECKED, 3, size, size)
         given = [(picture[None],) for picture in drawn[CHECKED:]]
         module = redrawn(make())
         yield Case(name=name, module=module, calibration=given, pictures=drawn[:CHECKED], layout=layout)
-    if options.cifar and options.resnet56:
+    if options.cifar and options.resnet56 and options.only in "ResNet-56":
         images, labels = cifar.test_images(options.cifar)
         training, _ = cifar.training_images(options.cifar)
         yield Case(

@@ -184,6 +184,6 @@ def _digest(program: ExportedProgram) -> str:
             digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         else:
             digest.update(repr(value).encode())
-    for spec in (program.range_constraints, [tuple(x.shape) for x in program.example_inputs[0]]):
+    for spec in (program.range_constraints, [(x.dtype, tuple(x.shape)) for x in program.example_inputs[0]]):
         digest.update(repr(spec).encode())
     return digest.hexdigest()

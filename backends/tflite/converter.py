@@ -68,7 +68,7 @@ def _static(made: Any, content: bytes, request: dict[str, Any]) -> Any:
     for kind in (kinds.INPUT, kinds.OUTPUT, kinds.BATCH_MATMUL, kinds.SOFTMAX):
         made.update_quantization_recipe(".*", kind, algorithm_key=never)
     for name in request["float"]:
-        made.update_quantization_recipe(f"^{re.escape(name)}(;|$)", kinds.ALL_SUPPORTED, algorithm_key=never)
+        made.update_quantization_recipe(f"^{re.escape(name)};?$", kinds.ALL_SUPPORTED, algorithm_key=never)
     manager = recipe_manager.RecipeManager()
     manager.load_quantization_recipe(made.get_quantization_recipe())
     seen = calibrator.Calibrator(content, num_threads=1, qsv_update_func=qsv_utils.min_max_update)

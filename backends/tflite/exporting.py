@@ -35,7 +35,7 @@ WEIGHTS = {"fp32": ("fp32", "fp16", "int8"), "int8": ("fp32", "int8")}
 LAYOUTS = ("channels_first", "channels_last")
 _TURNS = ((0, 2, 3, 1), (0, 3, 1, 2))
 _PASSING = ("RESHAPE", "MUL")  # between a transposed key and the product with it
-_NORMALISING = ("ADD", "MEAN", "RSQRT", "SQUARED_DIFFERENCE", "SUB")
+_NORMALISING = ("ADD", "MEAN", "MUL", "RESHAPE", "RSQRT", "SUB")  # of mean and variance alone
 
 
 def export(
@@ -140,20 +140,37 @@ def _signature(content: bytes) -> str:
 def floats(content: bytes) -> list[str]:
     """Outputs of the operators that make up a norm over a width: in int8 its squares lose what the kernel keeps.
 
-    From the mean that a squared difference takes to the product that scales: plans count these layers in fp32 too.
+    (x - mean) r, or x r - mean r, from the mean on: plans count these layers in fp32 too. A scale or an eps is a
+    constant on the way.
     """
     model = parsed(content)
     graph = model.subgraphs[0]
-    inside: set[int] = set()
-    means = {
-        int(operator.inputs[1]) for operator in graph.operators if kind(model, operator) == "SQUARED_DIFFERENCE"
-    } - set(graph.inputs)
-    for operator in graph.operators:
-        normalises = kind(model, operator) in _NORMALISING and inside.intersection(operator.inputs)
-        scales_it = kind(model, operator) == "MUL" and inside.issuperset(operator.inputs)
-        if normalises or scales_it or means.intersection(operator.outputs):
-            inside.update(map(int, operator.outputs))
-    return [text(graph.tensors[index].name) for index in sorted(inside)]
+    fixed = {i for i, tensor in enumerate(graph.tensors) if model.buffers[tensor.buffer].data is not None}
+    operators = [(kind(model, op), set(map(int, op.inputs)) - fixed, int(op.outputs[0]), op) for op in graph.operators]
+    values = {int(op.inputs[0]) for name, _, _, op in operators if name == "SQUARED_DIFFERENCE"}
+    means, statistics, shifted = _means(model), set[int](), set[int]()
+    found: list[int] = []
+    for name, inputs, output, _ in operators:
+        squares = name == "SQUARED_DIFFERENCE" and inputs & statistics
+        if output in means or squares or (name in _NORMALISING and inputs and inputs <= statistics):
+            statistics.add(output)
+        elif name in ("SUB", "MUL") and inputs & statistics and inputs <= statistics | values:
+            shifted.add(output)
+        elif not (name in ("MUL", "ADD") and inputs & shifted and inputs <= statistics | shifted):  # else the end
+            continue
+        found.append(output)
+    return [text(graph.tensors[index].name) for index in found]
+
+
+def _means(model: Any) -> set[int]:
+    """What squared differences take, back to the operator that computed the mean; a reshape may stand between."""
+    operators = model.subgraphs[0].operators
+    found = {int(operator.inputs[1]) for operator in operators if kind(model, operator) == "SQUARED_DIFFERENCE"}
+    for operator in reversed(operators):
+        if kind(model, operator) == "RESHAPE" and int(operator.outputs[0]) in found:
+            found.add(int(operator.inputs[0]))
+    made = {int(operator.outputs[0]): kind(model, operator) for operator in operators}
+    return {tensor for tensor in found if made.get(tensor) in ("MEAN", "RESHAPE")}
 
 
 def _notes(model: Any, precision: str, weights: str, layout: str, changes: int) -> Mapping[str, str]:

@@ -106,6 +106,8 @@ def needed(model: Any, graph: Any, operator: Any) -> int:
     least = max((version for many, version in _DIMENSIONS.get(name, {}).items() if dimensions >= many), default=1)
     if name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
         return max(least, _contraction(name, operator, inputs))
+    if name == "EMBEDDING_LOOKUP" and len(scales(inputs[1])) > 1:
+        return 4
     if name == "DEQUANTIZE" and dtype(inputs[0]) == "float16":
         return 3
     if name == "DEQUANTIZE" and len(scales(inputs[0])) > 1:

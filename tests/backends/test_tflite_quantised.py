@@ -191,6 +191,31 @@ def test_a_norm_over_a_width_stays_in_floats_and_the_mean_of_a_picture_does_not(
     assert error(answers(engine, batch)[1], batch, module) <= 2e-2
 
 
+def test_what_makes_up_a_norm_is_found_with_a_scale_and_reshapes_on_the_way() -> None:
+    from edgeprune.backends.tflite.exporting import floats
+    from edgeprune.tflite_file import TfliteFile
+
+    file = TfliteFile()
+    x = file.input("x", (1, 9, 24))
+    axis, narrow, wide = file.integers([2]), (1, 9), (1, 9, 1)
+    mean = file.operator("MEAN", [x, axis], narrow)
+    flat = file.operator("RESHAPE", [mean, file.integers(wide)], wide)
+    squares = file.operator("SQUARED_DIFFERENCE", [x, flat], (1, 9, 24))
+    variance = file.operator("ADD", [file.operator("MEAN", [squares, axis], wide), eps(file)], wide)
+    scale = file.operator("MUL", [file.operator("RSQRT", [variance], wide), eps(file, 24)], (1, 9, 24))
+    normed = file.operator("MUL", [file.operator("SUB", [x, flat], (1, 9, 24)), scale], (1, 9, 24))
+    after = file.operator("ADD", [normed, eps(file, 24)], (1, 9, 24))
+    y = file.operator("MEAN", [file.operator("ADD", [after, x], (1, 9, 24)), axis], narrow)  # no norm's
+    found = floats(file.to_bytes({"y": y}))
+    assert set(found) >= {file.tensors[index].name for index in (mean, flat, squares, variance, scale, normed)}
+    assert not set(found) & {file.tensors[index].name for index in (after, after + 1, y)}
+    assert len(found) == 9  # and the mean of squares, the root and the difference
+
+
+def eps(file: Any, width: int = 1) -> int:
+    return int(file.constant(np.full((width,), 1e-5, np.float32)))
+
+
 def test_images_with_their_channels_last_are_not_turned(tmp_path: Path) -> None:
     """By the option of a device; what torch gives is compared with what the engine gives for the turned image."""
     device = Device(name="last", backend="tflite", precisions=("fp32", "int8"), options={"layout": "channels_last"})
