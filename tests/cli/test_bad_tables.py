@@ -210,12 +210,12 @@ def test_a_device_that_stays_away_is_told_with_what_was_saved(
     def measure(self: Session, *arguments: Any, **options: Any) -> Any:
         batches.append(len(batches))
         if len(batches) > 2:
-            self.channel._process.kill()  # type: ignore[attr-defined]
+            self.channel._wire.kill()  # type: ignore[attr-defined]
         return real_measure(self, *arguments, **options)
 
     def hello(self: Session) -> dict[str, Any]:
         if len(batches) > 2:
-            self.channel._process.kill()  # type: ignore[attr-defined]
+            self.channel._wire.kill()  # type: ignore[attr-defined]
         return real_hello(self)
 
     monkeypatch.setattr(Session, "measure", measure)
