@@ -112,7 +112,7 @@ def test_a_kernel_computes_what_it_does_in_floats_to_a_few_steps(
     quantised = replace(kernel, precision="int8")
     path = find_backend("tflite").build(quantised, tmp_path)
     loaded = session.load(quantised.key, path)
-    assert loaded.notes == {"ran_in": {"int8": 1.0}} and refusal(quantised, loaded.notes["ran_in"]) is None
+    assert loaded.notes["ran_in"] == {"int8": 1.0} and refusal(quantised, loaded.notes["ran_in"]) is None
     rng = np.random.default_rng(0)
     step = LIMIT / 127
     given = [np.rint(rng.standard_normal(s.shape).clip(-3, 3) / step).astype(np.int8) for s in loaded.inputs]
