@@ -15,6 +15,7 @@ from edgeprune.bundle import read_bundle
 from edgeprune.data import Data, load_data
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError, QualityError, did_you_mean
+from edgeprune.parity import Sample, fed
 from edgeprune.preprocessing import Preprocessing
 from edgeprune.quality import Outputs, Quality, compare, evaluate, outputs
 from edgeprune.transport import Session, open_session
@@ -88,7 +89,8 @@ def engine_function(session: Session, key: str, engine: Engine) -> Callable[[tor
     def answer(x: torch.Tensor) -> torch.Tensor:
         given = x.numpy().astype(engine.inputs[0].dtype)
         filled = np.concatenate([given, np.repeat(given[-1:], size - len(given), axis=0)])
-        return torch.from_numpy(session.run(key, [filled, *others])[0][: len(given)])
+        inputs = fed(engine, Sample(inputs=(filled, *others), outputs=()))
+        return torch.from_numpy(session.run(key, inputs)[0][: len(given)])
 
     return answer
 

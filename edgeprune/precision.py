@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgeprune.errors import InputError
 from edgeprune.kernel import OPERATORS, Kernel
 from edgeprune.measurement import NodeTimes
 
@@ -66,12 +65,3 @@ def refusal(kernel: Kernel, shares: Mapping[str, float] | None) -> str | None:
         return None
     told = ", ".join(f"{share:.0%} {name}" for name, share in shares.items())
     return f"the runtime did not compute it in {kernel.precision}: {told}"
-
-
-def check_exportable(precision: str) -> None:
-    """`InputError` for int8, in a backend that finds no ranges yet."""
-    if precision == "int8":
-        raise InputError(
-            f"a network can't be exported in {precision} yet: its activations' ranges would have to be calibrated; "
-            "kernels can be profiled, and plans made from them, in it"
-        )

@@ -222,7 +222,7 @@ def _parity(engine: Engine, device: Device) -> Row:
     with open_session(device, precision=engine.precision) as session:
         session.load("engine", engine.path)
         errors = [
-            max(parity.output_errors(engine, session.run("engine", list(sample.inputs)), sample).values())
+            max(parity.output_errors(engine, session.run("engine", parity.fed(engine, sample)), sample).values())
             for sample in expected
         ]
         try:
