@@ -133,8 +133,8 @@ def _list(as_json: bool) -> None:
 
 def _state(row: dict[str, Any]) -> str:
     if not row["at_hand"]:
-        how = "by its data sheet: --allow-modelled" if row["allow_modelled"] else "no data sheet"
-        return f"no host    {how}, or edgeprune devices add {row['name']} --host USER@HOST"
+        modelled = ", or modelled from its data sheet: --allow-modelled" if row["allow_modelled"] else ""
+        return f"no host    edgeprune devices add {row['name']} --host USER@HOST{modelled}"
     if row["transport"] != "local":
         return f"{row['transport']:<9}  {row['backend']} on {row['host'] or row['serial'] or 'the one plugged in'}"
     mark = "available" if row["available"] else "missing  "
