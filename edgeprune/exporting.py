@@ -108,7 +108,8 @@ def layout_of(device: Device, backend: Backend) -> dict[str, str]:
     """The option `layout` of a device, if it has one, for a backend that writes more than one."""
     if "layout" not in device.options:
         return {}
-    if "layout" not in inspect.signature(backend.export).parameters:
+    runtime = getattr(backend, "runtime", backend)  # of a remote or modelled device the one behind it
+    if "layout" not in inspect.signature(runtime.export).parameters:
         raise InputError(f"device '{device.name}' has an option 'layout', but {backend.name} writes only one")
     return {"layout": str(device.options["layout"])}
 

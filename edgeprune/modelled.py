@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from edgeprune.backends import Backend, find_backend
 
@@ -68,10 +68,19 @@ class Remote:
         return self.runtime.build(kernel, folder)
 
     def export(
-        self, pruned: Pruned, folder: Path, precision: str, *, kernels: Sequence[Kernel] = (), weights: str = "fp32"
+        self,
+        pruned: Pruned,
+        folder: Path,
+        precision: str,
+        *,
+        kernels: Sequence[Kernel] = (),
+        weights: str = "fp32",
+        calibration: Calibration = (),
+        **form: str,
     ) -> Engine:
-        """The runtime's engine."""
-        return self.runtime.export(pruned, folder, precision, kernels=kernels, weights=weights)
+        """The runtime's engine; `form` is what this runtime alone takes, such as a `layout`."""
+        how: dict[str, Any] = {"kernels": kernels, "weights": weights, "calibration": calibration, **form}
+        return self.runtime.export(pruned, folder, precision, **how)
 
 
 def packages_missing(runtime: Backend) -> str | None:
@@ -125,14 +134,16 @@ class Modelled:
         kernels: Sequence[Kernel] = (),
         weights: str = "fp32",
         calibration: Calibration = (),
+        **form: str,
     ) -> Engine:
-        """The runtime's engine, with the times of its kernels beside it in model.json."""
+        """The runtime's engine, with the times of its kernels beside it in model.json; `form` as of any runtime."""
         from edgeprune.backends import null
 
         times = null.export(pruned, folder, precision, kernels=kernels, roofline=self.roofline)
         if not self.engines:
             return replace(times, backend=self.name)
-        engine = self.runtime.export(pruned, folder, precision, weights=weights, calibration=calibration)
+        how: dict[str, Any] = {"weights": weights, "calibration": calibration, **form}
+        engine = self.runtime.export(pruned, folder, precision, **how)
         return replace(engine, files=(*engine.files, times.path), notes={**engine.notes, "latency": "modelled"})
 
 

@@ -47,6 +47,21 @@ def test_an_engine_runs_and_says_what_goes_in_and_out(backend: str, require: Req
         assert np.abs(output - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_remote_devices_engine_is_that_of_its_runtime_here(precision: str, require: Require, tmp_path: Path) -> None:
+    require("onnxruntime")
+    given, here = pruned(redrawn(Net())), load_device("host-onnxruntime")
+    there = here.model_copy(update={"name": "far", "transport": "ssh", "host": "nowhere"})
+    batches = [given.example_inputs] if precision == "int8" else []
+    one, other = (
+        export(given, device, tmp_path / device.name, precision=precision, calibration=batches)
+        for device in (here, there)
+    )
+    assert one.path.read_bytes() == other.path.read_bytes()
+    with pytest.raises(InputError, match="has an option 'layout', but onnxruntime writes only one"):
+        export(given, there.model_copy(update={"options": {"layout": "channels_last"}}), tmp_path / "turned")
+
+
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "tflite"])
 def test_profiled_nodes_bear_the_names_of_their_modules(backend: str, require: Require, tmp_path: Path) -> None:
     require(backend)

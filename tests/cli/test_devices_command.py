@@ -52,7 +52,7 @@ def test_a_preset_is_added_shown_and_removed(capsys: Capture, folders: Path) -> 
     assert main(["devices", "list"]) == 0
     listed = capsys.readouterr().out
     assert "jetson                measured  ssh        tensorrt on me@orin" in listed
-    assert "no host    edgeprune devices add jetson-orin-nano --host USER@HOST, or modelled from its data sheet" in listed
+    assert "edgeprune devices add jetson-orin-nano --host USER@HOST, or modelled from its data sheet" in listed
     assert main(["devices", "remove", "jetson", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"] == "jetson"
     assert main(["devices", "show", "jetson"]) == 0
