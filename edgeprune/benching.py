@@ -47,7 +47,7 @@ def verify_bundle(
     """
     started = time.perf_counter()
     bundle = read_bundle(path)
-    device = check_modelled(_device_for(bundle, device), allow_modelled)
+    device = check_modelled(device_for(bundle, device), allow_modelled)
     recorded = _recorded(bundle)
     budget = budget if budget is not None else recorded.get("budget")
     wanted = parse_budget(budget) if isinstance(budget, str) else budget
@@ -176,7 +176,7 @@ def _plain(facts: Mapping[str, Any]) -> Mapping[str, Any]:
     return plain
 
 
-def _device_for(bundle: Bundle, device: Device | None) -> Device:
+def device_for(bundle: Bundle, device: Device | None) -> Device:
     """A bundle says which device it is for; how that is reached is only taken from one's own devices.yaml.
 
     Else a bundle from elsewhere could name a host, a file of ssh's options and a program to start there.
@@ -185,7 +185,7 @@ def _device_for(bundle: Bundle, device: Device | None) -> Device:
         told = bundle.manifest.device
         if not told.remote:
             return told
-        device = load_device(told.name, allow_modelled=True)
+        device = load_device(told.name, allow_modelled=True).model_copy(update={"lock_clocks": told.lock_clocks})
     if device.backend != bundle.engine.backend:
         raise InputError(
             f"{bundle.folder} holds an engine for {bundle.engine.backend}, device '{device.name}' runs {device.backend}"
@@ -194,14 +194,14 @@ def _device_for(bundle: Bundle, device: Device | None) -> Device:
 
 
 def _one_device(bundles: Sequence[Bundle], device: Device | None) -> Device:
-    chosen = _device_for(bundles[0], device)
+    chosen = device_for(bundles[0], device)
     for bundle in bundles:
-        if device is None and _device_for(bundle, None) != chosen:
+        if device is None and device_for(bundle, None) != chosen:
             raise InputError(
                 f"{bundle.folder} is for device '{bundle.manifest.device.name}', {bundles[0].folder} for "
                 f"'{chosen.name}': bench compares bundles of one device"
             )
-        _device_for(bundle, chosen)
+        device_for(bundle, chosen)
         if bundle.engine.precision != bundles[0].engine.precision:
             raise InputError(
                 f"{bundle.folder} computes in {bundle.engine.precision}, not {bundles[0].engine.precision}"

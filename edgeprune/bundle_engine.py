@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 SAFETENSORS = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1"}
 SAFETENSORS["BOOL"] = "?"
 CPU_FACTS = ("name", "machine", "vendor", "family", "model", "stepping", "cores")
-ACCELERATOR_FACTS = ("board", "gpu", "compute_capability", "l4t", "power_mode")
+ACCELERATOR_FACTS = ("gpu", "compute_capability")
+BOARD_FACTS = ("board", "soc", "l4t", "power_mode")
 LEAST_DIFFERENCE = 1e-12  # outputs smaller than this in torch are compared as they are
 
 
@@ -196,7 +197,11 @@ def differences(recorded: Mapping[str, Any], hello: Mapping[str, Any]) -> list[s
         found.append(
             "runtime: %s %s then, %s here" % (recorded.get("backend"), recorded.get("version"), hello["version"])
         )
-    for title, key, wanted in (("CPU", "cpu", CPU_FACTS), ("accelerator", "accelerator", ACCELERATOR_FACTS)):
+    for title, key, wanted in (
+        ("CPU", "cpu", CPU_FACTS),
+        ("accelerator", "accelerator", ACCELERATOR_FACTS),
+        ("board", "board", BOARD_FACTS),
+    ):
         then, here = recorded.get(key) or {}, hello.get(key) or {}
         if not hello["modelled"] and any(then.get(fact) != here.get(fact) for fact in wanted):
             found.append("%s: %s then, %s here" % (title, _told(then, wanted), _told(here, wanted)))

@@ -199,7 +199,7 @@ def check_modelled(device: Device, allow_modelled: bool, *, asked: str | None = 
     if device.at_hand:
         return device
     if device.roofline is not None and allow_modelled:
-        return device.model_copy(update={"transport": "local"})  # the formula runs here
+        return device.model_copy(update={"transport": "local", **dict.fromkeys(_ONLY_OF)})  # the formula runs here
     raise DeviceError(_unreachable(device, asked or device.name))
 
 

@@ -47,6 +47,8 @@ def parse_card(line: str) -> dict[str, Any]:
             card[name] = word
         elif name == "reasons":
             card[name] = int(word, 16)
+        elif name == "gpu_memory_mb":
+            card[name] = int(float(word))
         else:
             card[name] = float(word)
     return card

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgeprune.benching import device_for
 from edgeprune.bundle import read_bundle
 from edgeprune.data import Data, load_data
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError, QualityError, did_you_mean
-from edgeprune.parity import Sample, fed
+from edgeprune.parity import Sample, fed, shape_in_torch
 from edgeprune.preprocessing import Preprocessing
 from edgeprune.quality import Outputs, Quality, compare, evaluate, outputs
 from edgeprune.transport import Session, open_session
@@ -121,13 +122,13 @@ def judged(found: Mapping[str, Quality]) -> Quality:
 
 
 def quality_of_bundle(path: Path | str, data_spec: str, *, device: Device | None = None) -> tuple[Quality, Data]:
-    """Of a bundle's engine, compared with its dense engine in the same precision, and the data it was judged on."""
+    """Of a bundle's engine, compared with the dense engine in it, and the data it was judged on."""
     bundle = read_bundle(path)
-    device = device or bundle.manifest.device
+    device = device_for(bundle, device)
     if device.modelled:
         raise InputError(f"device '{device.name}' is modelled: its engine answers nothing that could be judged")
     file = bundle.folder / "preprocessing.json"
     preprocessing = Preprocessing.from_json(file) if file.is_file() else None
-    data = load_data(data_spec, preprocessing, bundle.engine.inputs[0].shape)
+    data = load_data(data_spec, preprocessing, shape_in_torch(bundle.engine))
     dense = engine_outputs(bundle.dense, device, data) if bundle.dense is not None else None
     return compare(engine_outputs(bundle.engine, device, data), dense), data

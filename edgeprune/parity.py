@@ -113,6 +113,14 @@ def fed(engine: Engine, sample: Sample) -> list[Array]:
     return [np.ascontiguousarray(np.moveaxis(x, 1, -1)) if x.ndim == 4 else x for x in sample.inputs]
 
 
+def shape_in_torch(engine: Engine) -> tuple[int, ...]:
+    """Of the first input as the torch module takes it, whose images have their channels first."""
+    shape = tuple(engine.inputs[0].shape)
+    if engine.notes.get("layout") != "channels last" or len(shape) != 4:
+        return shape
+    return shape[0], shape[3], shape[1], shape[2]
+
+
 def output_errors(engine: Engine, found: Sequence[Array], sample: Sample) -> Mapping[str, float]:
     """max|a - b| / max|b| of each output by name; infinite where one is not finite."""
     if len(found) != len(sample.outputs):

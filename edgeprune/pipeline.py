@@ -70,7 +70,7 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
     """
     reporter = reporter or Silent()
     check_one_device(task)
-    if task.device.precisions[0] == "int8" and not task.device.modelled and task.data is None:
+    if task.device.precisions[0] == "int8" and task.device.computes and task.data is None:
         raise InputError(NO_CALIBRATION)
     if task.relative_to is not None:
         check_precision(task.device, task.relative_to)

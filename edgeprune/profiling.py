@@ -168,11 +168,15 @@ def profile(
         missing = missing_kernels(_own(table, fingerprint), wanted, retry_failed)
         if not missing:
             return table
+        if device.remote:  # whoever writes the table may wait for the device: never hold that and wait for the table
+            profiler.release()
         with open_log(path, wait_s=wait_s) as log:
             if wait_s:
                 table = _read(device, precision, table_path, fingerprint, allow_other=other)
                 missing = missing_kernels(_own(table, fingerprint), wanted, retry_failed)
             if missing:
+                if device.remote:
+                    profiler.reopen()
                 profiler.measure(missing, log, on_progress or (lambda done, total: None))
     table = _read(device, precision, table_path, fingerprint, allow_other=False)
     return with_warnings(table, [*staleness(table), *slowed_warnings(device, profiler.slowed)])
@@ -253,6 +257,10 @@ class Profiler:
         self.boot_id = getattr(self.session.channel, "boot_id", None)
         self.fingerprint = fingerprint_of(self.device, self.precision, self.session.hello(), self.timing.regime)
         self.references = ()
+
+    def release(self) -> None:
+        """Leave the device to others until `reopen`."""
+        self.inner.close()
 
     def reopen(self) -> None:
         """Go on in a new process, with nothing loaded; `DeviceError` where none starts any more."""

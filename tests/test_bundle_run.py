@@ -132,6 +132,10 @@ def test_what_is_not_as_it_was() -> None:
     ]
     gpu = {**here, "accelerator": {"gpu": "Orin"}}
     assert differences(then, gpu) == ["accelerator: none then, gpu Orin here"]
+    boards = [{"board": {"board": "Orin Nano", "power_mode": mode}} for mode in ("15W", "MAXN")]
+    assert differences({**then, **boards[0]}, {**here, **boards[1]}) == [
+        "board: board Orin Nano power_mode 15W then, board Orin Nano power_mode MAXN here"
+    ]
 
 
 @pytest.mark.unit

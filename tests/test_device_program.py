@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -104,14 +105,16 @@ def converse(
     program: str, requests: list[object], runner: str, python: str = sys.executable
 ) -> list[dict[str, object]]:
     lines = "".join(json.dumps(request) + "\n" for request in requests)
-    done = subprocess.run(
-        [python, "-I", "-u", "-c", program, runner],
-        input=lines,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:  # it leaves a note there
+        done = subprocess.run(
+            [python, "-I", "-u", "-c", program, runner],
+            input=lines,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            cwd=folder,
+        )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

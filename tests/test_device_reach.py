@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.device import check_modelled, load_device, load_devices
+from edgeprune.device import Device, check_modelled, load_device, load_devices
 from edgeprune.errors import DeviceError, InputError
 
 pytestmark = pytest.mark.unit
@@ -36,6 +36,14 @@ def test_with_a_host_a_preset_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_without_one_it_is_modelled_in_the_precision_of_its_roofline() -> None:
     device = load_device("jetson", allow_modelled=True)
     assert device.modelled and device.precisions == ("fp16",) and device.transport == "local"
+
+
+def test_what_belongs_to_the_way_there_is_left_out_where_a_formula_runs_here(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, f"  box: {{transport: ssh, user: me, port: 22, backend: openvino, roofline: {ROOFLINE}}}\n"
+    )
+    device = load_device("box", path, allow_modelled=True)
+    assert Device.model_validate(device.model_dump()) == device
 
 
 def test_without_host_and_data_sheet_nothing_helps_but_a_host() -> None:

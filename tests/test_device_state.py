@@ -22,6 +22,7 @@ from edgeprune.device_state import (
     slowed_now,
     whole_state,
 )
+from edgeprune.machine import told
 from tests.synthetic_machines import CARD, CARD_LINE, JETSON, RASPBERRY_PI, TEGRASTATS, X86, Machine, path_with, program
 
 pytestmark = pytest.mark.unit
@@ -193,7 +194,9 @@ def test_an_nvidia_card_by_nvidia_smi(tree: Tree) -> None:
 
 
 def test_lines_of_nvidia_smi() -> None:
-    assert parse_card(CARD_LINE)["reasons"] == 0x24
+    card = parse_card(CARD_LINE)
+    assert card["reasons"] == 0x24
+    assert told({"facts": {"gpu_memory_mb": card["gpu_memory_mb"]}})["facts"] == {"gpu_memory_mb": 24564}
     assert "power_w" not in parse_card(CARD_LINE.replace("312.50", "[N/A]"))
     assert parse_card("Field clocks.current is not a valid field to query.") == {}
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -96,8 +98,14 @@ def measured_documents(graphs: list[Any], devices: list[Device], how: dict[str, 
     if len(devices) == 1:
         return [_document(_measured(graphs, devices[0], console, **how), devices[0])]
 
+    here = Lock()  # devices that are this machine would disturb one another
+
     def work(device: Device) -> Callable[[], dict[str, Any]]:
-        return lambda: _document(_measured(graphs, device, console.view(device.name), **how), device)
+        def measured() -> dict[str, Any]:
+            with nullcontext() if device.remote or device.modelled else here:
+                return _document(_measured(graphs, device, console.view(device.name), **how), device)
+
+        return measured
 
     found = at_once({device.name: work(device) for device in devices})
     failed = [outcome for outcome in found.values() if isinstance(outcome, EdgepruneError)]
