@@ -13,7 +13,7 @@ from edgeprune.kernel import Kernel
 from edgeprune.table_listing import Item, Listing
 
 KERNEL = tuple(field.name for field in fields(Kernel))
-LISTS = {"spatial": "x", "window": "x", "stride": "x", "padding": "x", "dilation": "x", "epilogue": "+"}
+LISTS = {"spatial": "x", "window": "x", "stride": "x", "padding": "x", "dilation": "x", "parts": "+", "epilogue": "+"}
 """Fields of a kernel that hold several values, and what stands between these in one cell."""
 NUMBERS: dict[str, type[float] | type[int]] = {
     **dict.fromkeys(("latency_us", "node_us", "ratio", "ratio_low", "ratio_high", "spread"), float),

@@ -240,8 +240,8 @@ def test_an_nvidia_card_by_pynvml(tree: Tree, monkeypatch: pytest.MonkeyPatch) -
 
 @of(Machine(files={"proc/version": "nothing else"}))
 def test_what_cannot_be_read_is_left_out(tree: Tree) -> None:
-    for told in (machine_facts(tree), machine_state(tree), board_facts(tree), slowed_counts(tree)):
-        assert not told
+    for found in (machine_facts(tree), machine_state(tree), board_facts(tree), slowed_counts(tree)):
+        assert not found
     assert slowed_now(tree) == [] and Watch(tree, card=True).ended() == ({}, [])
 
 
