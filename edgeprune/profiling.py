@@ -16,7 +16,14 @@ import numpy as np
 
 import edgeprune
 from edgeprune.backends import Backend
-from edgeprune.errors import DeviceError, DeviceUnreachable, Interrupted, MeasurementError, StorageError
+from edgeprune.errors import (
+    DeviceError,
+    DeviceUnreachable,
+    Interrupted,
+    MeasurementError,
+    RuntimeMissing,
+    StorageError,
+)
 from edgeprune.fingerprint import Fingerprint, fingerprint_of
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import (
@@ -83,6 +90,8 @@ def reference_kernels(precision: str) -> dict[str, Kernel]:
 def load_references(session: Session, device: Device, precision: str, folder: Path) -> tuple[str, ...]:
     """Build and load the two reference kernels; gives their keys, the compute-bound one first."""
     backend = backend_of(device, only_to_time=True)
+    if (missing := backend.available()) is not None:  # of a remote device: what its models are written with, here
+        raise RuntimeMissing(missing)
     references = reference_kernels(precision)
     for name, kernel in references.items():
         session.load(name, backend.build(kernel, folder))

@@ -215,6 +215,23 @@ def test_a_device_with_its_runtime_alone(
     assert table.latency_us(large) > 4 * table.latency_us(small)
 
 
+def test_what_a_device_is_is_told_without_what_its_models_are_written_with(sshd: Sshd, tmp_path: Path) -> None:
+    """Only measuring needs that, and says where it is missing: here."""
+    from edgeprune.backends import find_backend
+    from edgeprune.errors import RuntimeMissing
+    from edgeprune.modelled import packages_missing
+
+    python, missing = device_python("litert"), packages_missing(find_backend("tflite"))
+    if python is None or missing is None:
+        pytest.skip("takes the test device 'litert' (make test-devices), and that LiteRT's converter is not here")
+    device = sshd.device("told", backend="tflite", python=str(python), options={})
+    with open_session(device) as session:
+        assert session.hello()["version"]
+    with pytest.raises(RuntimeMissing, match="litert-torch not installed"):
+        profile(KERNELS[:1], device, table_path=tmp_path / "t.jsonl")
+    assert not (tmp_path / "t.jsonl").exists() or "failure" not in (tmp_path / "t.jsonl").read_text()
+
+
 def test_the_whole_flow_over_ssh_gives_the_same_plan(
     far: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
