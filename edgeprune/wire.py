@@ -187,7 +187,7 @@ class Wire:
         if not chunk:
             raise self._died(doing)
         self._buffer += chunk
-        if len(self._buffer) > MAX_TALK:  # also while we are sending, when nobody looks for lines
+        if len(self._buffer) > MAX_LINE + MAX_TALK:  # also while we are sending, when nobody looks for lines
             self.kill()
             raise SessionLost(f"{doing}: the device program talks without end; it was ended")
         return True
