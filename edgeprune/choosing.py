@@ -171,15 +171,22 @@ def _approached(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules:
         solution = _solved(_tabulated(cost, saliency, rows, limits, variables, point), start)
         if not solution.choice:
             break
-        choice = start = _read(cost, rows, variables, solution, exact=not is_wide)
+        near = all(limits[row.name] >= (1 - 2 * SETTLED) * row.limit for row in rows)
+        choice = start = _read(cost, rows, variables, solution, exact=near and not is_wide)
         found.append(choice)
-        if choice.is_settled:
+        if choice.is_settled and choice.fits:
             return choice
         if choice.fits and choice.reached == point:
             break
         point = choice.reached
         if is_wide:
             limits |= {spent.row.name: _moved(spent, solution, limits, len(rows)) for spent in choice.spent}
+        else:  # what the tables told may miss the prediction by a trifle: as much less is asked of them
+            limits |= {
+                spent.row.name: limits[spent.row.name] * spent.row.limit / spent.value * (1 - ROUNDING)
+                for spent in choice.spent
+                if spent.value > spent.row.limit * (1 + ROUNDING)
+            }
     fitting = [choice for choice in found if choice.fits]
     return max(fitting, key=lambda choice: choice.solution.value, default=None) or _nearest(cost, saliency, rows, rules)
 
