@@ -20,15 +20,12 @@ import argparse
 import copy
 import hashlib
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ import torch
 import edgeprune as ep
 from benchmarks import cifar
 from benchmarks.clocks import Candidate, Clock, cost_of, measured, predicted
+from benchmarks.conditions import conditions
 from edgeprune.choosing import Choice, Rules, choose, plan_from
 from edgeprune.constraints import Constraints
 from edgeprune.cost import CostModel
@@ -344,17 +342,15 @@ def key_of(bench: Bench, row: Row) -> str:
 
 def report(bench: Bench, network: str) -> Path:
     dense = next(row["accuracy"] for row in bench.rows("judged") if row["name"] == "dense")
-    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "torch-pruning", "openvino")]
     ratios = "*predicted* by the cost model, not measured"
     if bench.by == "measured":
         ratios = "measured, all networks of a budget in one session, interleaved"
     lines = [
         f"# Beside torch-pruning: {network}, CIFAR-10, {date.today()}",
         "",
-        f"`python -m benchmarks.beside_torch_pruning`; {', '.join(versions)}; {platform.machine()}, {os.cpu_count()} "
-        f"cores; {bench.device.name}, fp32, one thread; ratios to dense {ratios}. Dense {dense:.2%} on the 10,000 test "
-        f"pictures. No training; {PICTURES} training pictures without labels, the same for all. Each edgeprune row adds"
-        " one part to the row before.",
+        f"`python -m benchmarks.beside_torch_pruning`; {conditions()}; {bench.device.name}, fp32, one thread; "
+        f"ratios to dense {ratios}. Dense {dense:.2%} on the 10,000 test pictures. No training; {PICTURES} training "
+        "pictures without labels, the same for all. Each edgeprune row adds one part to the row before.",
         "",
         "| way | " + " | ".join(f"{budget}x | ratio, blocks dropped" for budget in BUDGETS) + " | judged in, s |",
         "|---" * (2 * len(BUDGETS) + 2) + "|",

@@ -30,6 +30,7 @@ import torch
 
 import edgeprune as ep
 from benchmarks import cifar
+from benchmarks.conditions import conditions
 from benchmarks.criteria_report import Row, report
 from edgeprune.choosing import Rules, choose, plan_from
 from edgeprune.constraints import Constraints, Only
@@ -252,19 +253,17 @@ def _ratios(engines: Mapping[str, Path], device: Device, *, seed: int) -> dict[s
 
 def _written(rows: Sequence[Row], weights: Path, device: Device) -> Path:
     """The report and its rows."""
-    from benchmarks.prediction.report import _versions
-
     network = weights.name.partition("-")[0]
     dense = next(row["cut"] for row in rows if row["criterion"] == DENSE)
-    versions = _versions(device.name).partition(": ")[2].replace("random weights", f"weights of {weights.name}")
-    conditions = [
-        f"`python -m benchmarks.criteria`, {device.name}; {versions}",
+    made_with = [
+        f"`python -m benchmarks.criteria`, {device.name}, one thread, batch 1, fp32, weights of {weights.name};",
+        f"{conditions()}.",
         f"Dense: {dense:.2%}. {PICTURES} training pictures for values and repair, their labels where a criterion needs",
         "them.",
     ]
     path = RESULTS / f"criteria_{network}_{date.today()}.md"
     told = [row for row in rows if row["criterion"] != DENSE]
-    path.write_text(report(told, network, conditions), encoding="utf-8")
+    path.write_text(report(told, network, made_with), encoding="utf-8")
     path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

@@ -1,6 +1,6 @@
 """Fit six networks to 0.8x and 0.5x on a device and list what was predicted and what was measured.
 
-    python benchmarks/fit_networks.py [--device host-openvino] [NAME ...]
+    python -m benchmarks.fit_networks [--device host-openvino] [NAME ...]
 
 Every fit is a process of its own (`edgeprune fit --json`), its bundle is thrown away. The weights are random (latency
 does not depend on them) and no accuracy is claimed; hence `--saliency l2`, which needs no data. Writes
@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from benchmarks.conditions import conditions
 
 NETWORKS = ("resnet18", "resnet50", "vgg11_bn", "mobilenet_v3_small", "densenet121", "efficientnet_b0")
 BUDGETS = ("0.8x", "0.5x")
@@ -59,12 +59,11 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", default=NETWORKS, metavar="NAME")
     parser.add_argument("--device", default="host-openvino")
     arguments = parser.parse_args()
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "openvino", "onnxruntime"))
     lines = [
         f"# Fits on {arguments.device}, {date.today()}",
         "",
-        f"`{' '.join(['python', 'benchmarks/fit_networks.py', *sys.argv[1:]])}` on {platform.machine()}, "
-        f"{versions}. Batch 1, fp32, one thread, 1x3x224x224, random weights.",
+        f"`{' '.join(['python -m benchmarks.fit_networks', *sys.argv[1:]])}` on "
+        f"{conditions()}. Batch 1, fp32, one thread, 1x3x224x224, random weights.",
         "",
         HEADER,
     ]

@@ -108,7 +108,7 @@ def main() -> int:
 
     import edgeprune as ep
     from benchmarks import cifar
-    from benchmarks.prediction.report import _versions
+    from benchmarks.conditions import conditions
     from edgeprune.choosing import dense_choice
     from edgeprune.front import front, parse_front
     from edgeprune.preparing import Task, prepare
@@ -128,8 +128,8 @@ def main() -> int:
     rows = rows_of(points, passes, dense.predicted_us, dense.solution.value)
     name = f"front_resnet20_{options.device}_{date.today()}"
     lines = [f"# The front of CIFAR ResNet-20 on {options.device}, {date.today()}", ""]
-    lines += [f"`python -m benchmarks.front`, `{options.saliency}`; {_versions(options.device).partition(': ')[2]}"]
-    lines[-1] = lines[-1].replace("random weights", f"weights of {options.weights.name}")
+    lines += [f"`python -m benchmarks.front`, `{options.saliency}`; {conditions()}, one thread, batch 1, fp32, "]
+    lines[-1] += f"weights of {options.weights.name}."
     lines += [f"Prepared in {ready:.0f} s, {len(points)} points solved in {solved:.1f} s. Dense: "]
     lines[-1] += ", ".join(f"{each['cases']['dense']['us'] / 1e3:.3f} ms" for each in passes)
     lines[-1] += "; disturbed rounds: " + ", ".join(f"{each['disturbed']} of {each['rounds']}" for each in passes)

@@ -163,11 +163,12 @@ def main() -> int:
     if options.cache is not None:
         os.environ["EDGEPRUNE_CACHE_DIR"] = str(options.cache / "edgeprune")
     import edgeprune as ep
-    from benchmarks.prediction.report import _versions
+    from benchmarks.conditions import conditions
 
     device = ep.load_device(options.device)
     rows, lines = [], [f"# Joint cost against frozen c_in on {options.device}, {date.today()}", ""]
-    lines += [f"`python -m benchmarks.joint_cost`; {_versions(options.device).partition(': ')[2]}", "", HEADER]
+    lines += [f"`python -m benchmarks.joint_cost`; {conditions()}, one thread, batch 1, fp32, random weights.", ""]
+    lines.append(HEADER)
     for network in options.network or NETWORKS:
         source, cases = chosen(network, device, options.budget or list(BUDGETS), options.steps)
         print(f"{network}: {len(cases)} networks chosen", flush=True)

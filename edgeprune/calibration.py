@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,11 @@ def with_networks(
     path: Path | None = None,
     on_network: Callable[[int, int], None] | None = None,
     wait_s: float = 0.0,
+    engine_of: Callable[[Cut], Path] | None = None,
 ) -> LatencyTable:
     """The table with the networks of `calibration_cuts`; those that it lacks are measured and written to `path`.
+
+    `engine_of` gives the engine of a cut where engines are kept; else each is exported, and deleted once measured.
 
     Which networks is fixed by the structure alone, so that a table answers the same question once (but for the table
     of another device: its networks are measured each time on this one). Where another process writes the table:
@@ -114,19 +118,10 @@ def with_networks(
         if not missing:
             return table
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-networks-")))
+        made = engine_of or partial(_exported, cost=cost, source=source, device=device, folder=folder)
         engines = []
         for number, cut in enumerate(missing):
-            pruned = apply(cut.plan(source.graph), source.model, source.example_inputs, graph=source.graph)
-            kernels = list(cut.kernels(cost).values())
-            engine = export(
-                pruned,
-                device,
-                folder / f"network{number}",
-                kernels=kernels,
-                only_to_time=True,
-                calibration=drawn_batches(source.example_inputs),
-            )
-            engines.append(engine.path)
+            engines.append(made(cut))
             if on_network is not None:
                 on_network(number + 1, len(missing))
         profiler = stack.enter_context(Profiler(device, precision, TIMING, wait_s))
@@ -140,6 +135,19 @@ def with_networks(
     if fingerprint != table.fingerprint:  # another device's kernels, asked for: ratios hold on its clock too
         return replace(table, networks=(*table.networks, *network_entries(lines)))
     return read_table(paths, fingerprint)
+
+
+def _exported(cut: Cut, *, cost: CostModel, source: Source, device: Device, folder: Path) -> Path:
+    pruned = apply(cut.plan(source.graph), source.model, source.example_inputs, graph=source.graph)
+    engine = export(
+        pruned,
+        device,
+        Path(tempfile.mkdtemp(prefix="network", dir=folder)) / "engine",
+        kernels=list(cut.kernels(cost).values()),
+        only_to_time=True,
+        calibration=drawn_batches(source.example_inputs),
+    )
+    return engine.path
 
 
 def missing_networks(table: LatencyTable, cost: CostModel) -> list[Cut]:

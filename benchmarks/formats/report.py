@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks.conditions import conditions
+
 RESULTS = Path(__file__).parent.parent / "results"
-PACKAGES = ("torch", "openvino", "nncf", "onnxruntime", "ai-edge-litert", "litert-torch", "ai-edge-quantizer")
 HEADER = (
     "| network | runtime | arithmetic | weights | parity | dense ms | pruned ms | ratio (95 %) | MB | top-1 "
     "| agreement | rel. error |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
@@ -29,7 +28,7 @@ def report(work: Path) -> Path:
         "module. Latencies: one thread, batch 1, pruned beside dense of the same form, interleaved, two processes. "
         "*MB*: what is deployed. Quality: of the pruned engine; agreement and relative error to dense in torch.",
         "",
-        f"{platform.machine()}, {_cpu()}, {', '.join(_versions())}.",
+        f"{conditions()}.",
         "",
     ]
     for row in found["prune"]:
@@ -95,22 +94,3 @@ def _by_key(rows: list[Row]) -> dict[tuple[str, ...], Row]:
 
 def _rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
-
-
-def _versions() -> list[str]:
-    found = []
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _cpu() -> str:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
-    return f"{names[0] if names else 'unknown CPU'}, {len(names)} cores"

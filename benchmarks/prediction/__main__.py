@@ -3,9 +3,10 @@
     python -m benchmarks.prediction [--device host-openvino] [--only NETWORK]... [--work FOLDER] [--again STAGE]...
         [--seeds FIRST]
 
-For each network, one after the other on one table that starts empty: profile and calibrate (`profile`), predict 12
-random choices of widths (every group uniform in 0.25 to 1.0 of its channels; even ones anywhere, odd ones on multiples
-of 8; their seeds count from FIRST) and what the solver chooses for 0.8x, 0.6x, 0.5x and 0.4x (`--saliency l2`), then
+For each network, one after the other on one table that starts empty: profile (`kernels`), make engines (`convert`, the
+one stage that another core may do), calibrate on whole networks (`profile`), predict 12 random choices of widths (every
+group uniform in 0.25 to 1.0 of its channels; even ones anywhere, odd ones on multiples of 8; their seeds count from
+FIRST) and what the solver chooses for 0.8x, 0.6x, 0.5x and 0.4x (`predict`, `--saliency l2`), then
 measure these and the dense network twice, in two processes, interleaved (`measure`), as a fit would. Nothing predicted
 is used to calibrate. *Table only* is the prediction without the networks of the same structure, from the table of all
 others (`table_only`, at the end). Resumable: what is done for a network is kept in FOLDER, with the seeds that it was
@@ -28,7 +29,7 @@ from benchmarks.prediction.networks import FIRST_SEED, NETWORKS
 from benchmarks.prediction.report import write
 
 RESULTS = Path(__file__).parent.parent / "results"
-STAGES = ("profile", "predict", "measure", "table_only")
+STAGES = ("kernels", "convert", "profile", "predict", "measure", "table_only")
 
 
 def main() -> int:
@@ -56,7 +57,7 @@ def main() -> int:
         row = json.loads(path.read_text("utf-8")) if path.is_file() else {"network": name, "device": options.device}
         if stage not in row or stage in options.again:
             started = time.perf_counter()
-            if stage == "predict":
+            if stage in ("convert", "predict"):
                 row["first_seed"] = options.seeds
             row[stage] = getattr(stages, stage)(name, options.device, work, row)
             row[stage]["seconds"] = round(time.perf_counter() - started, 1)

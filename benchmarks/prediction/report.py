@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from benchmarks.conditions import conditions
 from benchmarks.prediction.networks import FIRST_SEED, RANDOM
 
 Row = dict[str, Any]
@@ -86,7 +84,7 @@ def write(rows: list[Row], folder: Path) -> Path:
     pruned = [e for e in entries if e["case"] != "dense"]
     chosen = [e for e in pruned if e["case"].startswith("solver")]
     random = [e for e in pruned if e["case"].startswith("random")]
-    parts = [f"# Prediction on {device}, {date.today()}", "", _versions(device), "", _seeds(rows), ""]
+    parts = [f"# Prediction on {device}, {date.today()}", "", _conditions(device), "", _seeds(rows), ""]
     parts += ["| all networks | median error | 95th percentile | bias | n |", "|---|---|---|---|---|"]
     for way in (*WAYS, "table only"):
         parts.append(line(f"{way}, ratio to dense", [e[f"{way}, to dense"] for e in pruned]))
@@ -133,13 +131,17 @@ def _by_network(rows: list[Row], entries: list[Row]) -> str:
 
 def _cost(rows: list[Row]) -> str:
     parts = [
-        "| network, in this order on one table | kernels measured | of the full grid (step 8) | seconds |",
-        "|---|---|---|---|",
+        "| network, in this order on one table | kernels measured | of the full grid (step 8) | seconds for kernels | "
+        "for engines of the calibration | for measuring these | together |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        own = row["profile"]
+        own = row["kernels"]
         share = own["kernels"] / own["grid"]
-        parts.append(f"| {row['network']} | {own['kernels']} | {share:.0%} of {own['grid']} | {own['seconds']:.0f} |")
+        seconds = (own["seconds"], row["convert"]["calibration_seconds"], row["profile"]["seconds"])
+        cells = [row["network"], str(own["kernels"]), f"{share:.0%} of {own['grid']}"]
+        cells += [f"{value:.0f}" for value in (*seconds, sum(seconds))]
+        parts.append(f"| {' | '.join(cells)} |")
     return "\n".join(parts)
 
 
@@ -149,15 +151,6 @@ def _seeds(rows: list[Row]) -> str:
     return f"Random widths: seeds {ranges}, {RANDOM} a network (even anywhere, odd on multiples of 8)."
 
 
-def _versions(device: str) -> str:
-    names = ("torch", "openvino", "onnxruntime", "ai-edge-litert")
-    found = []
-    for name in names:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return (
-        f"`python -m benchmarks.prediction --device {device}`: {', '.join(found)}; Python {platform.python_version()}, "
-        f"{platform.machine()}, {os.cpu_count()} cores, one thread, batch 1, fp32, random weights."
-    )
+def _conditions(device: str) -> str:
+    made_with = f"{conditions()}, one thread, batch 1, fp32, random weights"
+    return f"`python -m benchmarks.prediction --device {device}`: {made_with}."

@@ -1,10 +1,11 @@
-"""The stages of one network: profile, predict, measure, table_only. Each gives a JSON document."""
+"""The stages of one network: kernels, convert, profile, predict, measure, table_only. Each gives a JSON document."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
@@ -46,24 +47,60 @@ TIMING = Timing(
 Row = dict[str, Any]
 
 
-def profile(name: str, device_name: str, work: Path, row: Row) -> Row:
-    """Kernels by need, then whole networks; what that took and how much of the full grid of widths it is."""
+def kernels(name: str, device_name: str, work: Path, row: Row) -> Row:
+    """Kernels by need; how much of the full grid of widths they are."""
     device = ep.load_device(device_name)
     model, inputs = build(name)
-    graph = trace(model, inputs)
-    before = _table(device)
-    table = measured_table(graph, device, Silent())
-    cost = cost_model(graph, table)
-    source = Source(model=model, graph=graph, example_inputs=inputs)
-    table = with_networks(table, cost, source, device)
-    new = len(table) - len(before)
-    grid = _full_grid(cost)
+    before = len(_table(device))
+    table = measured_table(graph := trace(model, inputs), device, Silent())
+    grid = _full_grid(cost_model(graph, table))
     return {
-        "kernels": new,
+        "kernels": len(table) - before,
         "table": len(table),
         "grid": grid,
-        "told": f"{new} kernels measured, {len(table)} in the table; the grid of widths in steps of 8 has {grid}",
+        "told": f"{len(table) - before} measured, {len(table)} in the table; the grid in steps of 8 has {grid}",
     }
+
+
+def convert(name: str, device_name: str, work: Path, row: Row) -> Row:
+    """Engines of the networks of the calibration and of the random widths, which wait for nothing to be measured."""
+    device = ep.load_device(device_name)
+    source, cost = _source_and_cost(name, device)
+    plans = [cut.plan(source.graph) for cut in calibration_cuts(cost)]
+    started = time.perf_counter()
+    for plan in plans:
+        _engine(plan, source, device, _engines(work, name))
+    seconds = round(time.perf_counter() - started, 1)
+    for widths in _all_random(source.graph, row).values():
+        _engine(Cut(widths=widths).plan(source.graph), source, device, _engines(work, name))
+    return {"calibration_seconds": seconds, "told": f"those of the calibration: {len(plans)} in {seconds} s"}
+
+
+def profile(name: str, device_name: str, work: Path, row: Row) -> Row:
+    """Whole networks of the calibration, beside the kernels."""
+    device = ep.load_device(device_name)
+    source, cost = _source_and_cost(name, device)
+    before = len(_table(device).networks)
+    table = with_networks(
+        _table(device),
+        cost,
+        source,
+        device,
+        engine_of=lambda cut: _engine(cut.plan(source.graph), source, device, _engines(work, name)),
+    )
+    return {"told": f"{len(table.networks) - before} networks measured"}
+
+
+def _source_and_cost(name: str, device: Device) -> tuple[Source, CostModel]:
+    """The network, and what kernels alone tell of it."""
+    model, inputs = build(name)
+    graph = trace(model, inputs)
+    cost = cost_model(graph, replace(_table(device), networks=()))
+    return Source(model=model, graph=graph, example_inputs=inputs), cost
+
+
+def _engines(work: Path, name: str) -> Path:
+    return work / "engines" / name
 
 
 def _full_grid(cost: CostModel) -> int:
@@ -87,7 +124,7 @@ def predict(name: str, device_name: str, work: Path, row: Row) -> Row:
     table = _table(device)
     cost = cost_model(graph, table)
     cases: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {"dense": (dict(graph.dense_widths), ())}
-    cases |= {f"random {number}": (_random(graph, row["first_seed"] + number), ()) for number in range(RANDOM)}
+    cases |= {case: (widths, ()) for case, widths in _all_random(graph, row).items()}
     cases |= _chosen(cost, graph, model)
     found: Row = {}
     for case, (widths, dropped) in cases.items():
@@ -117,6 +154,10 @@ def table_only(name: str, device_name: str, work: Path, row: Row) -> Row:
         alone = cost.predict(predicted["widths"], predicted["dropped"])
         found[case] = {"us": alone.us, "error_us": alone.error_us}
     return {"cases": found, "compute_us": table.references_us[COMPUTE], "networks": len(others)}
+
+
+def _all_random(graph: ModelGraph, row: Row) -> dict[str, dict[str, int]]:
+    return {f"random {number}": _random(graph, row["first_seed"] + number) for number in range(RANDOM)}
 
 
 def _random(graph: ModelGraph, seed: int) -> dict[str, int]:
@@ -166,29 +207,23 @@ def measure(name: str, device_name: str, work: Path, row: Row) -> Row:
     The calibration's networks are what drift is seen by: `anchors` holds their ratios in the table and in each pass.
     """
     device = ep.load_device(device_name)
-    model, inputs = build(name)
-    graph = trace(model, inputs)
+    source, cost = _source_and_cost(name, device)
     plans = {
-        case: Cut(widths=found["widths"], dropped=tuple(found["dropped"])).plan(graph)
+        case: Cut(widths=found["widths"], dropped=tuple(found["dropped"])).plan(source.graph)
         for case, found in row["predict"]["cases"].items()
     }
     table = _table(device)
-    cost = cost_model(graph, replace(table, networks=()))
     tabled = {}
     for number, cut in enumerate(calibration_cuts(cost)):
         kernels = cut.kernels(cost)
         tabled[f"anchor {number}"] = next(n.ratio for n in table.networks if n.kernels == kernels)
-        plans[f"anchor {number}"] = cut.plan(graph)
-    source = Source(model=model, graph=graph, example_inputs=inputs)
-    return {"passes": measure_plans(plans, source, device, work / "engines" / name), "anchors": tabled}
+        plans[f"anchor {number}"] = cut.plan(source.graph)
+    return {"passes": measure_plans(plans, source, device, _engines(work, name)), "anchors": tabled}
 
 
 def measure_plans(plans: Mapping[str, Plan], source: Source, device: Device, folder: Path) -> list[Row]:
     """The networks of the plans, one of them `dense`, in `PASSES` processes; their engines are kept in `folder`."""
-    paths = {
-        case: _engine(plan, source.graph, source.model, source.example_inputs, device, folder)
-        for case, plan in plans.items()
-    }
+    paths = {case: _engine(plan, source, device, folder) for case, plan in plans.items()}
     passes = []
     for number in range(PASSES):
         with (
@@ -222,7 +257,7 @@ def _ratios(measured: Any, case: str, without: frozenset[int]) -> Row:
     }
 
 
-def _engine(plan: Plan, graph: ModelGraph, model: Any, inputs: tuple[Any, ...], device: Device, folder: Path) -> Path:
+def _engine(plan: Plan, source: Source, device: Device, folder: Path) -> Path:
     """The engine of a plan, made once; the runtimes that read ONNX share it."""
     text = json.dumps([{k: len(v) for k, v in sorted(plan.kept.items())}, sorted(plan.dropped)])
     kind = "onnx" if device.backend in ("openvino", "onnxruntime") else device.backend
@@ -231,5 +266,5 @@ def _engine(plan: Plan, graph: ModelGraph, model: Any, inputs: tuple[Any, ...], 
     known = out / files.get(device.backend, "model.tflite")
     if not known.is_file():
         maker = ep.load_device("host-openvino") if kind == "onnx" else device
-        export(apply(plan, model, inputs, graph=graph), maker, out)
+        export(apply(plan, source.model, source.example_inputs, graph=source.graph), maker, out)
     return known
