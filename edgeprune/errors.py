@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib import util
 from pathlib import Path
 from typing import ClassVar
 
@@ -150,3 +151,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def install_line(extra: str) -> str:
     """The line that installs one of the extras of pyproject.toml."""
     return f"pip install 'edgeprune[{extra}]'"
+
+
+def not_installed(modules: Iterable[str], extra: str) -> str | None:
+    """`onnx, onnxslim not installed: pip install 'edgeprune[onnx]'`; None where all of them are here.
+
+    Packages are called as their modules, with dashes.
+    """
+    missing = [module.replace("_", "-") for module in modules if util.find_spec(module) is None]
+    return f"{', '.join(missing)} not installed: {install_line(extra)}" if missing else None

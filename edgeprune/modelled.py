@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeprune.backends import Backend, find_backend
+from edgeprune.errors import RuntimeMissing
 
 if TYPE_CHECKING:
     from edgeprune.device import Device
@@ -29,6 +30,20 @@ def backend_of(device: Device, *, only_to_time: bool = False) -> Backend:
     if device.roofline is None:
         return cast(Backend, Remote(runtime=runtime)) if device.remote else runtime
     return cast(Backend, Modelled(runtime=runtime, roofline=device.roofline, engines=not only_to_time))
+
+
+def installed(device: Device, *, only_to_time: bool = False, engines_in: Iterable[str] = ()) -> Backend:
+    """`backend_of` a device; `RuntimeMissing`, with the line that installs it, where something for it is missing.
+
+    `engines_in` are the precisions in which engines of networks will be written: int8 takes a quantiser.
+    """
+    backend = backend_of(device, only_to_time=only_to_time)
+    writes = device.roofline is None or not only_to_time
+    runtime = find_backend(device.backend)
+    told = [backend.available(), *(packages_missing(runtime, precision) for precision in engines_in if writes)]
+    for missing in filter(None, told):
+        raise RuntimeMissing(missing)
+    return backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +98,13 @@ class Remote:
         return self.runtime.export(pruned, folder, precision, **how)
 
 
-def packages_missing(runtime: Backend) -> str | None:
-    """What a runtime's models can't be written without and isn't here, with the line that installs it."""
-    missing: str | None = getattr(runtime, "missing_packages", runtime.available)()
-    return missing
+def packages_missing(runtime: Backend, precision: str = "fp32") -> str | None:
+    """What a runtime's engines in a precision can't be written without and isn't here, with the line that installs it.
+
+    Kernels take no more than engines in fp32, in any precision.
+    """
+    asked: Callable[[str], str | None] | None = getattr(runtime, "missing_packages", None)
+    return runtime.available() if asked is None else asked(precision)
 
 
 @dataclass(frozen=True, kw_only=True)

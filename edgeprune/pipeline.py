@@ -12,12 +12,12 @@ from typing import Any
 from edgeprune.budget import Budget
 from edgeprune.device import check_precision
 from edgeprune.engine import Calibration, Engine
-from edgeprune.errors import BudgetError, InputError, RuntimeMissing, UnstableError
+from edgeprune.errors import BudgetError, InputError, UnstableError
 from edgeprune.exporting import NO_CALIBRATION, export
 from edgeprune.handing_over import Fitted as Fitted
 from edgeprune.handing_over import hand_over
 from edgeprune.measurement import Timing
-from edgeprune.modelled import backend_of
+from edgeprune.modelled import installed
 from edgeprune.planning import Choice, dense_choice, floor_layers
 from edgeprune.preparing import Prepared, Reporter, Silent, Task, batch_of, in_steps, plan_of, prepare, timed
 from edgeprune.pruned import Pruned
@@ -78,8 +78,7 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
             raise InputError(f"--relative-to says what a ratio is taken to, {budget} is none: give one like 0.6x")
     if task.min_quality is not None:
         task = replace(task, min_quality=task.min_quality.named(task.data))
-    if (missing := backend_of(task.device).available()) is not None:
-        raise RuntimeMissing(missing)
+    installed(task.device, engines_in=filter(None, [task.device.precisions[0], task.relative_to]))
     prepared = prepare(task, reporter)
     seconds = dict(prepared.seconds)
     with tempfile.TemporaryDirectory(prefix="edgeprune-fit-") as scratch:

@@ -21,7 +21,6 @@ from edgeprune.errors import (
     DeviceUnreachable,
     Interrupted,
     MeasurementError,
-    RuntimeMissing,
     StorageError,
 )
 from edgeprune.fingerprint import Fingerprint, fingerprint_of
@@ -36,7 +35,7 @@ from edgeprune.measurement import (
     SessionLost,
     Timing,
 )
-from edgeprune.modelled import backend_of
+from edgeprune.modelled import backend_of, installed
 from edgeprune.precision import refusal, shares_of
 from edgeprune.table import LatencyTable, read_table, shipped_path, staleness, with_warnings
 from edgeprune.table import table_path as default_path
@@ -89,9 +88,7 @@ def reference_kernels(precision: str) -> dict[str, Kernel]:
 
 def load_references(session: Session, device: Device, precision: str, folder: Path) -> tuple[str, ...]:
     """Build and load the two reference kernels; gives their keys, the compute-bound one first."""
-    backend = backend_of(device, only_to_time=True)
-    if (missing := backend.available()) is not None:  # of a remote device: what its models are written with, here
-        raise RuntimeMissing(missing)
+    backend = installed(device, only_to_time=True)  # of a remote device: what its models are written with, here
     references = reference_kernels(precision)
     for name, kernel in references.items():
         session.load(name, backend.build(kernel, folder))

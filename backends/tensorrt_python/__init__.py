@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.backends import tensorrt
 from edgeprune.backends.tensorrt import build as build
-from edgeprune.backends.tensorrt import missing_packages
+from edgeprune.backends.tensorrt import missing_packages as missing_packages
 from edgeprune.backends.tensorrt import partition as partition
 from edgeprune.errors import install_line
 

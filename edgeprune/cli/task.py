@@ -129,8 +129,7 @@ def make_task(
     """Resolve what the options name; every fault is an `InputError` before anything long starts."""
     from edgeprune.cli.rebuilding import rebuild_lines
     from edgeprune.data import load_data
-    from edgeprune.errors import RuntimeMissing
-    from edgeprune.modelled import backend_of
+    from edgeprune.modelled import installed
     from edgeprune.models import example_inputs, resolve
     from edgeprune.preparing import Task
     from edgeprune.preprocessing import Preprocessing, default_preprocessing
@@ -138,8 +137,7 @@ def make_task(
     from edgeprune.saliency.registry import find_criterion
 
     device = device_of(device_name, precision=precision, allow_modelled=allow_modelled, lock_clocks=lock_clocks)
-    if (missing := backend_of(device, only_to_time=True).available()) is not None:
-        raise RuntimeMissing(missing)
+    installed(device, only_to_time=True, engines_in=device.precisions[:1])  # whole networks calibrate the cost model
     find_criterion(saliency)
     if normalise is not None:
         find_normalisation(normalise)
