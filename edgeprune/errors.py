@@ -85,8 +85,17 @@ class DeviceUnreachable(DeviceError):
 
 
 class RuntimeMissing(EdgepruneError):
+    """`fix` says what installs it, where the message doesn't."""
+
     exit_code = 5
     kind = "runtime-missing"
+
+    def __init__(self, message: str, *, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, [self.args[0], self.fix]))
 
 
 class UnstableError(EdgepruneError):

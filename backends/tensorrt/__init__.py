@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 name = "tensorrt"
 modelled = False
 
+DEVICE_INSTALL = (
+    "on a Jetson sudo apt-get install nvidia-jetpack (its TensorRT brings /usr/src/tensorrt/bin/trtexec), elsewhere "
+    "TensorRT 8.5 or later (developer.nvidia.com/tensorrt), with trtexec on the PATH or named by $TRTEXEC"
+)
 QUANTISER = "onnxruntime"
 CLAMPS = frozenset({"relu", "relu6"})
 FUSED = {"fp32": CLAMPS, "fp16": CLAMPS | {"gelu"}, "int8": CLAMPS}
