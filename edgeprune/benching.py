@@ -18,7 +18,6 @@ from edgeprune.errors import InputError, MeasurementError
 from edgeprune.fingerprint import Fingerprint
 from edgeprune.measurement import Timing
 from edgeprune.plan_json import Plan
-from edgeprune.transport import open_session
 from edgeprune.verifying import (
     CONFIRM,
     DENSE,
@@ -53,7 +52,11 @@ def verify_bundle(
     wanted = parse_budget(budget) if isinstance(budget, str) else budget
     if wanted is not None and wanted.kind == "ratio" and bundle.dense is None:
         raise InputError(f"{path} holds no dense engine, so no ratio can be measured; give a budget like 8ms")
-    differs = check_device(bundle, device, _hello(bundle, device))
+    differs: list[str] = []
+
+    def check(hello: Mapping[str, Any]) -> None:
+        differs[:] = check_device(bundle, device, hello)
+
     with explained(bundle, differs):
         result = measure_pair(
             bundle.engine,
@@ -62,12 +65,13 @@ def verify_bundle(
             expected=() if device.modelled else bundle.samples(),
             timing=timing,
             percentile=percentile if percentile is not None else float(recorded.get("percentile", 50.0)),
+            on_hello=check,
         )
     plan = Plan.from_json(bundle.folder / PLAN)
     same = plan.is_empty and (bundle.dense is None or bundle.dense.precision == bundle.engine.precision)
     result = decide(result, wanted, batch=_batch(bundle.engine), same=same)
     seconds = {"verify": time.perf_counter() - started}
-    return replace(_named(result, bundle), differences=differs, seconds=seconds)
+    return replace(_named(result, bundle), differences=tuple(differs), seconds=seconds)
 
 
 def check_device(bundle: Bundle, device: Device, hello: Mapping[str, Any]) -> tuple[str, ...]:
@@ -80,11 +84,6 @@ def check_device(bundle: Bundle, device: Device, hello: Mapping[str, Any]) -> tu
         if device.roofline is None:
             check_version(bundle.document["runtime"], str(hello["version"]))
     return tuple(differences(bundle.document["fingerprint"], hello))
-
-
-def _hello(bundle: Bundle, device: Device) -> Mapping[str, Any]:
-    with open_session(device, precision=bundle.engine.precision) as session:
-        return session.hello()
 
 
 @contextmanager
@@ -131,9 +130,13 @@ def bench(
     samples = {
         key: () if device.modelled else bundle.samples() for (key, _), bundle in zip(pairs, bundles, strict=True)
     }
-    hello = _hello(bundles[0], device)
-    differs = [check_device(bundle, device, hello) for bundle in bundles]
-    timed = time_engines(engines, device, bundles[0].engine.precision, expected=samples, timing=timing)
+    differs: list[tuple[str, ...]] = []
+
+    def check(hello: Mapping[str, Any]) -> None:
+        differs[:] = [check_device(bundle, device, hello) for bundle in bundles]
+
+    precision = bundles[0].engine.precision
+    timed = time_engines(engines, device, precision, expected=samples, timing=timing, on_hello=check)
     results = [verification_of(timed, key, base, percentile=percentile) for key, base in pairs]
     seconds = {"bench": time.perf_counter() - started}
     return tuple(

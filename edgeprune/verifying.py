@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +37,8 @@ CONFIRM = Timing(min_rounds=30, max_rounds=240, max_seconds=30.0, tolerance=0.00
 """30 rounds; more, for at most half a minute, where the ratio to dense is not known to 0.5 % yet."""
 MOST_DISTURBED = 0.5  # share of rounds
 MOST_UNCERTAIN = 0.05  # relative distance from an estimate inside the budget to a bound outside of it
+
+OnHello = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,10 +181,12 @@ def measure_pair(
     expected: Sequence[parity.Sample] = (),
     timing: Timing = CONFIRM,
     percentile: float = 50.0,
+    on_hello: OnHello = lambda hello: None,
 ) -> Verification:
     """Parity, then the latency of an engine, and of the dense one beside it, interleaved; no verdict."""
     engines = {PRUNED: engine} if dense is None else {DENSE: dense, PRUNED: engine}
-    timed = time_engines(engines, device, engine.precision, expected={PRUNED: expected}, timing=timing)
+    samples = {PRUNED: expected}
+    timed = time_engines(engines, device, engine.precision, expected=samples, timing=timing, on_hello=on_hello)
     return verification_of(timed, PRUNED, DENSE if dense else None, percentile=percentile)
 
 
@@ -207,14 +211,19 @@ def time_engines(
     *,
     expected: Mapping[str, Sequence[parity.Sample]],
     timing: Timing,
+    on_hello: OnHello = lambda hello: None,
 ) -> Timed:
     """All engines and the two session references interleaved in one process, then, loaded in the opposite order, in
-    another: the same file loaded twice into one process is 1 to 2 % faster the second time on some runtimes."""
+    another: the same file loaded twice into one process is 1 to 2 % faster the second time on some runtimes.
+
+    `on_hello` hears what the device tells of itself before anything is loaded there, and may refuse it by raising.
+    """
     keys = tuple(engines)
 
     def first(patience_s: float) -> tuple[Mapping[str, Any], Mapping[str, parity.Parity], Measurement]:
         with open_session(device, precision=precision, patience_s=patience_s) as session:
             hello = session.hello()
+            on_hello(hello)
             orders = load_orders(keys, hello)
             _load(session, engines, orders[0])
             checked = {
