@@ -42,7 +42,8 @@ from edgeprune.bundle_engine import (
     runner_module,
     standing_in,
 )
-from edgeprune.device_core import Program, median, quantile
+from edgeprune.device_core import Program
+from edgeprune.device_statistics import median, quantile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
