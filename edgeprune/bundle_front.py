@@ -43,7 +43,7 @@ from edgeprune.bundle_engine import (
     standing_in,
 )
 from edgeprune.device_core import Program
-from edgeprune.device_statistics import median, quantile
+from edgeprune.device_statistics import digits, median, quantile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -170,11 +170,6 @@ def ratio(measured: Mapping[str, Any], key: str, base: str) -> dict[str, float]:
     middle = median(values)
     half = 1.96 * 1.2533 * 1.4826 * median([abs(value - middle) for value in values]) / len(values) ** 0.5
     return {"value": digits(middle), "low": digits(middle - half), "high": digits(middle + half)}
-
-
-def digits(value: float) -> float:
-    """Six digits are more than any clock here gives."""
-    return float("%.6g" % value)
 
 
 def lines_of(result: Mapping[str, Any]) -> list[str]:

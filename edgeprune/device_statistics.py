@@ -17,3 +17,8 @@ def quantile(values: list[float], share: float) -> float:
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def digits(value: float) -> float:
+    """Six significant digits: more than any clock here tells."""
+    return float(f"{value:.6g}")

@@ -16,6 +16,7 @@ import numpy as np
 
 import edgeprune
 from edgeprune.backends import Backend
+from edgeprune.device_statistics import digits
 from edgeprune.errors import (
     DeviceError,
     DeviceUnreachable,
@@ -471,8 +472,3 @@ def statistics_of(key: str, measured: Measurement) -> dict[str, Any]:
         "disturbed": len(mine & disturbed),
         "origin": "modelled" if measured.modelled else "measured",
     }
-
-
-def digits(value: float) -> float:
-    """Six significant digits: more than any clock here tells."""
-    return float(f"{value:.6g}")

@@ -26,8 +26,9 @@ from typing import Any, Protocol
 from edgeprune.device import Device
 from edgeprune.device_program import DeviceProgram
 from edgeprune.errors import DeviceError, MeasurementError, StorageError
+from edgeprune.machine import printable
 from edgeprune.measurement import SessionLost
-from edgeprune.wire import Wire, how_it_ended, printable
+from edgeprune.wire import Wire, how_it_ended
 
 BOOT = Path(__file__).with_name("device_boot.py")
 LOADER = "import os;exec(b''.join(iter(lambda:os.read(0,1)or os._exit(9),bytes(1))))"

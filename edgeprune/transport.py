@@ -25,12 +25,12 @@ from edgeprune.device_program import DeviceProgram, assemble
 from edgeprune.errors import DeviceError, DeviceUnreachable, MeasurementError, RuntimeMissing
 from edgeprune.installing import install_there
 from edgeprune.local_channel import LocalChannel
-from edgeprune.machine import told
+from edgeprune.machine import printable, told
 from edgeprune.measurement import HOT, ConnectionLost, Loaded, Measurement, NodeTimes, SessionLost, TensorSpec, Timing
 from edgeprune.modelled import backend_of
 from edgeprune.remote_channel import Link, RemoteChannel
 from edgeprune.ssh_link import ssh_link
-from edgeprune.wire import pause, printable
+from edgeprune.wire import pause
 
 if TYPE_CHECKING:
     from edgeprune.device import Device

@@ -21,6 +21,7 @@ import numpy as np
 from edgeprune import parity, robust
 from edgeprune.budget import Budget, parse_budget
 from edgeprune.device import Device
+from edgeprune.device_statistics import digits
 from edgeprune.engine import Engine
 from edgeprune.errors import UnstableError
 from edgeprune.fingerprint import fingerprint_of
@@ -57,15 +58,15 @@ class Latency:
     def to_json(self) -> dict[str, Any]:
         """Keys of `verify --json`."""
         document: dict[str, Any] = {
-            "p50_ms": _digits(self.p50_ms),
-            "p90_ms": _digits(self.p90_ms),
+            "p50_ms": _number(self.p50_ms),
+            "p90_ms": _number(self.p90_ms),
             "n": self.n,
-            "upper_ms": _digits(self.at.upper),
+            "upper_ms": _number(self.at.upper),
         }
         if self.ratio is not None:
-            document["ratio"] = _digits(self.ratio.value)
-            document["ratio_ci"] = [_digits(self.ratio.low), _digits(self.ratio.high)]
-            document["ratio_upper"] = _digits(self.ratio.upper)
+            document["ratio"] = _number(self.ratio.value)
+            document["ratio_ci"] = [_number(self.ratio.low), _number(self.ratio.high)]
+            document["ratio_upper"] = _number(self.ratio.upper)
         return document
 
 
@@ -109,19 +110,19 @@ class Verification:
             "device": self.device,
             "percentile": self.percentile,
             "budget": self.budget,
-            "budget_ms": _digits(self.budget_ms),
+            "budget_ms": _number(self.budget_ms),
             "met": self.met,
             "why": self.why,
             "origin": self.origin,
-            "predicted_ms": _digits(self.predicted_ms),
-            "predicted_error_ms": _digits(self.predicted_error_ms),
+            "predicted_ms": _number(self.predicted_ms),
+            "predicted_error_ms": _number(self.predicted_error_ms),
             "dense": self.dense.to_json() if self.dense else None,
             "pruned": self.pruned.to_json(),
             "parity": self.parity.to_json() if self.parity else None,
             "rounds": self.rounds,
             "disturbed_rounds": self.disturbed_rounds,
             "loaded": [list(order) for order in self.loaded],
-            "references_us": {name: _digits(value) for name, value in self.references_us.items()},
+            "references_us": {name: _number(value) for name, value in self.references_us.items()},
             "attempts": list(self.attempts),
             "quality": dict(self.quality),
             "bundle": self.bundle,
@@ -399,6 +400,6 @@ def on_todays_clock(us: float, then: Mapping[str, float], now: Mapping[str, floa
     return us * math.exp(sum(changes) / len(changes)) if changes else us
 
 
-def _digits(value: float | None) -> float | None:
-    """Six digits are more than any clock here gives; JSON knows no infinity."""
-    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
+def _number(value: float | None) -> float | None:
+    """For JSON, which knows no infinity."""
+    return digits(value) if value is not None and math.isfinite(value) else None

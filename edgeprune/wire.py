@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Event as Flag
 from typing import IO, Any
 
+from edgeprune.machine import printable
 from edgeprune.measurement import SessionHung, SessionLost
 
 MAX_LINE = 64 << 20
@@ -251,11 +252,6 @@ def how_it_ended(code: int | None) -> str:
         return f"was ended by {signal.Signals(-code).name}"
     except ValueError:
         return f"was ended by signal {-code}"
-
-
-def printable(text: str) -> str:
-    """Text from elsewhere without what would move a terminal's cursor or change its title."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text.replace("\r\n", "\n"))
 
 
 def _no_constant(name: str) -> float:

@@ -28,7 +28,7 @@ LAYERS = (
     "table_comparing table_curve table_export foreign_tables profiling device_probe device_checks self_test robust "
     "budget surface correction cost sampling saliency solve zero_branch comparing surgery recovery sparsity rewinding "
     "constraints scopes variables budget_rows climbing choosing scheduling planning exporting ranges calibration "
-    "parity executed verifying bundle_core bundle_engine bundle_front bundle_program bundle_document bundle loading "
+    "bundle_core bundle_engine parity executed verifying bundle_front bundle_program bundle_document bundle loading "
     "benching gating at_once preparing forecasting front handing_over pipeline reporting cli"
 ).split()
 
