@@ -12,7 +12,7 @@ from typing import Any
 from edgeprune.budget import Budget, parse_budget
 from edgeprune.bundle import PLAN, REBUILD, Bundle, read_bundle, translated
 from edgeprune.bundle_engine import check_version, differences
-from edgeprune.device import Device, check_modelled, load_device
+from edgeprune.device import Device, check_modelled, load_device, with_clocks
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError, MeasurementError
 from edgeprune.fingerprint import Fingerprint
@@ -38,15 +38,17 @@ def verify_bundle(
     percentile: float | None = None,
     device: Device | None = None,
     allow_modelled: bool = False,
+    lock_clocks: bool = False,
     timing: Timing = CONFIRM,
 ) -> Verification:
     """Check a bundle's files, its engine's outputs, and its latency on this device against a budget.
 
-    Budget and percentile are those of the manifest unless told, the device too. The verdict is as in `verify`.
+    Budget and percentile are those of the manifest unless told, the device too, whose clocks are held where its entry
+    or `lock_clocks` says so. The verdict is as in `verify`.
     """
     started = time.perf_counter()
     bundle = read_bundle(path)
-    device = check_modelled(device_for(bundle, device), allow_modelled)
+    device = with_clocks(check_modelled(device_for(bundle, device), allow_modelled), held=lock_clocks)
     recorded = _recorded(bundle)
     budget = budget if budget is not None else recorded.get("budget")
     wanted = parse_budget(budget) if isinstance(budget, str) else budget
@@ -104,18 +106,20 @@ def bench(
     *,
     device: Device | None = None,
     allow_modelled: bool = False,
+    lock_clocks: bool = False,
     timing: Timing = CONFIRM,
     percentile: float = 50.0,
 ) -> tuple[Verification, ...]:
     """Time the engines of all bundles, pruned and dense, interleaved on one device (`time_engines`); no verdict.
 
-    Dense engines with the same bytes are timed once. `InputError` when the bundles are for different devices.
+    Dense engines with the same bytes are timed once. `lock_clocks` holds the device's clocks meanwhile. `InputError`
+    when the bundles are for different devices.
     """
     started = time.perf_counter()
     bundles = [read_bundle(path) for path in paths]
     if not bundles:
         raise InputError("bench takes at least one bundle")
-    device = check_modelled(_one_device(bundles, device), allow_modelled)
+    device = with_clocks(check_modelled(_one_device(bundles, device), allow_modelled), held=lock_clocks)
     dense_keys: dict[str, str] = {}
     engines: dict[str, Engine] = {}
     pairs = []

@@ -54,10 +54,9 @@ def lock_option(function: Command) -> Command:
 
 def device_of(name: str, *, precision: str | None = None, allow_modelled: bool, lock_clocks: bool = False) -> Device:
     """The device that the options name."""
-    from edgeprune.device import in_precision, load_device
+    from edgeprune.device import in_precision, load_device, with_clocks
 
-    device = in_precision(load_device(name, allow_modelled=allow_modelled), precision)
-    return device.model_copy(update={"lock_clocks": True}) if lock_clocks else device
+    return with_clocks(in_precision(load_device(name, allow_modelled=allow_modelled), precision), held=lock_clocks)
 
 
 def precision_option(function: Command) -> Command:
