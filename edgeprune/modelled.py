@@ -48,54 +48,17 @@ def installed(device: Device, *, only_to_time: bool = False, engines_in: Iterabl
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """A `Backend` whose runtime runs on another machine: here it only builds and exports."""
+    """A `Backend` whose runtime runs on another machine: here it only builds and exports, as the runtime's own does."""
 
     runtime: Backend
-
-    @property
-    def modelled(self) -> bool:
-        """That of the runtime."""
-        return self.runtime.modelled
-
-    @property
-    def name(self) -> str:
-        """That of the runtime."""
-        return self.runtime.name
 
     def available(self) -> str | None:
         """What models can't be written without; whether the runtime is over there, only the device can tell."""
         return packages_missing(self.runtime)
 
-    def version(self) -> str | None:
-        """Of what is installed here."""
-        return self.runtime.version()
-
-    def runner_path(self) -> Path:
-        """The runtime's."""
-        return self.runtime.runner_path()
-
-    def partition(self, graph: ModelGraph, precision: str) -> Sequence[Unit]:
-        """As the runtime fuses the graph."""
-        return self.runtime.partition(graph, precision)
-
-    def build(self, kernel: Kernel, folder: Path) -> Path:
-        """The runtime's model of one kernel."""
-        return self.runtime.build(kernel, folder)
-
-    def export(
-        self,
-        pruned: Pruned,
-        folder: Path,
-        precision: str,
-        *,
-        kernels: Sequence[Kernel] = (),
-        weights: str = "fp32",
-        calibration: Calibration = (),
-        **form: str,
-    ) -> Engine:
-        """The runtime's engine; `form` is what this runtime alone takes, such as a `layout`."""
-        how: dict[str, Any] = {"kernels": kernels, "weights": weights, "calibration": calibration, **form}
-        return self.runtime.export(pruned, folder, precision, **how)
+    def __getattr__(self, name: str) -> Any:
+        """All else."""
+        return getattr(self.runtime, name)
 
 
 def packages_missing(runtime: Backend, precision: str = "fp32") -> str | None:

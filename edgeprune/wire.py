@@ -244,6 +244,12 @@ def pause(seconds: float) -> None:
         raise KeyboardInterrupt
 
 
+def died(doing: str, code: int | None, said: str) -> SessionLost:
+    """The error that a dead device program is; `said` are its last words."""
+    words = f"; its last words:\n{said}" if said else ""
+    return SessionLost(f"{doing}: the device program {how_it_ended(code)}{words}")
+
+
 def how_it_ended(code: int | None) -> str:
     """`was ended by SIGABRT` or `ended with exit code 3`; a negative code is a signal's."""
     if code is None or code >= 0:

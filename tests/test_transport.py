@@ -63,7 +63,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
 
 def ended(session: Session) -> bool:
     assert isinstance(session.channel, LocalChannel)
-    return session.channel.ended
+    return session.channel._wire.ended
 
 
 def test_crash_names_what_ran_and_the_last_words(session: Session) -> None:
