@@ -42,8 +42,8 @@ from edgeprune.graph import ModelGraph, trace
 from edgeprune.measurement import HOT, Ratio
 from edgeprune.plan_json import Plan
 from edgeprune.preparing import Silent, measured_table
-from edgeprune.profiling import load_references
 from edgeprune.recovery import repair
+from edgeprune.references import load_references
 from edgeprune.saliency import CRITERIA, Saliency, score
 from edgeprune.surgery import apply
 from edgeprune.transport import open_session

@@ -14,8 +14,8 @@ from edgeprune.executed import executed
 from edgeprune.gating import judged, quality_of
 from edgeprune.planning import Choice
 from edgeprune.preparing import timed
-from edgeprune.profiling import COMPUTE
 from edgeprune.recovery import RepairReport
+from edgeprune.references import COMPUTE
 from edgeprune.verifying import Verification, on_todays_clock
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from edgeprune.engine import Engine
 from edgeprune.errors import UnstableError
 from edgeprune.fingerprint import fingerprint_of
 from edgeprune.measurement import Measurement, Timing, joined
-from edgeprune.profiling import load_references
+from edgeprune.references import load_references
 from edgeprune.transport import Session, open_session, through_cuts
 
 if TYPE_CHECKING:

@@ -171,7 +171,7 @@ def test_cuts_cost_nothing_that_was_measured(far: Device, sshd: Sshd, tmp_path: 
 
 
 def test_a_device_that_stays_away_is_exit_4(far: Device, sshd: Sshd, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("edgeprune.profiling.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("edgeprune.profiler.PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr(transport, "LONGEST_PAUSE_SECONDS", 0.2)
     path = tmp_path / "t.jsonl"
 

@@ -26,7 +26,7 @@ from edgeprune.measurement import KERNELS, Timing
 from edgeprune.plan_json import Plan
 from edgeprune.planning import choose
 from edgeprune.preparing import Silent, measured_table
-from edgeprune.profiling import COMPUTE, load_references
+from edgeprune.references import COMPUTE, load_references
 from edgeprune.saliency import score
 from edgeprune.surgery import apply
 from edgeprune.table import LatencyTable, read_table, table_path
