@@ -17,9 +17,9 @@ import numpy as np
 
 from edgeprune.constraints import parameters_of
 from edgeprune.cost import CostModel
-from edgeprune.fusion import Unit
 from edgeprune.graph.structure import ModelGraph, Width
 from edgeprune.graph.widths import Widths
+from edgeprune.unit import Unit
 from edgeprune.variables import FloatArray, Variables
 
 LATENCY = "latency_us"

@@ -13,11 +13,11 @@ from edgeprune.errors import RuntimeMissing
 if TYPE_CHECKING:
     from edgeprune.device import Device
     from edgeprune.engine import Calibration, Engine
-    from edgeprune.fusion import Unit
     from edgeprune.graph import ModelGraph
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
     from edgeprune.roofline import Roofline
+    from edgeprune.unit import Unit
 
 
 def backend_of(device: Device, *, only_to_time: bool = False) -> Backend:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from edgeprune.backends.openvino.exporting import export as export
 from edgeprune.engine import ONNX_PACKAGES
 from edgeprune.errors import not_installed
-from edgeprune.fusion import Unit, fuse
+from edgeprune.fusion import fuse
 from edgeprune.precision import KINDS, check_computes
+from edgeprune.unit import Unit
 
 if TYPE_CHECKING:
     from edgeprune.graph import ModelGraph

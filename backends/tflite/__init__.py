@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from edgeprune.backends.tflite.exporting import export as export
 from edgeprune.errors import not_installed
-from edgeprune.fusion import Unit, fuse
+from edgeprune.fusion import fuse
 from edgeprune.precision import KINDS, check_computes
+from edgeprune.unit import Unit
 
 if TYPE_CHECKING:
     from edgeprune.graph import ModelGraph
