@@ -31,7 +31,8 @@ import torch
 import edgeprune as ep
 from benchmarks import cifar
 from benchmarks.criteria_report import Row, report
-from edgeprune.choosing import Rules, choose, plan_from
+from edgeprune.choice import plan_from
+from edgeprune.choosing import Rules, choose
 from edgeprune.constraints import Constraints, Only
 from edgeprune.cost import CostModel, cost_model
 from edgeprune.data import Data, as_data
