@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeprune.cli.progress import Console
     from edgeprune.device import Device
     from edgeprune.preparing import Task
+    from edgeprune.preprocessing import Preprocessing
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -131,7 +132,6 @@ def make_task(
     from edgeprune.modelled import installed
     from edgeprune.models import example_inputs, resolve
     from edgeprune.preparing import Task
-    from edgeprune.preprocessing import Preprocessing, default_preprocessing
     from edgeprune.saliency.normalising import find_normalisation
     from edgeprune.saliency.registry import find_criterion
 
@@ -143,9 +143,7 @@ def make_task(
     module = resolve(model, weights=weights, seed=seed)
     examples = example_inputs(shape, inputs, model=module, seed=seed)
     size = tuple(examples[0].shape)
-    preprocessing = (
-        Preprocessing.from_json(preprocess) if preprocess else default_preprocessing(model, size, weights=weights)
-    )
+    preprocessing = preprocessing_of(preprocess, model, size, weights=weights)
     return Task(
         model=module,
         name=model,
@@ -165,6 +163,15 @@ def make_task(
             | ({"data": data, "preprocess": preprocess} if device.precisions[0] == "int8" else {})
         ),
     )
+
+
+def preprocessing_of(
+    file: Path | None, model: str, size: tuple[int, ...], *, weights: str | None
+) -> Preprocessing | None:
+    """That of `--preprocess`, else the model's own for inputs of this size, where it has one."""
+    from edgeprune.preprocessing import Preprocessing, default_preprocessing
+
+    return Preprocessing.from_json(file) if file else default_preprocessing(model, size, weights=weights)
 
 
 def reporter() -> Console:
