@@ -13,18 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import geometric_mean, median
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from edgeprune import parity, robust
+from edgeprune import parity
 from edgeprune.budget import Budget, parse_budget
 from edgeprune.device import Device
-from edgeprune.device_statistics import digits
 from edgeprune.engine import Engine
 from edgeprune.errors import UnstableError
 from edgeprune.fingerprint import fingerprint_of
+from edgeprune.latency import Latency, json_number, latency_of, undisturbed_or_raise
 from edgeprune.measurement import Measurement, Timing, joined
 from edgeprune.references import load_references
 from edgeprune.transport import Session, open_session, through_cuts
@@ -36,38 +33,9 @@ DENSE = "dense"
 PRUNED = "pruned"
 CONFIRM = Timing(min_rounds=30, max_rounds=240, max_seconds=30.0, tolerance=0.005)
 """30 rounds; more, for at most half a minute, where the ratio to dense is not known to 0.5 % yet."""
-MOST_DISTURBED = 0.5  # share of rounds
 MOST_UNCERTAIN = 0.05  # relative distance from an estimate inside the budget to a bound outside of it
 
 OnHello = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """One engine's latency in ms over `n` runs; `at` is the estimate at the budget's percentile, in ms too.
-
-    `ratio` is to the dense engine, by round; None for the dense engine itself and where there is none.
-    """
-
-    p50_ms: float
-    p90_ms: float
-    n: int
-    at: robust.Estimate
-    ratio: robust.Estimate | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Keys of `verify --json`."""
-        document: dict[str, Any] = {
-            "p50_ms": _number(self.p50_ms),
-            "p90_ms": _number(self.p90_ms),
-            "n": self.n,
-            "upper_ms": _number(self.at.upper),
-        }
-        if self.ratio is not None:
-            document["ratio"] = _number(self.ratio.value)
-            document["ratio_ci"] = [_number(self.ratio.low), _number(self.ratio.high)]
-            document["ratio_upper"] = _number(self.ratio.upper)
-        return document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,19 +78,19 @@ class Verification:
             "device": self.device,
             "percentile": self.percentile,
             "budget": self.budget,
-            "budget_ms": _number(self.budget_ms),
+            "budget_ms": json_number(self.budget_ms),
             "met": self.met,
             "why": self.why,
             "origin": self.origin,
-            "predicted_ms": _number(self.predicted_ms),
-            "predicted_error_ms": _number(self.predicted_error_ms),
+            "predicted_ms": json_number(self.predicted_ms),
+            "predicted_error_ms": json_number(self.predicted_error_ms),
             "dense": self.dense.to_json() if self.dense else None,
             "pruned": self.pruned.to_json(),
             "parity": self.parity.to_json() if self.parity else None,
             "rounds": self.rounds,
             "disturbed_rounds": self.disturbed_rounds,
             "loaded": [list(order) for order in self.loaded],
-            "references_us": {name: _number(value) for name, value in self.references_us.items()},
+            "references_us": {name: json_number(value) for name, value in self.references_us.items()},
             "attempts": list(self.attempts),
             "quality": dict(self.quality),
             "bundle": self.bundle,
@@ -291,8 +259,8 @@ def verification_of(timed: Timed, key: str, base: str | None, *, percentile: flo
         device=timed.device.name,
         percentile=percentile,
         origin="modelled" if measurement.modelled else "measured",
-        dense=latency(measurement, base, percentile=percentile, without=disturbed) if base else None,
-        pruned=latency(measurement, key, base, percentile=percentile, without=disturbed),
+        dense=latency_of(measurement, base, percentile=percentile, without=disturbed) if base else None,
+        pruned=latency_of(measurement, key, base, percentile=percentile, without=disturbed),
         parity=timed.parity.get(key),
         references_us={name: measurement.percentile_us(name) for name in measurement.references},
         rounds=max(len(numbers) for numbers in measurement.rounds.values()),
@@ -300,68 +268,6 @@ def verification_of(timed: Timed, key: str, base: str | None, *, percentile: flo
         loaded=tuple(tuple(each for each in order if each in (key, base)) for order in timed.loaded),
         fingerprint=timed.fingerprint,
     )
-
-
-def undisturbed_or_raise(measurement: Measurement) -> frozenset[int]:
-    """The disturbed rounds, which the references tell; `UnstableError` when they are more than half, or all of a
-    process's."""
-    disturbed = measurement.disturbed()
-    every = max(measurement.rounds.values(), key=len)
-    nothing_left = any(disturbed.issuperset(own) for own in measurement.by_process(every))
-    if nothing_left or len(disturbed) > MOST_DISTURBED * len(every):
-        raise UnstableError(
-            f"the reference kernels ran more than 15 % off their median in {len(disturbed)} of {len(every)} rounds: "
-            "something else keeps the device busy; try again when it is idle"
-        )
-    return disturbed
-
-
-def latency(
-    measurement: Measurement,
-    key: str,
-    base: str | None = None,
-    *,
-    percentile: float = 50.0,
-    without: frozenset[int] = frozenset(),
-) -> Latency:
-    """Percentiles in ms of one key, and its ratio to `base` by round, without the given rounds.
-
-    Rounds of several processes stand side by side: what differs between these is no drift from round to round.
-    """
-    bursts = zip(measurement.rounds[key], measurement.times_us[key], strict=True)
-    rounds_ms = {number: np.asarray(burst) / 1e3 for number, burst in bursts if number not in without}
-    runs = np.concatenate(list(rounds_ms.values()))
-    sides = [np.concatenate([rounds_ms[n] for n in side]) for side in measurement.side_by_side(rounds_ms)]
-    return Latency(
-        p50_ms=float(np.percentile(runs, 50)),
-        p90_ms=float(np.percentile(runs, 90)),
-        n=len(runs),
-        at=robust.percentile([side.tolist() for side in sides], percentile),
-        ratio=None if base is None else _ratio(measurement, key, base, percentile, without),
-    )
-
-
-def _ratio(
-    measurement: Measurement, key: str, base: str, percentile: float, without: frozenset[int]
-) -> robust.Estimate:
-    """At p50 the median of the per-round ratios of burst medians, of rounds side by side the geometric mean. Elsewhere
-    the percentile over runs of `key`, each divided by the base's median in its round, over that of the base's runs; a
-    process counts as one whose median ratio is the geometric mean of those of all."""
-    medians, bases = measurement.burst_medians_us(key), measurement.burst_medians_us(base)
-    ratios = {n: medians[n] / bases[n] for n in (bases.keys() & medians.keys()) - without}
-    sides = measurement.side_by_side(ratios)
-    if percentile == 50.0:
-        above, below = ([geometric_mean(us[n] for n in side) for side in sides] for us in (medians, bases))
-        return robust.ratio(above, below)
-    processes = measurement.by_process(ratios)
-    typical = [median(ratios[n] for n in own) for own in processes]
-    even = {n: geometric_mean(typical) / one for own, one in zip(processes, typical, strict=True) for n in own}
-    runs, base_runs = (
-        dict(zip(measurement.rounds[name], measurement.times_us[name], strict=True)) for name in (key, base)
-    )
-    own = robust.percentile([[t / bases[n] * even[n] for n in side for t in runs[n]] for side in sides], percentile)
-    scale = robust.percentile([[t / bases[n] for n in side for t in base_runs[n]] for side in sides], percentile).value
-    return replace(own, value=own.value / scale, low=own.low / scale, high=own.high / scale, upper=own.upper / scale)
 
 
 def decide(result: Verification, budget: Budget | None, *, batch: int = 1, same: bool = False) -> Verification:
@@ -398,8 +304,3 @@ def on_todays_clock(us: float, then: Mapping[str, float], now: Mapping[str, floa
     ratios. References that only one of the two knows don't count; without any the time stays."""
     changes = [math.log(now[name] / then[name]) for name in then.keys() & now.keys()]
     return us * math.exp(sum(changes) / len(changes)) if changes else us
-
-
-def _number(value: float | None) -> float | None:
-    """For JSON, which knows no infinity."""
-    return digits(value) if value is not None and math.isfinite(value) else None

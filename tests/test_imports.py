@@ -28,7 +28,7 @@ LAYERS = (
     "table_merging table_comparing table_curve table_export foreign_tables references profiler profiling device_probe "
     "device_checks self_test robust budget surface correction cost sampling saliency solve zero_branch comparing "
     "surgery recovery sparsity rewinding constraints scopes variables budget_rows climbing choice choosing scheduling "
-    "planning exporting ranges calibration bundle_core bundle_engine parity executed verifying bundle_front "
+    "planning exporting ranges calibration bundle_core bundle_engine parity executed latency verifying bundle_front "
     "bundle_program bundle_document bundle loading benching gating at_once preparing forecasting front handing_over "
     "pipeline reporting cli"
 ).split()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from edgeprune.latency import Latency
     from edgeprune.measurement import Timing
-    from edgeprune.verifying import Latency, Verification
+    from edgeprune.verifying import Verification
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
