@@ -167,11 +167,6 @@ class Problem:
         budgets = {name: _finite(limit) for name, limit in self.budgets.items()}
         return {"schema": SCHEMA, "variables": dict(self.variables), "budgets": budgets, "factors": factors}
 
-    @classmethod
-    def from_document(cls, document: object) -> Problem:
-        """The reverse of `to_document`; ValueError with the place."""
-        return _parse(document)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
