@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,26 +26,11 @@ from edgeprune.errors import DeviceError, DeviceUnreachable, MeasurementError, R
 from edgeprune.installing import install_there
 from edgeprune.local_channel import LocalChannel
 from edgeprune.machine import printable, told
-from edgeprune.measurement import HOT, ConnectionLost, Loaded, Measurement, NodeTimes, SessionLost, TensorSpec, Timing
-from edgeprune.modelled import backend_of
+from edgeprune.measurement import HOT, ConnectionLost, Loaded, Measurement, NodeTimes, SessionLost, Timing
+from edgeprune.modelled import backend_of, installed
 from edgeprune.remote_channel import Link, RemoteChannel
 from edgeprune.ssh_link import ssh_link
 from edgeprune.wire import pause
-
-if TYPE_CHECKING:
-    from edgeprune.device import Device
-
-__all__ = [
-    "Channel",
-    "Loaded",
-    "Measurement",
-    "NodeTimes",
-    "Session",
-    "SessionLost",
-    "TensorSpec",
-    "Timing",
-    "open_session",
-]
 
 LOG = logging.getLogger("edgeprune")
 PATIENCE_SECONDS = 180.0
@@ -272,10 +257,8 @@ def open_session(
     """
     precision = precision or device.precisions[0]
     check_precision(device, precision)
-    backend = backend_of(device, only_to_time=True)
-    missing = None if device.remote else backend.available()  # over there its own program tells what it lacks
-    if missing is not None:
-        raise RuntimeMissing(missing)
+    # a remote device tells itself what it lacks
+    backend = backend_of(device, only_to_time=True) if device.remote else installed(device, only_to_time=True)
     program = assemble({device.backend: backend.runner_path()})
     options = {
         "threads": device.threads,

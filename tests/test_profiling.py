@@ -13,11 +13,11 @@ import pytest
 from edgeprune.device import Device, load_device
 from edgeprune.errors import Interrupted, MeasurementError, TableError
 from edgeprune.kernel import Kernel
-from edgeprune.measurement import ConnectionLost, Measurement, SessionHung
+from edgeprune.measurement import ConnectionLost, Measurement, SessionHung, SessionLost
 from edgeprune.profiling import profile
 from edgeprune.table import LatencyTable, read_lines, table_path
 from edgeprune.table_log import open_log
-from edgeprune.transport import Session, SessionLost
+from edgeprune.transport import Session
 
 pytestmark = pytest.mark.integration
 

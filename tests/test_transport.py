@@ -18,8 +18,8 @@ from edgeprune.device import Device, load_device
 from edgeprune.device_program import assemble
 from edgeprune.errors import InputError, MeasurementError
 from edgeprune.local_channel import LocalChannel
-from edgeprune.measurement import Measurement, NodeTimes, Ratio, SessionHung, Timing
-from edgeprune.transport import Session, SessionLost, open_session
+from edgeprune.measurement import Measurement, NodeTimes, Ratio, SessionHung, SessionLost, Timing
+from edgeprune.transport import Session, open_session
 
 pytestmark = pytest.mark.unit
 
