@@ -17,7 +17,7 @@ from edgeprune.device_state import Watch
 from edgeprune.device_statistics import median, quantile
 
 if TYPE_CHECKING:  # Python 3.8 can't subscript these at run time
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     Burst = Callable[[int, int], list[float]]  # (untimed runs, timed runs) -> microseconds
 
@@ -27,7 +27,7 @@ COLD_RUNS = 8  # at most: the first runs of a model prepare weights and fill cac
 class Rounds:
     """Hot bursts of all candidates and references, interleaved in random order, round by round."""
 
-    def __init__(self, bursts: dict[str, Burst], request: dict[str, Any], program: Any, watch: Watch | None) -> None:
+    def __init__(self, bursts: Mapping[str, Burst], request: dict[str, Any], program: Any, watch: Watch | None) -> None:
         self.bursts = bursts
         self.program = program
         self.watch = watch
