@@ -283,7 +283,7 @@ class _Builder:
         """A unit of the node's name with one width: that of its output over these axes."""
         width = Product(tuple(width_of(node, axis) for axis in axes))
         size = prod(node.shape[axis] for axis in axes)
-        told = {"nodes": [node.name], "epilogue": [], **fields}
+        told: dict[str, Any] = {"nodes": [node.name], "epilogue": [], **fields}
         return self._make(node, name=node.name, widths=(width, width), sizes=(size, size), **told)
 
     def _make(
