@@ -150,11 +150,10 @@ def test_another_version_is_told_beside_the_measurement(folder: Path, capsys: py
 @pytest.mark.integration
 def test_the_device_is_asked_in_the_process_that_measures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    local = transport.LocalChannel
 
     def counted(*arguments: Any) -> LocalChannel:
         started.append(arguments)
-        return local(*arguments)
+        return LocalChannel(*arguments)
 
     monkeypatch.setattr(transport, "LocalChannel", counted)
     verify_bundle(folder, timing=QUICK)
