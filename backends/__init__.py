@@ -12,10 +12,10 @@ from edgeprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from edgeprune.engine import Calibration, Engine
-    from edgeprune.fusion import Unit
     from edgeprune.graph import ModelGraph
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
+    from edgeprune.unit import Unit
 
 ENTRY_POINTS = "edgeprune.backends"
 

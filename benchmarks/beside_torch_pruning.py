@@ -36,7 +36,8 @@ import edgeprune as ep
 from benchmarks import cifar
 from benchmarks.clocks import Candidate, Clock, cost_of, measured, predicted
 from benchmarks.conditions import conditions
-from edgeprune.choosing import Choice, Rules, choose, plan_from
+from edgeprune.choice import Choice, plan_from
+from edgeprune.choosing import Rules, choose
 from edgeprune.constraints import Constraints
 from edgeprune.cost import CostModel
 from edgeprune.data import Data, as_data

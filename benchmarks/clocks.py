@@ -17,7 +17,7 @@ from edgeprune.exporting import as_pruned, export
 from edgeprune.graph import ModelGraph
 from edgeprune.measurement import HOT
 from edgeprune.preparing import Silent, measured_table
-from edgeprune.profiling import load_references
+from edgeprune.references import load_references
 from edgeprune.transport import open_session
 
 

@@ -32,7 +32,8 @@ import edgeprune as ep
 from benchmarks import cifar
 from benchmarks.conditions import conditions
 from benchmarks.criteria_report import Row, report
-from edgeprune.choosing import Rules, choose, plan_from
+from edgeprune.choice import plan_from
+from edgeprune.choosing import Rules, choose
 from edgeprune.constraints import Constraints, Only
 from edgeprune.cost import CostModel, cost_model
 from edgeprune.data import Data, as_data
@@ -43,8 +44,8 @@ from edgeprune.graph import ModelGraph, trace
 from edgeprune.measurement import HOT, Ratio
 from edgeprune.plan_json import Plan
 from edgeprune.preparing import Silent, measured_table
-from edgeprune.profiling import load_references
 from edgeprune.recovery import repair
+from edgeprune.references import load_references
 from edgeprune.saliency import CRITERIA, Saliency, score
 from edgeprune.surgery import apply
 from edgeprune.transport import open_session

@@ -109,7 +109,7 @@ def main() -> int:
     import edgeprune as ep
     from benchmarks import cifar
     from benchmarks.conditions import conditions
-    from edgeprune.choosing import dense_choice
+    from edgeprune.choice import dense_choice
     from edgeprune.front import front, parse_front
     from edgeprune.preparing import Task, prepare
 

@@ -71,7 +71,8 @@ def chosen(name: str, device: Any, budgets: list[float], steps: int) -> tuple[An
     """The source of the engines and every case's network: what each cost states of it, and what it keeps."""
     from benchmarks.prediction.networks import build
     from edgeprune.calibration import Source
-    from edgeprune.choosing import choose, dense_choice, least_choice
+    from edgeprune.choice import dense_choice
+    from edgeprune.choosing import choose, least_choice
     from edgeprune.cost import cost_model
     from edgeprune.errors import BudgetError
     from edgeprune.graph import trace

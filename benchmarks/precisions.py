@@ -25,7 +25,9 @@ from edgeprune.measurement import KERNELS
 from edgeprune.modelled import backend_of
 from edgeprune.precision import refusal, shares_of
 from edgeprune.preparing import node_latencies
-from edgeprune.profiling import COMPUTE, MEMORY, load_references, profile, statistics_of
+from edgeprune.profiler import statistics_of
+from edgeprune.profiling import profile
+from edgeprune.references import COMPUTE, MEMORY, load_references
 from edgeprune.staircase import Stairs, find_staircase, staircase_kernels
 from edgeprune.transport import open_session
 

@@ -215,12 +215,21 @@ def main() -> int:
                 fits.append(fit(far, options.budget, folder))
                 print(fits[-1], flush=True)
         together = two_at_once(sshd, folder)
+    text = report(tables, fits, together, f"{len(kernels)} kernels, {options.times} profiles of each way in turn")
+    print(text)
+    if not options.no_result:
+        name = "_".join(["remote", *pythons, str(date.today())])
+        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    return 0 if all("yes" in line for line in fits) else 1
+
+
+def report(tables: list[str], fits: list[str], together: str, what: str) -> str:
+    """The page in `benchmarks/results`."""
     lines = [
         f"# Devices over ssh, {date.today()}",
         "",
         f"`{' '.join(['python', '-m', 'benchmarks.remote', *sys.argv[1:]])}`, Python {platform.python_version()}, "
-        f"{platform.machine()}; {len(kernels)} kernels, {options.times} profiles of each way in turn (medians of "
-        "times, the first ones' ratios).",
+        f"{platform.machine()}; {what} (medians of times, the first ones' ratios).",
         "",
         "Ratios to the reference, kernel by kernel; *cost* is what a profile takes longer than locally, over the time "
         "in which the device measures:",
@@ -240,12 +249,7 @@ def main() -> int:
             "|---|---|---|---|---|---|---|---|",
             *fits,
         ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if not options.no_result:
-        name = "_".join(["remote", *pythons, str(date.today())])
-        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
-    return 0 if all("yes" in line for line in fits) else 1
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

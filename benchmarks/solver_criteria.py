@@ -98,7 +98,8 @@ def models_of(network: str, device_name: str) -> tuple[Any, Any, Any]:
 
 
 def rows_of(network: str, criteria: list[str], budgets: list[float], device: str) -> Iterator[Row]:
-    from edgeprune.choosing import choose, dense_choice
+    from edgeprune.choice import dense_choice
+    from edgeprune.choosing import choose
     from edgeprune.errors import BudgetError, InputError, TableError
     from edgeprune.saliency import score
 

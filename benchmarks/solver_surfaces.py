@@ -21,10 +21,10 @@ import edgeprune as ep
 from benchmarks.prediction.networks import build
 from benchmarks.solver_problems import FOLDER, unit_us
 from edgeprune.cost import CostModel, cost_model
-from edgeprune.fusion import Unit
 from edgeprune.graph import Block, ModelGraph, trace
 from edgeprune.surface import Surface
 from edgeprune.table import read_table, table_path
+from edgeprune.unit import Unit
 from edgeprune.units import shape_key
 
 CHECKED = 200

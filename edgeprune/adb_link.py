@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from edgeprune.device import Device
 from edgeprune.errors import DeviceError, DeviceUnreachable
+from edgeprune.machine import printable
 from edgeprune.measurement import ConnectionLost, SessionLost
 from edgeprune.remote_channel import quoted
-from edgeprune.wire import printable
 
 TERMUX = "/data/data/com.termux/"
 ANSWER_SECONDS = 20

@@ -12,13 +12,12 @@ from typing import Any
 from edgeprune.budget import Budget, parse_budget
 from edgeprune.bundle import PLAN, REBUILD, Bundle, read_bundle, translated
 from edgeprune.bundle_engine import check_version, differences
-from edgeprune.device import Device, check_modelled, load_device
+from edgeprune.device import Device, check_modelled, load_device, with_clocks
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError, MeasurementError
 from edgeprune.fingerprint import Fingerprint
 from edgeprune.measurement import Timing
 from edgeprune.plan_json import Plan
-from edgeprune.transport import open_session
 from edgeprune.verifying import (
     CONFIRM,
     DENSE,
@@ -39,21 +38,27 @@ def verify_bundle(
     percentile: float | None = None,
     device: Device | None = None,
     allow_modelled: bool = False,
+    lock_clocks: bool = False,
     timing: Timing = CONFIRM,
 ) -> Verification:
     """Check a bundle's files, its engine's outputs, and its latency on this device against a budget.
 
-    Budget and percentile are those of the manifest unless told, the device too. The verdict is as in `verify`.
+    Budget and percentile are those of the manifest unless told, the device too, whose clocks are held where its entry
+    or `lock_clocks` says so. The verdict is as in `verify`.
     """
     started = time.perf_counter()
     bundle = read_bundle(path)
-    device = check_modelled(device_for(bundle, device), allow_modelled)
+    device = with_clocks(check_modelled(device_for(bundle, device), allow_modelled), held=lock_clocks)
     recorded = _recorded(bundle)
     budget = budget if budget is not None else recorded.get("budget")
     wanted = parse_budget(budget) if isinstance(budget, str) else budget
     if wanted is not None and wanted.kind == "ratio" and bundle.dense is None:
         raise InputError(f"{path} holds no dense engine, so no ratio can be measured; give a budget like 8ms")
-    differs = check_device(bundle, device, _hello(bundle, device))
+    differs: list[str] = []
+
+    def check(hello: Mapping[str, Any]) -> None:
+        differs[:] = check_device(bundle, device, hello)
+
     with explained(bundle, differs):
         result = measure_pair(
             bundle.engine,
@@ -62,12 +67,13 @@ def verify_bundle(
             expected=() if device.modelled else bundle.samples(),
             timing=timing,
             percentile=percentile if percentile is not None else float(recorded.get("percentile", 50.0)),
+            on_hello=check,
         )
     plan = Plan.from_json(bundle.folder / PLAN)
     same = plan.is_empty and (bundle.dense is None or bundle.dense.precision == bundle.engine.precision)
     result = decide(result, wanted, batch=_batch(bundle.engine), same=same)
     seconds = {"verify": time.perf_counter() - started}
-    return replace(_named(result, bundle), differences=differs, seconds=seconds)
+    return replace(_named(result, bundle), differences=tuple(differs), seconds=seconds)
 
 
 def check_device(bundle: Bundle, device: Device, hello: Mapping[str, Any]) -> tuple[str, ...]:
@@ -80,11 +86,6 @@ def check_device(bundle: Bundle, device: Device, hello: Mapping[str, Any]) -> tu
         if device.roofline is None:
             check_version(bundle.document["runtime"], str(hello["version"]))
     return tuple(differences(bundle.document["fingerprint"], hello))
-
-
-def _hello(bundle: Bundle, device: Device) -> Mapping[str, Any]:
-    with open_session(device, precision=bundle.engine.precision) as session:
-        return session.hello()
 
 
 @contextmanager
@@ -105,18 +106,20 @@ def bench(
     *,
     device: Device | None = None,
     allow_modelled: bool = False,
+    lock_clocks: bool = False,
     timing: Timing = CONFIRM,
     percentile: float = 50.0,
 ) -> tuple[Verification, ...]:
     """Time the engines of all bundles, pruned and dense, interleaved on one device (`time_engines`); no verdict.
 
-    Dense engines with the same bytes are timed once. `InputError` when the bundles are for different devices.
+    Dense engines with the same bytes are timed once. `lock_clocks` holds the device's clocks meanwhile. `InputError`
+    when the bundles are for different devices.
     """
     started = time.perf_counter()
     bundles = [read_bundle(path) for path in paths]
     if not bundles:
         raise InputError("bench takes at least one bundle")
-    device = check_modelled(_one_device(bundles, device), allow_modelled)
+    device = with_clocks(check_modelled(_one_device(bundles, device), allow_modelled), held=lock_clocks)
     dense_keys: dict[str, str] = {}
     engines: dict[str, Engine] = {}
     pairs = []
@@ -131,9 +134,13 @@ def bench(
     samples = {
         key: () if device.modelled else bundle.samples() for (key, _), bundle in zip(pairs, bundles, strict=True)
     }
-    hello = _hello(bundles[0], device)
-    differs = [check_device(bundle, device, hello) for bundle in bundles]
-    timed = time_engines(engines, device, bundles[0].engine.precision, expected=samples, timing=timing)
+    differs: list[tuple[str, ...]] = []
+
+    def check(hello: Mapping[str, Any]) -> None:
+        differs[:] = [check_device(bundle, device, hello) for bundle in bundles]
+
+    precision = bundles[0].engine.precision
+    timed = time_engines(engines, device, precision, expected=samples, timing=timing, on_hello=check)
     results = [verification_of(timed, key, base, percentile=percentile) for key, base in pairs]
     seconds = {"bench": time.perf_counter() - started}
     return tuple(

@@ -17,9 +17,9 @@ import numpy as np
 
 from edgeprune.constraints import parameters_of
 from edgeprune.cost import CostModel
-from edgeprune.fusion import Unit
 from edgeprune.graph.structure import ModelGraph, Width
 from edgeprune.graph.widths import Widths
+from edgeprune.unit import Unit
 from edgeprune.variables import FloatArray, Variables
 
 LATENCY = "latency_us"
@@ -28,6 +28,8 @@ Tables: TypeAlias = list[tuple[tuple[str, ...], FloatArray]]
 RowUnit: TypeAlias = Literal["us", "parameters", "bytes", "MACs"]
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 4, "int8": 1}
 """Of a stored parameter: bf16 is how a runtime computes, its weights stay float32 in the file."""
+ROUNDING = 1e-9
+"""What sums in another order may differ by: a budget of exactly the dense latency keeps the dense network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,11 @@ class Row:
         """Whether a piece is tabulated to first order."""
         return any(piece.is_wide(variables) for piece in self.pieces)
 
+    def spent(self, widths: Mapping[str, int], dropped: Iterable[str] = ()) -> Spent:
+        """What the network of these widths and dropped blocks takes of it."""
+        value, error = self.predict(widths, dropped)
+        return Spent(row=self, value=value, error=error)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
@@ -137,6 +144,11 @@ class Spent:
     row: Row
     value: float
     error: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is predicted is inside the limit."""
+        return self.value <= self.row.limit * (1 + ROUNDING)
 
     def to_json(self) -> dict[str, Any]:
         """Latencies in ms, counts as they are."""

@@ -27,7 +27,7 @@ SAFETENSORS["BOOL"] = "?"
 CPU_FACTS = ("name", "machine", "vendor", "family", "model", "stepping", "cores")
 ACCELERATOR_FACTS = ("gpu", "compute_capability")
 BOARD_FACTS = ("board", "soc", "l4t", "power_mode")
-LEAST_DIFFERENCE = 1e-12  # outputs smaller than this in torch are compared as they are
+LEAST_OUTPUT = 1e-12  # outputs smaller than this in torch are compared as they are
 
 
 class InputFault(ValueError):
@@ -262,14 +262,18 @@ def read_safetensors(path: str) -> dict[str, Any]:
 
 
 def parity_error(found: Sequence[Any], expected: Sequence[Any]) -> float:
-    """The largest max|a - b| / max|b| of the outputs, a found and b expected; infinite where one is not finite."""
+    """The largest `output_error` of the outputs; infinite where they are not as many."""
+    errors = [output_error(a, b) for a, b in zip(found, expected)]
+    return max(errors, default=0.0) if len(found) == len(expected) else float("inf")
+
+
+def output_error(found: Any, expected: Any) -> float:
+    """max|a - b| / max|b| of two arrays, a found and b expected; infinite where it isn't finite or shapes differ."""
     import numpy as np
 
-    worst = 0.0
-    for a, b in zip(found, expected):
-        if a.shape != b.shape:
-            return float("inf")
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        error = float(np.max(np.abs(a - b), initial=0.0)) / max(float(np.max(np.abs(b), initial=0.0)), LEAST_DIFFERENCE)
-        worst = max(worst, error if np.isfinite(error) else float("inf"))
-    return worst if len(found) == len(expected) else float("inf")
+    if found.shape != expected.shape:
+        return float("inf")
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    difference, largest = (float(np.max(np.abs(x), initial=0.0)) for x in (a - b, b))
+    error = difference / max(largest, LEAST_OUTPUT)
+    return error if np.isfinite(error) else float("inf")

@@ -42,7 +42,8 @@ from edgeprune.bundle_engine import (
     runner_module,
     standing_in,
 )
-from edgeprune.device_core import Program, median, quantile
+from edgeprune.device_core import Program
+from edgeprune.device_statistics import digits, median, quantile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 RUNNERS: dict[str, list[str]] = {}  # backend to the lines of its runner; filled in below
 EXIT_CODES = {"input": 2, "runtime": 5, "version": 5, "parity": 7}  # any other is 1, as edgeprune's
 PRUNED = "pruned"
-PACKAGE_OF = {"tflite": "ai-edge-litert", "tensorrt_python": "tensorrt"}  # of a backend, where it is called otherwise
+INSTALL: dict[str, str] = {}  # backend to what installs its runtime; filled in below
 ROUNDS = {"min_rounds": 20, "max_rounds": 240, "tolerance": 0.005, "settle_alone": False, "burst_percentile": 50.0}
 BURSTS = {"warmup_ms": 200.0, "burst_ms": 10.0, "untimed_runs": 2, "min_runs": 4}
 
@@ -80,9 +81,7 @@ def load_runner(document: Mapping[str, Any]) -> Any:
         runner = runner_module(name, "\n".join(RUNNERS[name]) + "\n")
         version = runner.version()
     except (ImportError, RuntimeError) as error:
-        line = "pip install numpy " + PACKAGE_OF.get(name, name)
-        how = line if isinstance(error, ImportError) else "install it, or name it by $TRTEXEC"
-        raise Refused("what runs the engine is not here (%s): %s" % (error, how), "runtime") from None
+        raise Refused("what runs the engine is not here (%s): %s" % (error, INSTALL[name]), "runtime") from None
     check_version(document["runtime"], version)
     return runner
 
@@ -171,11 +170,6 @@ def ratio(measured: Mapping[str, Any], key: str, base: str) -> dict[str, float]:
     middle = median(values)
     half = 1.96 * 1.2533 * 1.4826 * median([abs(value - middle) for value in values]) / len(values) ** 0.5
     return {"value": digits(middle), "low": digits(middle - half), "high": digits(middle + half)}
-
-
-def digits(value: float) -> float:
-    """Six digits are more than any clock here gives."""
-    return float("%.6g" % value)
 
 
 def lines_of(result: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgeprune.device_program import self_contained
+from edgeprune.installing import install_here
 
 NAME = "run.py"
 FRONT = Path(__file__).with_name("bundle_front.py")
@@ -32,6 +33,7 @@ def assemble_run(runners: Mapping[str, Path]) -> str:
         + "    ],\n"
         for name, path in sorted(runners.items())
     )
-    text = f"{body}\n\nRUNNERS.update({{\n{listed}}})\n{_START}"
+    install = "".join(f"    {name!r}: {install_here(name)!r},\n" for name in sorted(runners))
+    text = f"{body}\n\nRUNNERS.update({{\n{listed}}})\nINSTALL.update({{\n{install}}})\n{_START}"
     ast.parse(text, feature_version=(3, 8))
     return text

@@ -16,6 +16,7 @@ import torch
 
 from edgeprune.cost import CostModel
 from edgeprune.device import Device
+from edgeprune.device_statistics import digits
 from edgeprune.errors import Interrupted, UnstableError
 from edgeprune.exporting import export
 from edgeprune.graph import ModelGraph
@@ -23,7 +24,7 @@ from edgeprune.graph.structure import Node
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS, ConnectionLost, Measurement, NodeTimes, Timing, joined
 from edgeprune.plan_json import Plan
-from edgeprune.profiling import Profiler, digits, statistics_of
+from edgeprune.profiler import Profiler, statistics_of
 from edgeprune.ranges import drawn_batches
 from edgeprune.surgery import apply, positions_of
 from edgeprune.table import LatencyTable, network_entries, read_table, shipped_path, table_path

@@ -1,29 +1,25 @@
-"""Choose widths and blocks: a problem for the solver from saliency and budget rows, and a plan from its solution."""
+"""Choose widths and blocks: a problem for the solver from saliency and budget rows, and what its solution means."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from edgeprune.budget_rows import LATENCY, Row, Spent, latency_row
+from edgeprune.budget_rows import ROUNDING, Row, Spent, latency_row
+from edgeprune.choice import Choice, floor_layers, unsolved_choice
 from edgeprune.climbing import Options, climbed
 from edgeprune.constraints import NONE, Constraints
 from edgeprune.cost import CostModel
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.formats import formats_of
 from edgeprune.graph import ModelGraph
-from edgeprune.graph.structure import Indices
-from edgeprune.plan_json import Plan
 from edgeprune.saliency import Saliency
 from edgeprune.scopes import BISECTED, Scope, largest_share
 from edgeprune.solve import Factor, Problem, Solution, solve
-from edgeprune.surgery import positions_of
 from edgeprune.variables import (
-    FloatArray,
     Reached,
     Variables,
     block_extras,
@@ -36,8 +32,6 @@ ROUNDS = 8
 """How often costs are tabulated anew around the last answer, at most, to find where to climb from."""
 SETTLED = 1e-4
 """Tables that come this close to the prediction of their own answer need no other round."""
-ROUNDING = 1e-9
-"""What sums in another order may differ by: a budget of exactly the dense latency keeps the dense network."""
 DAMPING = 0.7
 """Share of what is left by which the solver's limit is raised for the next of these rounds."""
 MARGIN = 2e-3
@@ -46,54 +40,6 @@ OUT_OF_REACH = 1e-6
 """Share of each limit that nothing meets: then the solver tells which network comes nearest to all of them."""
 BINDING = 0.95
 """A row whose tables come to less of its limit does not bind; of several rows, only those that do are moved."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What was chosen: widths of the groups, blocks dropped, the solution with its bound, what every budget comes to.
-
-    `exact_cost` is false where a unit reads a sum of groups (a concatenation), whose cost was tabulated around the
-    answer to first order, or where the tables miss the answer's prediction by more than `SETTLED`; the answer itself
-    was checked against the cost model. `spent` begins with the latency that
-    the choice was made for.
-    """
-
-    widths: Mapping[str, int]
-    dropped: tuple[str, ...]
-    predicted_us: float
-    error_us: float
-    solution: Solution
-    exact_cost: bool
-    spent: tuple[Spent, ...] = ()
-    how: str = "by one share"
-    """How it was found where nothing is proven."""
-    formats: Mapping[str, str] = field(default_factory=dict)
-    """Of the parameters that are not dense."""
-
-    @property
-    def gap(self) -> float | None:
-        """The solution's proven gap to two digits; None where nothing is proven (a share found by bisection)."""
-        return float(f"{self.solution.gap:.2g}") if math.isfinite(self.solution.gap) else None
-
-    @property
-    def proof(self) -> str:
-        """`proven within 0.01%`, or that nothing is."""
-        return f"proven within {self.gap:.2%}" if self.gap is not None else f"{self.how}, nothing proven"
-
-    @property
-    def fits(self) -> bool:
-        """Whether what is predicted is inside every budget."""
-        return all(spent.value <= spent.row.limit * (1 + ROUNDING) for spent in self.spent)
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether the tables of the whole problem told what is predicted for the answer."""
-        return self.exact_cost and self.solution.status == "solved"
-
-    @property
-    def reached(self) -> Reached:
-        """What a schedule goes on from."""
-        return Reached(widths=self.widths, dropped=self.dropped)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +131,7 @@ def _approached(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules:
             limits |= {
                 spent.row.name: limits[spent.row.name] * spent.row.limit / spent.value * (1 - ROUNDING)
                 for spent in choice.spent
-                if spent.value > spent.row.limit * (1 + ROUNDING)
+                if not spent.fits
             }
     fitting = [choice for choice in found if choice.fits]
     return max(fitting, key=lambda choice: choice.solution.value, default=None) or _nearest(cost, saliency, rows, rules)
@@ -202,7 +148,7 @@ def _climbed(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Ru
 
     def fits(options: Options) -> bool:
         widths, dropped = _network(cost.graph, variables, options)
-        return all(row.predict(widths, dropped)[0] <= row.limit * (1 + ROUNDING) for row in rows)
+        return all(row.spent(widths, dropped).fits for row in rows)
 
     if not start.fits:
         return start
@@ -238,7 +184,7 @@ def _bisected(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: R
     variables = rules.variables(cost)
 
     def is_inside(widths: Mapping[str, int]) -> bool:
-        return all(row.predict(widths, ())[0] <= row.limit * (1 + ROUNDING) for row in rows)
+        return all(row.spent(widths).fits for row in rows)
 
     options = {name: widths for name, widths in variables.options.items() if name not in variables.formats}
     found = largest_share(rules.scope, options, saliency, is_inside)
@@ -248,47 +194,9 @@ def _bisected(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: R
 
 
 def _unproven(cost: CostModel, saliency: Saliency, rows: Sequence[Row], widths: Mapping[str, int]) -> Choice:
-    spent = tuple(_spent(row, widths, ()) for row in rows)
     value = sum(float(np.sort(saliency.channels[g])[::-1][:width].sum()) for g, width in widths.items())
-    solution = Solution(
-        feasible=True,
-        choice={},
-        value=value + sum(block_extras(cost.graph, saliency).values()),
-        cost={each.row.name: each.value for each in spent},
-        upper_bound=math.inf,
-        gap=math.inf,
-        least_ratio=0.0,
-        status="stopped",
-        seconds=0.0,
-    )
-    return Choice(
-        widths=widths,
-        dropped=(),
-        predicted_us=spent[0].value,
-        error_us=spent[0].error,
-        solution=solution,
-        exact_cost=True,
-        spent=spent,
-    )
-
-
-def plan_from(choice: Choice, graph: ModelGraph, saliency: Saliency, notes: Mapping[str, Any]) -> Plan:
-    """Keep the most valuable channels of every group; ties go to the lower index."""
-    hidden = {name for block in graph.blocks if block.id in choice.dropped for name in block.inside}
-    kept = {}
-    for group in graph.groups:
-        width = choice.widths[group.id]
-        if width < group.num_channels and group.id not in hidden:
-            kept[group.id] = positions_of(graph, group.id, best_channels(saliency.channels[group.id], width))
-    return Plan(
-        structure_hash=graph.structure_hash, kept=kept, dropped=choice.dropped, formats=choice.formats, notes=notes
-    )
-
-
-def best_channels(values: FloatArray, width: int) -> Indices:
-    """The `width` most valuable channels, ascending."""
-    order = np.lexsort((np.arange(len(values)), -values))
-    return np.sort(order[:width]).astype(np.int64)
+    value += sum(block_extras(cost.graph, saliency).values())
+    return unsolved_choice(rows, widths, value, is_best=False)
 
 
 def selection_problem(
@@ -330,7 +238,7 @@ def _network(graph: ModelGraph, variables: Variables, options: Options) -> tuple
 def _read(cost: CostModel, rows: Sequence[Row], variables: Variables, solution: Solution, *, exact: bool) -> Choice:
     """The chosen network."""
     widths, dropped = _network(cost.graph, variables, solution.choice)
-    spent = tuple(_spent(row, widths, dropped) for row in rows)
+    spent = tuple(row.spent(widths, dropped) for row in rows)
     return Choice(
         widths=widths,
         dropped=dropped,
@@ -349,11 +257,6 @@ def _is_told(spent: Sequence[Spent], solution: Solution) -> bool:
     return all(abs(each.value - solution.cost[each.row.name]) <= SETTLED * each.value for each in spent)
 
 
-def _spent(row: Row, widths: Mapping[str, int], dropped: tuple[str, ...]) -> Spent:
-    value, error = row.predict(widths, dropped)
-    return Spent(row=row, value=value, error=error)
-
-
 def least_choice(cost: CostModel, saliency: Saliency, *, others: Sequence[Row] = (), rules: Rules = FREELY) -> Choice:
     """The fastest network in reach, whatever it takes of the `others`."""
     return _nearest(cost, saliency, (latency_row(cost, 1e-6), *others), rules)
@@ -368,45 +271,6 @@ def _nearest(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Ru
     limits = {row.name: OUT_OF_REACH * row.limit for row in rows}
     solution = solve(_tabulated(cost, saliency, rows, limits, variables, Reached(widths=point, dropped=())))
     return _read(cost, rows, variables, solution, exact=not any(row.is_wide(variables) for row in rows))
-
-
-def dense_choice(cost: CostModel, saliency: Saliency, others: Sequence[Row] = ()) -> Choice:
-    """Everything stays, whatever it takes of the `others`."""
-    prediction = cost.predict({})
-    rows = (latency_row(cost, prediction.us), *others)
-    value = sum(float(values.sum()) for values in saliency.channels.values())
-    value += sum(block_extras(cost.graph, saliency).values())
-    solution = Solution(
-        feasible=True,
-        choice={},
-        value=value,
-        cost={LATENCY: prediction.us},
-        upper_bound=value,
-        gap=0.0,
-        least_ratio=0.0,
-        status="solved",
-        seconds=0.0,
-    )
-    return Choice(
-        widths=dict(cost.graph.dense_widths),
-        dropped=(),
-        predicted_us=prediction.us,
-        error_us=prediction.error_us,
-        solution=solution,
-        exact_cost=True,
-        spent=tuple(_spent(row, cost.graph.dense_widths, ()) for row in rows),
-    )
-
-
-def floor_layers(cost: CostModel, choice: Choice, count: int = 3) -> list[str]:
-    """The units that take most of a network's latency: `name (share)`."""
-    gone = cost.vanishing(choice.dropped)
-    cold = cost.cold(choice.widths, choice.dropped)
-    stays = [unit for unit in cost.units if unit.name not in gone]
-    us = {unit.name: float(cost.unit_us(unit, [choice.widths], cold)[0]) for unit in stays}
-    total = sum(us.values()) + cost.overhead_us
-    top: Sequence[str] = sorted(us, key=lambda name: (-us[name], name))[:count]
-    return [f"{name} ({us[name] / total:.0%})" for name in top]
 
 
 def _out_of_reach(cost: CostModel, saliency: Saliency, rows: Sequence[Row], rules: Rules) -> str:

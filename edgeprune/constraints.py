@@ -13,8 +13,8 @@ from typing import Literal, TypeAlias
 
 from edgeprune.errors import InputError, did_you_mean
 from edgeprune.formats import WIDTHS, FormatValue
-from edgeprune.fusion import Unit
 from edgeprune.graph.structure import Block, Group, ModelGraph
+from edgeprune.unit import Unit
 
 Only: TypeAlias = Literal["channels", "blocks", "heads"]
 ONLY = ("channels", "blocks", "heads")

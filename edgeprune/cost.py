@@ -19,12 +19,12 @@ from edgeprune.correction import Correction, Observation, Work, learn
 from edgeprune.eligibility import DENSE, TWO_OF_FOUR
 from edgeprune.errors import TableError
 from edgeprune.formats import FormatValue, format_values, with_formats
-from edgeprune.fusion import Unit
 from edgeprune.graph import ModelGraph
 from edgeprune.kernel import Kernel
 from edgeprune.staircase import FloatArray, Staircase, find_staircase
 from edgeprune.surface import Surface, surfaces_of
 from edgeprune.table import LatencyTable, NetworkEntry
+from edgeprune.unit import Unit
 from edgeprune.units import eligible_sizes, samples, shape_key, shape_keys, sizes_of, width_options
 
 Box = tuple[tuple[int, int, int], tuple[int, int, int]]

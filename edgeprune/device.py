@@ -161,6 +161,11 @@ def in_precision(device: Device, precision: str | None) -> Device:
     return device.model_copy(update={"precisions": (precision, *others)})
 
 
+def with_clocks(device: Device, *, held: bool) -> Device:
+    """The device with its clocks `held` while something is measured; else as its entry has it."""
+    return device.model_copy(update={"lock_clocks": True}) if held else device
+
+
 def check_precision(device: Device, precision: str) -> None:
     """`InputError` where the device has it not."""
     if precision not in device.precisions:

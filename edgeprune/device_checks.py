@@ -27,21 +27,6 @@ class Check:
     exit_code: int = 1  # of a required one
 
 
-PIP = {"openvino": "openvino", "onnxruntime": "onnxruntime", "tflite": "ai-edge-litert"}
-"""The package of a runtime that pip installs."""
-
-TENSORRT = {
-    "jetson": {
-        "tensorrt": "sudo apt-get install nvidia-jetpack (its TensorRT brings /usr/src/tensorrt/bin/trtexec)",
-        "tensorrt_python": "sudo apt-get install nvidia-jetpack (its python3-libnvinfer is for the system's python3)",
-    },
-    "other": {
-        "tensorrt": "install TensorRT 8.5 or later (developer.nvidia.com/tensorrt) and put trtexec on the PATH",
-        "tensorrt_python": "pip install tensorrt-rtx-cu12, or TensorRT's own wheel (developer.nvidia.com/tensorrt)",
-    },
-}
-
-
 def entry_checks(device: Device, unreachable: str | None) -> Iterator[Check]:
     """The entry alone, before anything is tried; `unreachable` says why there is no way to it."""
     to = device.host or device.serial or ("the one plugged in" if device.transport == "adb" else "no host")
@@ -86,30 +71,12 @@ def _runtimes(found: Probe) -> Iterator[Check]:
         primary = name == device.backend
         fix = None
         if runtime.version is None:
-            hint = "" if device.transport == "local" else f"; {install_hint(name, found)}"
-            fix = f"{runtime.missing}{hint}"
+            fix = runtime.missing_with_fix
             if primary and there:
                 fix += f"; or take the one that is there: {_set(device, f'backend={there[0]}')}"
         yield Check(
             name=f"runtime {name}", found=runtime.version, fix=fix, required=primary, word="missing", exit_code=5
         )
-
-
-def install_hint(backend: str, found: Probe) -> str:
-    """The line that installs a runtime on this very device."""
-    if backend in ("tensorrt", "tensorrt_python"):
-        return TENSORRT["jetson" if "l4t" in found.facts else "other"][backend]
-    package = PIP.get(backend)
-    if package is None:
-        return f"install what backend '{backend}' needs there"
-    if backend == "tflite" and str(found.hello.get("cpu", {}).get("machine")) == "armv7l":
-        package = "tflite-runtime 'numpy<2'"
-    if found.device.transport == "adb":
-        return "adb has no pip: push LiteRT's benchmark_model, or install Python under Termux"
-    return (
-        f"there: python3 -m venv edgeprune-env && edgeprune-env/bin/pip install {package}; "
-        f"here: {_set(found.device, 'python=edgeprune-env/bin/python')}"
-    )
 
 
 def _numpy(found: Probe) -> Iterator[Check]:
@@ -253,11 +220,6 @@ def _short(value: object) -> str:
 
 
 def _set(device: Device, pair: str) -> str:
-    like = "" if _own(device) else f" --like {device.name}"
-    return f"edgeprune devices add {device.name}{like} --set {pair}"
+    from edgeprune.device_entries import set_line  # the doctor runs where the packages that read entries are missing
 
-
-def _own(device: Device) -> bool:
-    from edgeprune.device_entries import is_own
-
-    return is_own(device.name)
+    return set_line(device, pair)

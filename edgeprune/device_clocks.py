@@ -118,7 +118,7 @@ class Clocks:
             "what": "jetson_clocks",
             "do": [_as_root("jetson_clocks", "--store", path), _as_root("jetson_clocks")],
             "undo": [_as_root("jetson_clocks", "--restore", path), _as_root("rm", "-f", path)],
-            "by_hand": "run `sudo jetson_clocks --store && sudo jetson_clocks` there, profile without --lock-clocks, "
+            "by_hand": "run `sudo jetson_clocks --store && sudo jetson_clocks` there, measure without --lock-clocks, "
             "then `sudo jetson_clocks --restore`; or let %s run jetson_clocks by sudo without a password" % _user(),
         }
 
@@ -131,7 +131,7 @@ class Clocks:
             "what": "nvidia-smi -lgc %s" % clock,
             "do": [_as_root("nvidia-smi", "-lgc", "%s,%s" % (clock, clock))],
             "undo": [_as_root("nvidia-smi", "-rgc")],
-            "by_hand": "run `sudo nvidia-smi -lgc %s,%s` there, profile without --lock-clocks, then `sudo nvidia-smi "
+            "by_hand": "run `sudo nvidia-smi -lgc %s,%s` there, measure without --lock-clocks, then `sudo nvidia-smi "
             "-rgc`" % (clock, clock),
         }
 
@@ -142,7 +142,7 @@ class Clocks:
             "what": "cpufreq governor performance",
             "do": [_written(path, "performance") for path in full],
             "undo": [_written(path, governor) for path, governor in zip(full, before)],
-            "by_hand": "run `echo performance | sudo tee /%s` there, profile without --lock-clocks, then the same with "
+            "by_hand": "run `echo performance | sudo tee /%s` there, measure without --lock-clocks, then the same with "
             "%s" % (GOVERNORS, before[0]),
         }
 

@@ -87,6 +87,12 @@ def entry_text(name: str) -> str:
     raise InputError(f"device '{name}' is not in devices.yaml")
 
 
+def set_line(device: Device, pair: str) -> str:
+    """The command that changes a key of a device's entry, `KEY=VALUE`; a preset's is copied first."""
+    like = "" if is_own(device.name) else f" --like {device.name}"
+    return f"edgeprune devices add {device.name}{like} --set {pair}"
+
+
 def is_own(name: str) -> bool:
     """Whether the entry is the user's."""
     return name in _loaded(_own_text())["devices"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import MeasurementError, RuntimeMissing
+from edgeprune.installing import install_there
 from edgeprune.transport import Session, open_session
 
 if TYPE_CHECKING:
@@ -23,11 +24,16 @@ Opener = Callable[["Device"], AbstractContextManager[Session]]
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """A backend over there: its version and the accelerator that it tells of, or why it isn't there."""
+    """A backend over there: its version and the accelerator that it tells of, or why it isn't there and what helps."""
 
     version: str | None = None
     missing: str | None = None
+    fix: str | None = None
     hello: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def missing_with_fix(self) -> str:
+        return "; ".join(filter(None, [self.missing, self.fix]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +67,8 @@ def probe(device: Device, opener: Opener = open_session) -> Probe:
     with opener(bare(device)) as session:
         hello, state = session.hello(), session.state()
     backends = (device.backend, *(name for name in device.fallbacks if name != device.backend))
-    return Probe(
-        device=device, hello=hello, state=state, runtimes={name: _ask(device, name, opener) for name in backends}
-    )
+    runtimes = {name: _ask(device, name, opener, hello) for name in backends}
+    return Probe(device=device, hello=hello, state=state, runtimes=runtimes)
 
 
 def bare(device: Device) -> Device:
@@ -77,13 +82,19 @@ def with_backend(device: Device, name: str) -> Device:
     return device.model_copy(update={"backend": name, "options": options, "lock_clocks": False})
 
 
-def _ask(device: Device, name: str, opener: Opener) -> Runtime:
+def _ask(device: Device, name: str, opener: Opener, told: Mapping[str, Any]) -> Runtime:
+    """`told` is what the device said of itself without a runtime."""
     try:
         with opener(with_backend(device, name)) as session:
             hello = session.hello()
         return Runtime(version=str(hello["version"]), hello=hello)
     except (RuntimeMissing, MeasurementError) as error:
-        return Runtime(missing=str(error).strip().splitlines()[-1][:500])
+        missing = str(error.args[0]).strip().splitlines()[-1][:500]
+        if device.transport == "local":  # then that says what helps
+            return Runtime(missing=missing)
+        machine = str(told.get("cpu", {}).get("machine", ""))
+        fix = install_there(name, device, python=str(told.get("python", "")), machine=machine)
+        return Runtime(missing=missing, fix=fix)
 
 
 def probe_lines(found: Probe) -> list[str]:
@@ -114,7 +125,7 @@ def probe_lines(found: Probe) -> list[str]:
 
 def _runtime(runtime: Runtime) -> str:
     if runtime.version is None:
-        return f"missing: {runtime.missing}"
+        return f"missing: {runtime.missing_with_fix}"
     accelerator = runtime.hello.get("accelerator") or {}
     return _joined(runtime.version, *(str(value) for value in accelerator.values()))
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edgeprune.pruned import Pruned
 
 ONNX_NAME = "model.onnx"
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxslim")
+"""What ONNX is written with."""
 Calibration: TypeAlias = "Sequence[tuple[torch.Tensor, ...]]"
 """Batches of inputs as the model takes them, preprocessed and of the traced shapes: ranges of activations in int8 are
 found on them."""

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib import util
 from pathlib import Path
 from typing import ClassVar
 
@@ -84,8 +85,17 @@ class DeviceUnreachable(DeviceError):
 
 
 class RuntimeMissing(EdgepruneError):
+    """`fix` says what installs it, where the message doesn't."""
+
     exit_code = 5
     kind = "runtime-missing"
+
+    def __init__(self, message: str, *, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, [self.args[0], self.fix]))
 
 
 class UnstableError(EdgepruneError):
@@ -150,3 +160,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def install_line(extra: str) -> str:
     """The line that installs one of the extras of pyproject.toml."""
     return f"pip install 'edgeprune[{extra}]'"
+
+
+def not_installed(modules: Iterable[str], extra: str) -> str | None:
+    """`onnx, onnxslim not installed: pip install 'edgeprune[onnx]'`; None where all of them are here.
+
+    Packages are called as their modules, with dashes.
+    """
+    missing = [module.replace("_", "-") for module in modules if util.find_spec(module) is None]
+    return f"{', '.join(missing)} not installed: {install_line(extra)}" if missing else None

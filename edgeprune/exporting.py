@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from edgeprune.device import Device, check_precision
 from edgeprune.eligibility import DENSE
 from edgeprune.engine import Calibration, Engine
-from edgeprune.errors import InputError, RuntimeMissing
+from edgeprune.errors import InputError
 from edgeprune.folders import atomic_folder
-from edgeprune.modelled import backend_of
+from edgeprune.modelled import backend_of, installed
 
 if TYPE_CHECKING:
     import torch
@@ -53,9 +53,7 @@ def export(
     from edgeprune.sparsity.holding import baked
 
     pruned = baked(pruned)
-    backend = backend_of(device, only_to_time=only_to_time)
-    if fix := backend.available():
-        raise RuntimeMissing(fix)
+    backend = installed(device, only_to_time=only_to_time, engines_in=[precision])
     check_calibration(pruned, precision, calibration, backend)
     if backend.modelled and not kernels:
         kernels = kernels_of(pruned.module, pruned.example_inputs, device, precision, formats=pruned.plan.formats)

@@ -10,10 +10,15 @@ from edgeprune.device import Device
 from edgeprune.graph import ModelGraph
 from edgeprune.kernel import Kernel
 from edgeprune.preparing import kernels_to_profile, node_latencies
-from edgeprune.profiling import SECONDS_EACH, known_table, missing_kernels, seconds_for
+from edgeprune.profiling import known_table, missing_kernels
 from edgeprune.sampling import BATCH, MOST_ROUNDS, foreseen_rounds
 from edgeprune.staircase import find_staircase, staircase_kernels
 from edgeprune.table import LatencyTable, without_networks
+
+SECONDS_EACH = 0.12  # building, loading and the shortest bursts of one kernel
+RUNS_EACH = 50
+SECONDS_MODELLED = 0.01
+MACS_PER_SECOND = 30e9  # a guess, where the table has no kernel of an operator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,21 @@ def forecast(graphs: Sequence[ModelGraph], device: Device, *, retry_failed: bool
         paced_by=len(table),
         unknown=tuple(_unknown(table, device, stairs=not no_stairs, unfinished=unfinished, rounds=len(rounds))),
     )
+
+
+def seconds_for(kernels: Iterable[Kernel], table: LatencyTable, device: Device) -> float:
+    """About how long measuring takes: at the pace of the tabled kernels of each operator, guessed where none is."""
+    listed = list(kernels)
+    if device.modelled:
+        return SECONDS_MODELLED * len(listed)
+    macs: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for entry in table:
+        operator = entry.kernel.operator
+        macs[operator] = macs.get(operator, 0.0) + entry.kernel.macs
+        seconds[operator] = seconds.get(operator, 0.0) + table.latency_us(entry.kernel) / 1e6
+    pace = {operator: macs[operator] / seconds[operator] for operator in macs if macs[operator]}
+    return sum(SECONDS_EACH + RUNS_EACH * k.macs / pace.get(k.operator, MACS_PER_SECOND) for k in listed)
 
 
 def _unknown(table: LatencyTable, device: Device, *, stairs: bool, unfinished: int, rounds: int) -> Iterable[str]:

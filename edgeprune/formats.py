@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from edgeprune.device import Device
 from edgeprune.eligibility import DENSE, FORMATS, TWO_OF_FOUR, refusal
 from edgeprune.errors import InputError, did_you_mean
-from edgeprune.fusion import SPARSE_WIDTH, Unit
 from edgeprune.graph import ModelGraph
 from edgeprune.pattern import best_mask, matrix_of
+from edgeprune.unit import SPARSE_WIDTH, Unit
 
 WIDTHS = (SPARSE_WIDTH, 4)
 PLACES = 8

@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import Any
 
 from edgeprune.budget import Budget
-from edgeprune.choosing import Choice
+from edgeprune.choice import Choice
 from edgeprune.errors import BudgetError, InputError, RuntimeMissing, install_line
 from edgeprune.plan_json import Plan
 from edgeprune.preparing import Prepared, Task, prune

@@ -1,18 +1,17 @@
-"""Units: the kernel instances of one network as a runtime fuses them, with widths as functions of the groups."""
+"""Fusion: from a graph to the units that a runtime makes of it, which operators it takes into which kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 from edgeprune.attention import MATMULS, Attention, computed, find_attention, moved, operands
-from edgeprune.eligibility import TWO_OF_FOUR, refusal
 from edgeprune.graph.structure import ModelGraph, Node, Width
-from edgeprune.kernel import CONTRACTIONS, Kernel
+from edgeprune.kernel import Kernel
 from edgeprune.kernel_sizes import ONE, ConvolutionGroups, Product, Size, width_of
 from edgeprune.precision import KINDS, Computes, precision_of
+from edgeprune.unit import Unit
 
 ACTIVATIONS = {
     "relu": "relu",
@@ -41,54 +40,6 @@ COPIES = frozenset(
 LAYER_NORMS = frozenset({"layer_norm", "native_layer_norm", "rms_norm"})
 
 POOLS = {"max_pool2d": "max_pool", "avg_pool2d": "avg_pool"}
-
-SPARSE_WIDTH = 2
-"""Weights of every four that stay in a 2:4 layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """One kernel instance. `name`, unique, is the qualified module of a contraction's weight, else the node's name.
-
-    `nodes` are the graph nodes that it covers; `dense` its kernel in the dense network. `kernel_groups` are the groups
-    of its kernel (of a convolution, or heads), `parts` the widths that a `cat` joins. `format` names the variable that
-    says how many weights of every four stay, where that is to be chosen: `SPARSE_WIDTH` makes it 2:4, at widths that
-    can be.
-    """
-
-    name: str
-    dense: Kernel
-    c_in: Size
-    c_out: Size
-    nodes: frozenset[str]
-    kernel_groups: Size = ONE
-    format: str = ""
-    parts: tuple[Width, ...] = ()
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Ids of the groups that its widths depend on, in order of appearance."""
-        return tuple(dict.fromkeys((*self.c_in.groups, *self.c_out.groups, *self.kernel_groups.groups)))
-
-    @property
-    def variables(self) -> tuple[str, ...]:
-        """Its groups, and its format where that is to be chosen."""
-        return (*self.groups, self.format) if self.format else self.groups
-
-    def sizes(self, kept: Mapping[str, int]) -> tuple[int, int, int]:
-        """`Kernel.sizes` of its kernel when group g keeps `kept[g]` channels."""
-        if self.dense.operator not in CONTRACTIONS:
-            return 1, self.c_in.at(kept), 1
-        groups = self.kernel_groups.at(kept)
-        return groups, self.c_in.at(kept) // groups, self.c_out.at(kept) // groups
-
-    def kernel(self, widths: Mapping[str, int]) -> Kernel:
-        """Its kernel when group g keeps `widths[g]` channels, and its format as many weights of every four."""
-        kernel = self.dense.resized(self.sizes(widths))
-        if self.parts:
-            return replace(kernel, parts=tuple(part.at(widths) for part in self.parts))
-        is_sparse = self.format and widths.get(self.format) == SPARSE_WIDTH and refusal(kernel) is None
-        return replace(kernel, sparsity=TWO_OF_FOUR) if is_sparse else kernel
 
 
 def fuse(
@@ -284,17 +235,7 @@ class _Builder:
         """A kernel over rows of channels: the `last` dimensions, or those that are pruned."""
         rank = len(node.shape)
         axes = _channel_axes(node, -1) if operator != "layer_norm" else tuple(range(rank - last, rank))
-        width = Product(tuple(width_of(node, axis) for axis in axes))
-        return self._make(
-            node,
-            name=node.name,
-            operator=operator,
-            widths=(width, width),
-            sizes=(prod(node.shape[axis] for axis in axes),) * 2,
-            spatial=tuple(size for axis, size in enumerate(node.shape) if axis not in (0, *axes)) or (1,),
-            nodes=[node.name],
-            epilogue=[],
-        )
+        return self._over(node, axes, operator=operator, spatial=_other_axes(node, axes) or (1,))
 
     def _with_activation(self, node: Node, source: Node, operator: str) -> Unit:
         covered, epilogue, end = [node.name], list[str](), node
@@ -323,23 +264,27 @@ class _Builder:
         if operator == "activation":
             epilogue = [ACTIVATIONS.get(node.operator, "relu")]
         axes = _channel_axes(node)
-        width = Product(tuple(width_of(node, axis) for axis in axes))
         spatial = source.shape[2:] or (1, 1)
         if axes != (1,):
-            spatial = tuple(size for axis, size in enumerate(node.shape) if axis not in (0, *axes)) or (1, 1)
+            spatial = _other_axes(node, axes) or (1, 1)
         elif operator == "mean" and source.shape[1] != node.shape[1]:
             spatial = source.shape[1:-1]  # tokens first, channels last
-        return self._make(
+        return self._over(
             node,
-            name=node.name,
+            axes,
             operator=operator,
-            widths=(width, width),
-            sizes=(prod(node.shape[axis] for axis in axes),) * 2,
             spatial=spatial,
             nodes=covered or [node.name],
             epilogue=epilogue or [],
             **window,
         )
+
+    def _over(self, node: Node, axes: tuple[int, ...], **fields: Any) -> Unit:
+        """A unit of the node's name with one width: that of its output over these axes."""
+        width = Product(tuple(width_of(node, axis) for axis in axes))
+        size = prod(node.shape[axis] for axis in axes)
+        told: dict[str, Any] = {"nodes": [node.name], "epilogue": [], **fields}
+        return self._make(node, name=node.name, widths=(width, width), sizes=(size, size), **told)
 
     def _make(
         self,
@@ -385,6 +330,11 @@ def _channel_axes(node: Node, otherwise: int = 1) -> tuple[int, ...]:
     """The axes, but for the first, that pruning changes; where there is none the usual one."""
     pruned = tuple(axis for axis in range(1, len(node.shape)) if width_of(node, axis).groups)
     return pruned or (() if len(node.shape) < 2 else (otherwise % len(node.shape),))
+
+
+def _other_axes(node: Node, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Sizes of all but the batch and these axes."""
+    return tuple(size for axis, size in enumerate(node.shape) if axis not in (0, *axes))
 
 
 def _window(node: Node, source: Node, window: tuple[int, ...]) -> dict[str, Any]:

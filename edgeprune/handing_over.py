@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune import parity
 from edgeprune.bundle import Bundle, Contents, write_bundle
+from edgeprune.choice import Choice
 from edgeprune.cost import describe
 from edgeprune.engine import Engine
 from edgeprune.executed import executed
 from edgeprune.gating import judged, quality_of
-from edgeprune.planning import Choice
 from edgeprune.preparing import timed
-from edgeprune.profiling import COMPUTE
 from edgeprune.recovery import RepairReport
+from edgeprune.references import COMPUTE
 from edgeprune.verifying import Verification, on_todays_clock
 
 if TYPE_CHECKING:

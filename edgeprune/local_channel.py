@@ -5,14 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 from edgeprune.errors import MeasurementError
-from edgeprune.measurement import SessionLost
-from edgeprune.wire import Wire, how_it_ended
+from edgeprune.wire import Wire, died
 
 
 class LocalChannel:
@@ -30,24 +27,13 @@ class LocalChannel:
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
+        self.request = self._wire.converse
 
     def __enter__(self) -> LocalChannel:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the program is gone."""
-        return self._wire.ended
-
-    def request(
-        self, fields: Mapping[str, Any], silence_s: float, on_event: Callable[[dict[str, Any]], None]
-    ) -> dict[str, Any]:
-        return self._wire.converse(fields, silence_s, on_event)
 
     def put(self, paths: Sequence[Path]) -> list[str]:
         return [str(path.resolve()) for path in paths]
@@ -61,9 +47,3 @@ class LocalChannel:
     def close(self) -> None:
         self._wire.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def died(doing: str, code: int | None, said: str) -> SessionLost:
-    """The error that a dead device program is."""
-    words = f"; its last words:\n{said}" if said else ""
-    return SessionLost(f"{doing}: the device program {how_it_ended(code)}{words}")

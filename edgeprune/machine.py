@@ -10,12 +10,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from edgeprune.errors import MeasurementError
 
 
-def shown(value: Any) -> Any:
-    """Without control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in value[:1000]) if isinstance(value, str) else value
+def printable(text: str, keep: str = "\n\t") -> str:
+    """Text from elsewhere without what would move a terminal's cursor or change its title, but for `keep`."""
+    return "".join(char if char.isprintable() or char in keep else "?" for char in text.replace("\r\n", "\n"))
 
 
-_Text = Annotated[str, BeforeValidator(shown), StringConstraints(max_length=1000)]
+def _one_line(value: Any) -> Any:
+    """The first 1000 characters of a text, printable and without line breaks; anything else as it is."""
+    return printable(value[:1000], keep="") if isinstance(value, str) else value
+
+
+_Text = Annotated[str, BeforeValidator(_one_line), StringConstraints(max_length=1000)]
 _Name = Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,64}$")]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import MeasurementError
-from edgeprune.machine import shown
+from edgeprune.machine import printable
 
 
 class SessionLost(MeasurementError):
@@ -216,7 +216,7 @@ class Measurement:
                 stopped_by=str(answer["stopped_by"]),
                 burst_percentile=burst_percentile,
                 machine={str(name): float(value) for name, value in answer.get("machine", {}).items()},
-                slowed=tuple(shown(str(reason)[:200]) for reason in list(answer.get("slowed", ()))[:20]),
+                slowed=tuple(printable(str(reason)[:200], keep="") for reason in list(answer.get("slowed", ()))[:20]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MeasurementError(f"the device program's answer to 'measure' is malformed: {error}") from None

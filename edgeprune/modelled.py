@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeprune.backends import Backend, find_backend
+from edgeprune.errors import RuntimeMissing
 
 if TYPE_CHECKING:
     from edgeprune.device import Device
     from edgeprune.engine import Calibration, Engine
-    from edgeprune.fusion import Unit
     from edgeprune.graph import ModelGraph
     from edgeprune.kernel import Kernel
     from edgeprune.pruned import Pruned
     from edgeprune.roofline import Roofline
+    from edgeprune.unit import Unit
 
 
 def backend_of(device: Device, *, only_to_time: bool = False) -> Backend:
@@ -31,62 +32,42 @@ def backend_of(device: Device, *, only_to_time: bool = False) -> Backend:
     return cast(Backend, Modelled(runtime=runtime, roofline=device.roofline, engines=not only_to_time))
 
 
+def installed(device: Device, *, only_to_time: bool = False, engines_in: Iterable[str] = ()) -> Backend:
+    """`backend_of` a device; `RuntimeMissing`, with the line that installs it, where something for it is missing.
+
+    `engines_in` are the precisions in which engines of networks will be written: int8 takes a quantiser.
+    """
+    backend = backend_of(device, only_to_time=only_to_time)
+    writes = device.roofline is None or not only_to_time
+    runtime = find_backend(device.backend)
+    told = [backend.available(), *(packages_missing(runtime, precision) for precision in engines_in if writes)]
+    for missing in filter(None, told):
+        raise RuntimeMissing(missing)
+    return backend
+
+
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """A `Backend` whose runtime runs on another machine: here it only builds and exports."""
+    """A `Backend` whose runtime runs on another machine: here it only builds and exports, as the runtime's own does."""
 
     runtime: Backend
-
-    @property
-    def modelled(self) -> bool:
-        """That of the runtime."""
-        return self.runtime.modelled
-
-    @property
-    def name(self) -> str:
-        """That of the runtime."""
-        return self.runtime.name
 
     def available(self) -> str | None:
         """What models can't be written without; whether the runtime is over there, only the device can tell."""
         return packages_missing(self.runtime)
 
-    def version(self) -> str | None:
-        """Of what is installed here."""
-        return self.runtime.version()
-
-    def runner_path(self) -> Path:
-        """The runtime's."""
-        return self.runtime.runner_path()
-
-    def partition(self, graph: ModelGraph, precision: str) -> Sequence[Unit]:
-        """As the runtime fuses the graph."""
-        return self.runtime.partition(graph, precision)
-
-    def build(self, kernel: Kernel, folder: Path) -> Path:
-        """The runtime's model of one kernel."""
-        return self.runtime.build(kernel, folder)
-
-    def export(
-        self,
-        pruned: Pruned,
-        folder: Path,
-        precision: str,
-        *,
-        kernels: Sequence[Kernel] = (),
-        weights: str = "fp32",
-        calibration: Calibration = (),
-        **form: str,
-    ) -> Engine:
-        """The runtime's engine; `form` is what this runtime alone takes, such as a `layout`."""
-        how: dict[str, Any] = {"kernels": kernels, "weights": weights, "calibration": calibration, **form}
-        return self.runtime.export(pruned, folder, precision, **how)
+    def __getattr__(self, name: str) -> Any:
+        """All else."""
+        return getattr(self.runtime, name)
 
 
-def packages_missing(runtime: Backend) -> str | None:
-    """What a runtime's models can't be written without and isn't here, with the line that installs it."""
-    missing: str | None = getattr(runtime, "missing_packages", runtime.available)()
-    return missing
+def packages_missing(runtime: Backend, precision: str = "fp32") -> str | None:
+    """What a runtime's engines in a precision can't be written without and isn't here, with the line that installs it.
+
+    Kernels take no more than engines in fp32, in any precision.
+    """
+    asked: Callable[[str], str | None] | None = getattr(runtime, "missing_packages", None)
+    return runtime.available() if asked is None else asked(precision)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ module of the model. The folding matters too: it halves the work of torch's expo
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 import re
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgeprune.errors import EdgepruneError, RuntimeMissing, install_line
+from edgeprune.engine import ONNX_PACKAGES
+from edgeprune.errors import EdgepruneError, RuntimeMissing, not_installed
 from edgeprune.graph.program import canonical_names
 from edgeprune.unsupported import unsupported
 
@@ -28,17 +28,10 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 CONTRACTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-PACKAGES = ("onnx", "onnxscript", "onnxslim")
 _KEEPS_ZERO = frozenset({"Identity", "Expand", "Reshape", "Transpose", "Cast"})
 _ACTIVATIONS = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu", "Gelu"})
 _LARGE_BYTES = 1 << 16
 _MAX_BYTES = 2**31 - 1  # of one protobuf message
-
-
-def available() -> str | None:
-    """None when ONNX can be written here, else one line with the fix."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    return f"{', '.join(missing)} missing: {install_line('onnx')}" if missing else None
 
 
 def onnx_from_module(module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> onnx.ModelProto:
@@ -48,8 +41,8 @@ def onnx_from_module(module: torch.nn.Module, example_inputs: tuple[torch.Tensor
     `forward`, outputs `output`, or `output_0`, `output_1`, ... A Conv, Gemm or MatMul node that reads a parameter
     `a.b.weight` is named `a.b` (`a.b#1` when it is read a second time).
     """
-    if fix := available():
-        raise RuntimeMissing(f"writing ONNX needs a package that is {fix}")
+    if missing := not_installed(ONNX_PACKAGES, "onnx"):
+        raise RuntimeMissing(missing)
     import onnx
     import onnxslim
 

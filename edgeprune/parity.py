@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeprune.bundle_engine import output_error
 from edgeprune.engine import Calibration, Engine
 from edgeprune.errors import QualityError
 from edgeprune.ranges import drawn_batches
@@ -26,7 +27,6 @@ TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 0.3}
 arithmetic and that of the stored weights."""
 CALIBRATED = 4
 """Batches of the calibration that an engine in int8 is compared on."""
-TINY = 1e-12  # outputs smaller than this in torch are compared as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +129,5 @@ def output_errors(engine: Engine, found: Sequence[Array], sample: Sample) -> Map
     for spec, a, b in zip(engine.outputs, found, sample.outputs, strict=True):
         if a.shape != b.shape:
             raise QualityError(f"the engine's output '{spec.name}' has shape {a.shape}, torch's {b.shape}")
-        difference = float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0))
-        largest = float(np.max(np.abs(b.astype(np.float64)), initial=0.0))
-        error = difference / max(largest, TINY)
-        errors[spec.name] = error if np.isfinite(error) else float("inf")
+        errors[spec.name] = output_error(a, b)
     return errors

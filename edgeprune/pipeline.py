@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.budget import Budget
+from edgeprune.choice import Choice, dense_choice, floor_layers
 from edgeprune.device import check_precision
 from edgeprune.engine import Calibration, Engine
-from edgeprune.errors import BudgetError, InputError, RuntimeMissing, UnstableError
+from edgeprune.errors import BudgetError, InputError, UnstableError
 from edgeprune.exporting import NO_CALIBRATION, export
 from edgeprune.handing_over import Fitted as Fitted
 from edgeprune.handing_over import hand_over
 from edgeprune.measurement import Timing
-from edgeprune.modelled import backend_of
-from edgeprune.planning import Choice, dense_choice, floor_layers
+from edgeprune.modelled import installed
 from edgeprune.preparing import Prepared, Reporter, Silent, Task, batch_of, in_steps, plan_of, prepare, timed
 from edgeprune.pruned import Pruned
 from edgeprune.ranges import batches_of, drawn_batches
@@ -36,7 +36,6 @@ SLACK = 0.06
 """A network this far inside the budget leaves quality on the table: one more round with a larger target."""
 QUICK = Timing(warmup_ms=100.0, min_rounds=20, max_rounds=48, max_seconds=20.0, tolerance=0.006)
 """How an attempt is measured, before the confirmation."""
-ROUNDING = 1e-9
 UNREPAIRED = RepairReport(chosen="none", differences={}, num_fit=0, num_held_out=0)
 
 
@@ -78,8 +77,7 @@ def fit(task: Task, budget: Budget, out: Path, *, percentile: float = 50.0, repo
             raise InputError(f"--relative-to says what a ratio is taken to, {budget} is none: give one like 0.6x")
     if task.min_quality is not None:
         task = replace(task, min_quality=task.min_quality.named(task.data))
-    if (missing := backend_of(task.device).available()) is not None:
-        raise RuntimeMissing(missing)
+    installed(task.device, engines_in=filter(None, [task.device.precisions[0], task.relative_to]))
     prepared = prepare(task, reporter)
     seconds = dict(prepared.seconds)
     with tempfile.TemporaryDirectory(prefix="edgeprune-fit-") as scratch:
@@ -226,7 +224,7 @@ class Loop:
             choice = self.prepared.least() if target is None else self.prepared.choose(target * self.dense_us)
         except BudgetError:
             return None
-        if any(spent.value > spent.row.limit * (1 + ROUNDING) for spent in choice.spent[1:]):
+        if not all(spent.fits for spent in choice.spent[1:]):
             return None
         known = next((attempt for attempt in self.attempts if _same(attempt.choice, choice)), None)
         if known is not None:

@@ -11,16 +11,8 @@ import torch
 
 from edgeprune.budget import Budget, Wanted, check_wanted, parse_wanted
 from edgeprune.budget_rows import BYTES, Row, latency_row, macs_row, params_row
-from edgeprune.choosing import (
-    Choice,
-    Rules,
-    best_channels,
-    choose,
-    dense_choice,
-    floor_layers,
-    least_choice,
-    plan_from,
-)
+from edgeprune.choice import Choice, plan_from
+from edgeprune.choosing import Rules, choose
 from edgeprune.constraints import NONE, Constraints
 from edgeprune.cost import CostModel
 from edgeprune.data import as_data
@@ -31,22 +23,6 @@ from edgeprune.saliency import Saliency, score
 from edgeprune.scheduling import ONE_SHOT, Schedule, Stage, before_the_last
 from edgeprune.scopes import SCOPES, Scope
 from edgeprune.sparsity.channel_order import permuted
-from edgeprune.variables import block_extras
-
-__all__ = [
-    "Choice",
-    "best_channels",
-    "block_extras",
-    "choose",
-    "dense_choice",
-    "describe_choice",
-    "floor_layers",
-    "least_choice",
-    "plan",
-    "plan_from",
-    "rows_of",
-    "with_common_options",
-]
 
 
 def plan(
@@ -74,33 +50,22 @@ def plan(
     """
     if scope not in SCOPES:
         raise InputError(f"no scope '{scope}'{did_you_mean(scope, SCOPES)} (known: {', '.join(SCOPES)})")
-    budgets = (budget,) if isinstance(budget, str | Budget) else tuple(budget)
-    wanted = [Wanted(budget=b) if isinstance(b, Budget) else parse_wanted(b) for b in budgets]
-    check_wanted(wanted)
+    first, beside = _budgets(budget)
     cost, costs = with_common_options(cost, costs or {})
-    first = next((each.budget for each in wanted if not each.of), None)
-    if first is None:
-        raise InputError("no budget is of the latency on the cost model's own device; give one without @")
-    criterion = saliency if isinstance(saliency, str) else saliency.criterion
+    if not isinstance(saliency, str) and normalise is not None:
+        raise ValueError("normalise is for a criterion's name: these values are normalised already")
+    criterion, how = (saliency, normalise) if isinstance(saliency, str) else (saliency.criterion, saliency.normalise)
     samples = None if data is None else as_data(data)
 
-    def score_anew(smaller: ModelGraph, module: torch.nn.Module) -> Saliency:
-        return score(criterion, smaller, module, samples, seed=seed, normalise=normalise)
+    def scored(smaller: ModelGraph, module: torch.nn.Module) -> Saliency:
+        return score(criterion, smaller, module, samples, seed=seed, normalise=how)
 
-    values = saliency
-    if not isinstance(values, str):
-        if normalise is not None:
-            raise ValueError("normalise is for a criterion's name: these values are normalised already")
-        normalise = values.normalise
-    if isinstance(values, str):
-        values = score(values, graph, graph.model, samples, seed=seed, normalise=normalise)
     batch = next(node.shape[0] for node in graph.nodes if node.operator == "placeholder")
     target_us = first.limit_ms(cost.predict({}).us / 1e3, batch=batch) * 1e3
-    precision = cost.precision
-    others = rows_of([each for each in wanted if each.of], cost, costs, batch=batch, precision=precision)
+    others = rows_of(beside, cost, costs, batch=batch, precision=cost.precision)
     rules = Rules(constraints=constraints, scope=scope)
-    stage = Stage(saliency=values, rules=rules)
-    stage = before_the_last(cost, stage, target_us, schedule, score_anew, others=others)
+    stage = Stage(saliency=scored(graph, graph.model) if isinstance(saliency, str) else saliency, rules=rules)
+    stage = before_the_last(cost, stage, target_us, schedule, scored, others=others)
     choice = choose(cost, stage.saliency, target_us, others=others, rules=stage.rules)
     notes = {
         "budget": str(first),
@@ -111,6 +76,17 @@ def plan(
     }
     found = plan_from(choice, graph, stage.saliency, notes)
     return permuted(found, graph, seed=seed)[0] if found.formats else found
+
+
+def _budgets(budget: str | Budget | Sequence[str]) -> tuple[Budget, list[Wanted]]:
+    """That of the latency on the cost model's own device, and those beside it."""
+    budgets = (budget,) if isinstance(budget, str | Budget) else tuple(budget)
+    wanted = [Wanted(budget=b) if isinstance(b, Budget) else parse_wanted(b) for b in budgets]
+    check_wanted(wanted)
+    first = next((each.budget for each in wanted if not each.of), None)
+    if first is None:
+        raise InputError("no budget is of the latency on the cost model's own device; give one without @")
+    return first, [each for each in wanted if each.of]
 
 
 def rows_of(

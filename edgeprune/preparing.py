@@ -13,7 +13,8 @@ import torch
 from edgeprune.budget import Budget, Wanted
 from edgeprune.budget_rows import Row
 from edgeprune.calibration import Source, with_networks
-from edgeprune.choosing import FREELY, Rules
+from edgeprune.choice import Choice, plan_from
+from edgeprune.choosing import FREELY, Rules, choose, least_choice
 from edgeprune.constraints import NONE, Constraints, allowed
 from edgeprune.cost import CostModel, cost_model
 from edgeprune.data import Data
@@ -26,12 +27,8 @@ from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS, Timing
 from edgeprune.plan_json import Plan
 from edgeprune.planning import (
-    Choice,
-    choose,
     describe_choice,
     describe_rules,
-    least_choice,
-    plan_from,
     rows_of,
     with_common_options,
 )

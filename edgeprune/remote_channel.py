@@ -20,14 +20,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any, Protocol
 
 from edgeprune.device import Device
 from edgeprune.device_program import DeviceProgram
 from edgeprune.errors import DeviceError, MeasurementError, StorageError
+from edgeprune.machine import printable
 from edgeprune.measurement import SessionLost
-from edgeprune.wire import Wire, how_it_ended, printable
+from edgeprune.wire import Wire, died
 
 BOOT = Path(__file__).with_name("device_boot.py")
 LOADER = "import os;exec(b''.join(iter(lambda:os.read(0,1)or os._exit(9),bytes(1))))"
@@ -103,6 +103,7 @@ class RemoteChannel:
         self._link = link
         command = link.command([device.python, "-I", "-u", "-c", LOADER])
         self._wire = Wire(command, self._died)
+        self.request = self._wire.converse
         self._booted = False
         try:
             answer = self._boot(program, runner, wait_s, on_wait)
@@ -118,20 +119,8 @@ class RemoteChannel:
     def __enter__(self) -> RemoteChannel:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the command that holds the connection is gone."""
-        return self._wire.ended
-
-    def request(
-        self, fields: Mapping[str, Any], silence_s: float, on_event: Callable[[dict[str, Any]], None]
-    ) -> dict[str, Any]:
-        return self._wire.converse(fields, silence_s, on_event)
 
     def put(self, paths: Sequence[Path]) -> list[str]:
         """Two round trips for all of them, one where all are there."""
@@ -245,8 +234,7 @@ class RemoteChannel:
                 f"device '{self._device.name}' can't run '{self._device.python}' ({said or 'no such command'}): "
                 "set 'python' in its entry to an interpreter of 3.8 or later there"
             )
-        words = f"; its last words:\n{said}" if said else ""
-        return SessionLost(f"{doing}: the device program {how_it_ended(code)}{words}")
+        return died(doing, code, said)
 
 
 def who() -> str:

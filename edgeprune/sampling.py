@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from edgeprune.cost import CostModel
-from edgeprune.fusion import Unit
 from edgeprune.kernel import Kernel
 from edgeprune.staircase import LEAST_STEP
 from edgeprune.surface import Surface
+from edgeprune.unit import Unit
 from edgeprune.units import multiple_near, shape_key
 
 GOAL = 0.008

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from edgeprune.budget_rows import Row
-from edgeprune.choosing import Choice, Rules, choose, plan_from
+from edgeprune.choice import Choice, plan_from
+from edgeprune.choosing import Rules, choose
 from edgeprune.cost import CostModel
 from edgeprune.errors import RefusedError
 from edgeprune.graph import ModelGraph, trace

@@ -17,7 +17,7 @@ from edgeprune.kernel import Kernel
 from edgeprune.measurement import Loaded, Measurement, NodeTimes, SessionLost, Timing
 from edgeprune.modelled import backend_of
 from edgeprune.precision import refusal, shares_of
-from edgeprune.profiling import COMPUTE, MEMORY, reference_kernels
+from edgeprune.references import COMPUTE, MEMORY, reference_kernels
 from edgeprune.transport import Session, open_session
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from edgeprune.device import Device
 from edgeprune.errors import DeviceError, DeviceUnreachable
+from edgeprune.machine import printable
 from edgeprune.measurement import ConnectionLost, SessionLost
 from edgeprune.remote_channel import quoted
-from edgeprune.wire import printable
 
 CONNECT_SECONDS = 15
 PERSIST_SECONDS = 300

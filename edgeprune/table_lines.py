@@ -6,7 +6,7 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from edgeprune.kernel import Kernel
 
@@ -19,6 +19,14 @@ NodeMicroseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # 0: the 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
+
+
+def _as_kernel(value: dict[str, Any]) -> dict[str, Any]:
+    Kernel.from_json(value)
+    return value
+
+
+KernelJson = Annotated[dict[str, Any], AfterValidator(_as_kernel)]
 
 
 class _Line(BaseModel):
@@ -69,7 +77,7 @@ class RowLine(_Line):
     """One measurement of one kernel. `reference_ratio` is the quantity that counts, times are those of that session."""
 
     type: Literal["row"] = "row"
-    kernel: dict[str, Any]
+    kernel: KernelJson
     fingerprint: Hash
     session: str
     n: Annotated[int, Field(ge=1)]  # timed runs
@@ -93,12 +101,6 @@ class RowLine(_Line):
     disturbed: Count
     context: Literal["isolated"] = "isolated"
     origin: Literal["measured", "modelled"]
-
-    @field_validator("kernel")
-    @classmethod
-    def _is_kernel(cls, value: dict[str, Any]) -> dict[str, Any]:
-        Kernel.from_json(value)
-        return value
 
     @model_validator(mode="after")
     def _is_in_order(self) -> RowLine:
@@ -124,32 +126,20 @@ class FailureLine(_Line):
     """A kernel that the runtime could not build, load or run."""
 
     type: Literal["failure"] = "failure"
-    kernel: dict[str, Any]
+    kernel: KernelJson
     fingerprint: Hash
     session: str
     reason: str
-
-    @field_validator("kernel")
-    @classmethod
-    def _is_kernel(cls, value: dict[str, Any]) -> dict[str, Any]:
-        Kernel.from_json(value)
-        return value
 
 
 class UnitEntry(BaseModel):
     """A unit of a network: its name, its kernel, and its time over the reference's where the runtime tells it."""
 
     name: str
-    kernel: dict[str, Any]
+    kernel: KernelJson
     node_ratio: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @field_validator("kernel")
-    @classmethod
-    def _is_kernel(cls, value: dict[str, Any]) -> dict[str, Any]:
-        Kernel.from_json(value)
-        return value
 
 
 class NetworkLine(_Line):
@@ -188,18 +178,11 @@ class ImportedLine(_Line):
 
     type: Literal["imported"] = "imported"
     name: Annotated[str, Field(min_length=1, max_length=1000)]  # in the source's own words
-    kernel: dict[str, Any] | None = None  # where the name says one
+    kernel: KernelJson | None = None  # where the name says one
     fingerprint: Hash
     value: Microseconds
     unit: Literal["ns", "us", "ms", "s"]
     flags: list[str] | None = None  # why the importer doubts it
-
-    @field_validator("kernel")
-    @classmethod
-    def _is_kernel(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None:
-            Kernel.from_json(value)
-        return value
 
     @property
     def latency_us(self) -> float:

@@ -14,38 +14,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from edgeprune.adb_link import AdbLink
-from edgeprune.backends import find_backend
 from edgeprune.device import Device, check_precision
 from edgeprune.device_core import PROTOCOL
 from edgeprune.device_program import DeviceProgram, assemble
 from edgeprune.errors import DeviceError, DeviceUnreachable, MeasurementError, RuntimeMissing
+from edgeprune.installing import install_there
 from edgeprune.local_channel import LocalChannel
-from edgeprune.machine import told
-from edgeprune.measurement import HOT, ConnectionLost, Loaded, Measurement, NodeTimes, SessionLost, TensorSpec, Timing
-from edgeprune.modelled import backend_of
+from edgeprune.machine import printable, told
+from edgeprune.measurement import HOT, ConnectionLost, Loaded, Measurement, NodeTimes, SessionLost, Timing
+from edgeprune.modelled import backend_of, installed
 from edgeprune.remote_channel import Link, RemoteChannel
 from edgeprune.ssh_link import ssh_link
-from edgeprune.wire import pause, printable
-
-if TYPE_CHECKING:
-    from edgeprune.device import Device
-
-__all__ = [
-    "Channel",
-    "Loaded",
-    "Measurement",
-    "NodeTimes",
-    "Session",
-    "SessionLost",
-    "TensorSpec",
-    "Timing",
-    "open_session",
-]
+from edgeprune.wire import pause
 
 LOG = logging.getLogger("edgeprune")
 PATIENCE_SECONDS = 180.0
@@ -272,10 +257,8 @@ def open_session(
     """
     precision = precision or device.precisions[0]
     check_precision(device, precision)
-    backend = backend_of(device, only_to_time=True)
-    missing = None if device.remote else backend.available()  # over there its own program tells what it lacks
-    if missing is not None:
-        raise RuntimeMissing(missing)
+    # a remote device tells itself what it lacks
+    backend = backend_of(device, only_to_time=True) if device.remote else installed(device, only_to_time=True)
     program = assemble({device.backend: backend.runner_path()})
     options = {
         "threads": device.threads,
@@ -333,19 +316,10 @@ def _greet(session: Session, channel: RemoteChannel, device: Device, program: De
         said = printable(str(answer.get("error"))[:500])
         raise RuntimeMissing(
             f"device '{device.name}' has no runtime for {device.backend} that {channel.executable} (Python "
-            f"{channel.python}) could import: {said}; on the device: {install_on(device.backend, channel)}"
+            f"{channel.python}) could import: {said}",
+            fix=install_there(device.backend, device, python=channel.python, machine=device.arch or ""),
         )
     if "error" in answer:
         raise RuntimeMissing(f"device '{device.name}': {printable(str(answer['error'])[:1000])}")
     if answer.get("protocol") != PROTOCOL or answer.get("program") != program.hash:
         raise DeviceError(f"device '{device.name}' answers as another version of the device program")
-
-
-def install_on(backend: str, channel: RemoteChannel) -> str:
-    """The line that installs a runtime on a device."""
-    package = getattr(find_backend(backend), "DEVICE_PACKAGE", None)
-    if package is None:
-        return f"install the runtime of {backend} (docs/remote.md)"
-    old = package == "ai-edge-litert" and channel.python.startswith(("3.8.", "3.9."))
-    packages = "'tflite-runtime==2.14.0' 'numpy<2'" if old else package
-    return f"{channel.executable} -m pip install {packages}"

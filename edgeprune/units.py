@@ -12,9 +12,9 @@ import numpy as np
 from edgeprune.backends import find_backend
 from edgeprune.device import Device
 from edgeprune.eligibility import C_IN_STEP, C_OUT_STEP, TWO_OF_FOUR, refusal
-from edgeprune.fusion import Unit
 from edgeprune.graph import ModelGraph
 from edgeprune.kernel import Kernel
+from edgeprune.unit import Unit
 
 LEAST_SHARE = 1 / 8
 """No group is offered fewer than this share of its channels."""

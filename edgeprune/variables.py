@@ -20,10 +20,10 @@ import numpy.typing as npt
 from edgeprune.constraints import Constraints, Options, allowed, allowed_formats
 from edgeprune.cost import CostModel
 from edgeprune.formats import FormatValue
-from edgeprune.fusion import SPARSE_WIDTH
 from edgeprune.graph.structure import Block, Group, ModelGraph
 from edgeprune.saliency import Saliency
 from edgeprune.solve import Factor
+from edgeprune.unit import SPARSE_WIDTH
 
 FloatArray = npt.NDArray[np.float64]
 

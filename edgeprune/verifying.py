@@ -9,23 +9,21 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import geometric_mean, median
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from edgeprune import parity, robust
+from edgeprune import parity
 from edgeprune.budget import Budget, parse_budget
 from edgeprune.device import Device
 from edgeprune.engine import Engine
 from edgeprune.errors import UnstableError
 from edgeprune.fingerprint import fingerprint_of
+from edgeprune.latency import Latency, json_number, latency_of, undisturbed_or_raise
 from edgeprune.measurement import Measurement, Timing, joined
-from edgeprune.profiling import load_references
+from edgeprune.references import load_references
 from edgeprune.transport import Session, open_session, through_cuts
 
 if TYPE_CHECKING:
@@ -35,36 +33,9 @@ DENSE = "dense"
 PRUNED = "pruned"
 CONFIRM = Timing(min_rounds=30, max_rounds=240, max_seconds=30.0, tolerance=0.005)
 """30 rounds; more, for at most half a minute, where the ratio to dense is not known to 0.5 % yet."""
-MOST_DISTURBED = 0.5  # share of rounds
 MOST_UNCERTAIN = 0.05  # relative distance from an estimate inside the budget to a bound outside of it
 
-
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """One engine's latency in ms over `n` runs; `at` is the estimate at the budget's percentile, in ms too.
-
-    `ratio` is to the dense engine, by round; None for the dense engine itself and where there is none.
-    """
-
-    p50_ms: float
-    p90_ms: float
-    n: int
-    at: robust.Estimate
-    ratio: robust.Estimate | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Keys of `verify --json`."""
-        document: dict[str, Any] = {
-            "p50_ms": _digits(self.p50_ms),
-            "p90_ms": _digits(self.p90_ms),
-            "n": self.n,
-            "upper_ms": _digits(self.at.upper),
-        }
-        if self.ratio is not None:
-            document["ratio"] = _digits(self.ratio.value)
-            document["ratio_ci"] = [_digits(self.ratio.low), _digits(self.ratio.high)]
-            document["ratio_upper"] = _digits(self.ratio.upper)
-        return document
+OnHello = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,19 +78,19 @@ class Verification:
             "device": self.device,
             "percentile": self.percentile,
             "budget": self.budget,
-            "budget_ms": _digits(self.budget_ms),
+            "budget_ms": json_number(self.budget_ms),
             "met": self.met,
             "why": self.why,
             "origin": self.origin,
-            "predicted_ms": _digits(self.predicted_ms),
-            "predicted_error_ms": _digits(self.predicted_error_ms),
+            "predicted_ms": json_number(self.predicted_ms),
+            "predicted_error_ms": json_number(self.predicted_error_ms),
             "dense": self.dense.to_json() if self.dense else None,
             "pruned": self.pruned.to_json(),
             "parity": self.parity.to_json() if self.parity else None,
             "rounds": self.rounds,
             "disturbed_rounds": self.disturbed_rounds,
             "loaded": [list(order) for order in self.loaded],
-            "references_us": {name: _digits(value) for name, value in self.references_us.items()},
+            "references_us": {name: json_number(value) for name, value in self.references_us.items()},
             "attempts": list(self.attempts),
             "quality": dict(self.quality),
             "bundle": self.bundle,
@@ -179,10 +150,12 @@ def measure_pair(
     expected: Sequence[parity.Sample] = (),
     timing: Timing = CONFIRM,
     percentile: float = 50.0,
+    on_hello: OnHello = lambda hello: None,
 ) -> Verification:
     """Parity, then the latency of an engine, and of the dense one beside it, interleaved; no verdict."""
     engines = {PRUNED: engine} if dense is None else {DENSE: dense, PRUNED: engine}
-    timed = time_engines(engines, device, engine.precision, expected={PRUNED: expected}, timing=timing)
+    samples = {PRUNED: expected}
+    timed = time_engines(engines, device, engine.precision, expected=samples, timing=timing, on_hello=on_hello)
     return verification_of(timed, PRUNED, DENSE if dense else None, percentile=percentile)
 
 
@@ -207,14 +180,19 @@ def time_engines(
     *,
     expected: Mapping[str, Sequence[parity.Sample]],
     timing: Timing,
+    on_hello: OnHello = lambda hello: None,
 ) -> Timed:
     """All engines and the two session references interleaved in one process, then, loaded in the opposite order, in
-    another: the same file loaded twice into one process is 1 to 2 % faster the second time on some runtimes."""
+    another: the same file loaded twice into one process is 1 to 2 % faster the second time on some runtimes.
+
+    `on_hello` hears what the device tells of itself before anything is loaded there, and may refuse it by raising.
+    """
     keys = tuple(engines)
 
     def first(patience_s: float) -> tuple[Mapping[str, Any], Mapping[str, parity.Parity], Measurement]:
         with open_session(device, precision=precision, patience_s=patience_s) as session:
             hello = session.hello()
+            on_hello(hello)
             orders = load_orders(keys, hello)
             _load(session, engines, orders[0])
             checked = {
@@ -281,8 +259,8 @@ def verification_of(timed: Timed, key: str, base: str | None, *, percentile: flo
         device=timed.device.name,
         percentile=percentile,
         origin="modelled" if measurement.modelled else "measured",
-        dense=latency(measurement, base, percentile=percentile, without=disturbed) if base else None,
-        pruned=latency(measurement, key, base, percentile=percentile, without=disturbed),
+        dense=latency_of(measurement, base, percentile=percentile, without=disturbed) if base else None,
+        pruned=latency_of(measurement, key, base, percentile=percentile, without=disturbed),
         parity=timed.parity.get(key),
         references_us={name: measurement.percentile_us(name) for name in measurement.references},
         rounds=max(len(numbers) for numbers in measurement.rounds.values()),
@@ -290,68 +268,6 @@ def verification_of(timed: Timed, key: str, base: str | None, *, percentile: flo
         loaded=tuple(tuple(each for each in order if each in (key, base)) for order in timed.loaded),
         fingerprint=timed.fingerprint,
     )
-
-
-def undisturbed_or_raise(measurement: Measurement) -> frozenset[int]:
-    """The disturbed rounds, which the references tell; `UnstableError` when they are more than half, or all of a
-    process's."""
-    disturbed = measurement.disturbed()
-    every = max(measurement.rounds.values(), key=len)
-    nothing_left = any(disturbed.issuperset(own) for own in measurement.by_process(every))
-    if nothing_left or len(disturbed) > MOST_DISTURBED * len(every):
-        raise UnstableError(
-            f"the reference kernels ran more than 15 % off their median in {len(disturbed)} of {len(every)} rounds: "
-            "something else keeps the device busy; try again when it is idle"
-        )
-    return disturbed
-
-
-def latency(
-    measurement: Measurement,
-    key: str,
-    base: str | None = None,
-    *,
-    percentile: float = 50.0,
-    without: frozenset[int] = frozenset(),
-) -> Latency:
-    """Percentiles in ms of one key, and its ratio to `base` by round, without the given rounds.
-
-    Rounds of several processes stand side by side: what differs between these is no drift from round to round.
-    """
-    bursts = zip(measurement.rounds[key], measurement.times_us[key], strict=True)
-    rounds_ms = {number: np.asarray(burst) / 1e3 for number, burst in bursts if number not in without}
-    runs = np.concatenate(list(rounds_ms.values()))
-    sides = [np.concatenate([rounds_ms[n] for n in side]) for side in measurement.side_by_side(rounds_ms)]
-    return Latency(
-        p50_ms=float(np.percentile(runs, 50)),
-        p90_ms=float(np.percentile(runs, 90)),
-        n=len(runs),
-        at=robust.percentile([side.tolist() for side in sides], percentile),
-        ratio=None if base is None else _ratio(measurement, key, base, percentile, without),
-    )
-
-
-def _ratio(
-    measurement: Measurement, key: str, base: str, percentile: float, without: frozenset[int]
-) -> robust.Estimate:
-    """At p50 the median of the per-round ratios of burst medians, of rounds side by side the geometric mean. Elsewhere
-    the percentile over runs of `key`, each divided by the base's median in its round, over that of the base's runs; a
-    process counts as one whose median ratio is the geometric mean of those of all."""
-    medians, bases = measurement.burst_medians_us(key), measurement.burst_medians_us(base)
-    ratios = {n: medians[n] / bases[n] for n in (bases.keys() & medians.keys()) - without}
-    sides = measurement.side_by_side(ratios)
-    if percentile == 50.0:
-        above, below = ([geometric_mean(us[n] for n in side) for side in sides] for us in (medians, bases))
-        return robust.ratio(above, below)
-    processes = measurement.by_process(ratios)
-    typical = [median(ratios[n] for n in own) for own in processes]
-    even = {n: geometric_mean(typical) / one for own, one in zip(processes, typical, strict=True) for n in own}
-    runs, base_runs = (
-        dict(zip(measurement.rounds[name], measurement.times_us[name], strict=True)) for name in (key, base)
-    )
-    own = robust.percentile([[t / bases[n] * even[n] for n in side for t in runs[n]] for side in sides], percentile)
-    scale = robust.percentile([[t / bases[n] for n in side for t in base_runs[n]] for side in sides], percentile).value
-    return replace(own, value=own.value / scale, low=own.low / scale, high=own.high / scale, upper=own.upper / scale)
 
 
 def decide(result: Verification, budget: Budget | None, *, batch: int = 1, same: bool = False) -> Verification:
@@ -388,8 +304,3 @@ def on_todays_clock(us: float, then: Mapping[str, float], now: Mapping[str, floa
     ratios. References that only one of the two knows don't count; without any the time stays."""
     changes = [math.log(now[name] / then[name]) for name in then.keys() & now.keys()]
     return us * math.exp(sum(changes) / len(changes)) if changes else us
-
-
-def _digits(value: float | None) -> float | None:
-    """Six digits are more than any clock here gives; JSON knows no infinity."""
-    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Event as Flag
 from typing import IO, Any
 
+from edgeprune.machine import printable
 from edgeprune.measurement import SessionHung, SessionLost
 
 MAX_LINE = 64 << 20
@@ -243,6 +244,12 @@ def pause(seconds: float) -> None:
         raise KeyboardInterrupt
 
 
+def died(doing: str, code: int | None, said: str) -> SessionLost:
+    """The error that a dead device program is; `said` are its last words."""
+    words = f"; its last words:\n{said}" if said else ""
+    return SessionLost(f"{doing}: the device program {how_it_ended(code)}{words}")
+
+
 def how_it_ended(code: int | None) -> str:
     """`was ended by SIGABRT` or `ended with exit code 3`; a negative code is a signal's."""
     if code is None or code >= 0:
@@ -251,11 +258,6 @@ def how_it_ended(code: int | None) -> str:
         return f"was ended by {signal.Signals(-code).name}"
     except ValueError:
         return f"was ended by signal {-code}"
-
-
-def printable(text: str) -> str:
-    """Text from elsewhere without what would move a terminal's cursor or change its title."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text.replace("\r\n", "\n"))
 
 
 def _no_constant(name: str) -> float:

@@ -87,7 +87,7 @@ def test_a_raspberry_pi_with_the_old_runtime_and_the_new_numpy(machine: Path) ->
     told = {c.name: c for c in reached_checks(type(found)(**{**vars(found), "state": state}))}
     assert told["numpy"].fix == "tflite-runtime 2.14.0 can't use numpy 2: pip install 'numpy<2' there"
     assert told["numpy"].required and "free some of it" in str(told["disk"].fix)
-    hint = "there: python3 -m venv edgeprune-env && edgeprune-env/bin/pip install ai-edge-litert; here: "
+    hint = "there: python3 -m venv edgeprune-env && edgeprune-env/bin/python -m pip install ai-edge-litert; here: "
     assert hint in str(told["runtime tflite"].fix) and "python=edgeprune-env/bin/python" in str(
         told["runtime tflite"].fix
     )
@@ -101,9 +101,11 @@ def test_a_raspberry_pi_with_the_old_runtime_and_the_new_numpy(machine: Path) ->
 def test_a_32_bit_system(machine: Path) -> None:
     device = find_device("pi4").model_copy(update={"host": "pi", "roofline": None})
     hello = {"cpu": {"machine": "armv7l", "cores": 4, "flags": []}, "python": "3.11.2"}
-    told = checks(probe(device, opener(machine, {"tflite": RuntimeMissing("no tflite")}, hello=hello)))
+    missing = RuntimeMissing("no tflite", fix="there: pip install x")  # as opening it says, before the machine is known
+    told = checks(probe(device, opener(machine, {"tflite": missing}, hello=hello)))
     assert "install the 64 bit one" in str(told["architecture"].fix)
-    assert "pip install tflite-runtime 'numpy<2'" in str(told["runtime tflite"].fix)
+    assert "no tflite; there: python3 -m venv" in str(told["runtime tflite"].fix)
+    assert "-m pip install 'tflite-runtime==2.14.0' 'numpy<2'" in str(told["runtime tflite"].fix)
 
 
 @of(X86)

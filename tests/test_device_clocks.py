@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edgeprune.cli import main
 from edgeprune.device_clocks import Clocks
 from edgeprune.device_state import Tree
 from tests.synthetic_machines import JETSON, Machine, path_with, program
+from tests.test_bundle import make
 
 pytestmark = pytest.mark.unit
 
@@ -127,3 +130,21 @@ def test_two_runs_do_not_undo_one_another(folder: Path) -> None:
     second.hold()
     second.release()
     assert governors(Path(tree.root)) == ["schedutil", "powersave", "performance"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_a_bundle_is_measured_with_held_clocks(
+    command: str, folder: Path, require: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in of `jetson_clocks`; each of the two processes that measure holds them and puts them back."""
+    require("onnxruntime")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    bundle = make(folder / "net", "host-onnxruntime", budget=None).folder
+    calls = folder / "calls"
+    program(folder / "bin" / "jetson_clocks", f'echo "$1" >> {calls}; test "$1" = --store && touch "$2"; exit 0')
+    fast = ["--duration-s", "1", "--warmup-ms", "1", "--min-iters", "8"]
+    measured = (0, 6)  # or found too noisy, which is no matter here
+    assert main([command, str(bundle), *fast]) in measured and not calls.exists()
+    assert main([command, str(bundle), "--lock-clocks", *fast]) in measured
+    assert calls.read_text() == 2 * "--store\n\n--restore\n"

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from edgeprune.backends import backend_names, find_backend
-from edgeprune.device_core import Program, median, serve
+from edgeprune.device_core import Program, serve
 from edgeprune.device_program import CORE, assemble, self_contained
 from edgeprune.device_state import Tree, board_facts, cpu_facts
+from edgeprune.device_statistics import median
 from edgeprune.remote_channel import BOOT
 
 pytestmark = pytest.mark.unit

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.device import Device, load_device
-from edgeprune.forecasting import forecast
+from edgeprune.forecasting import MACS_PER_SECOND, RUNS_EACH, SECONDS_EACH, forecast, seconds_for
 from edgeprune.graph import trace
 from edgeprune.kernel import Kernel
 from edgeprune.preparing import Silent, measured_table
-from edgeprune.profiling import MACS_PER_SECOND, RUNS_EACH, SECONDS_EACH, known_table, profile, seconds_for
+from edgeprune.profiling import known_table, profile
 from edgeprune.sampling import BATCH, MOST_ROUNDS
 from edgeprune.staircase import staircase_kernels
 from edgeprune.table import LatencyTable, table_path

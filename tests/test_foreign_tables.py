@@ -115,7 +115,6 @@ def test_entries_of_once_for_all_add_up_to_exactly_the_sum_by_hand(tmp_path: Pat
     assert model.predict([first, small, logits]) == 1.0
     assert model.predict([first, small]) == 0.3
     assert model.predict([large] * 3) == 0.9
-    assert model.predict_us([logits]) == 700.0
     with pytest.raises(TableError, match="no entry 'Logits'"):
         model.predict(["Logits"])
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune.fusion import Unit, fuse
+from edgeprune.fusion import fuse
 from edgeprune.graph import ModelGraph, Width, analyse, tracing
+from edgeprune.unit import Unit
 
 pytestmark = pytest.mark.unit
 

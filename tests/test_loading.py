@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from edgeprune.benching import check_device, explained, verify_bundle
+from edgeprune import transport
+from edgeprune.benching import bench, check_device, explained, verify_bundle
 from edgeprune.bundle import read_bundle
 from edgeprune.bundle_core import Refused
 from edgeprune.bundle_engine import InputFault, LoadedEngine, checked_inputs
 from edgeprune.cli import main
 from edgeprune.errors import InputError, MeasurementError, RuntimeMissing
 from edgeprune.loading import load_bundle
+from edgeprune.local_channel import LocalChannel
 from tests.test_bundle import QUICK, edit, make
 
 SPECS = [{"name": "ids", "dtype": "int64", "shape": [1, 4]}, {"name": "mask", "dtype": "float32", "shape": [1, 4]}]
@@ -143,6 +145,21 @@ def test_another_version_is_told_beside_the_measurement(folder: Path, capsys: py
     assert result.to_json()["differences"] == ["runtime: null 0 then, 1 here"]
     assert main(["verify", str(folder), "--duration-s", "5"]) == 0
     assert "  differs     runtime: null 0 then, 1 here\n" in capsys.readouterr().out
+
+
+@pytest.mark.integration
+def test_the_device_is_asked_in_the_process_that_measures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def counted(*arguments: Any) -> LocalChannel:
+        started.append(arguments)
+        return LocalChannel(*arguments)
+
+    monkeypatch.setattr(transport, "LocalChannel", counted)
+    verify_bundle(folder, timing=QUICK)
+    assert len(started) == 1  # a formula's order of loading makes no difference
+    bench([folder, folder], timing=QUICK)
+    assert len(started) == 2
 
 
 @pytest.mark.unit

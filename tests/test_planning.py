@@ -14,24 +14,16 @@ from torch import Tensor, nn
 from edgeprune.backends.null import partition
 from edgeprune.backends.null.staircase import time_us
 from edgeprune.budget_rows import Piece, Points, Row
+from edgeprune.choice import Choice, best_channels, dense_choice, floor_layers, plan_from
+from edgeprune.choosing import choose, least_choice
 from edgeprune.cost import CostModel, cost_model_from
 from edgeprune.errors import BudgetError
 from edgeprune.graph import Block, trace
-from edgeprune.planning import (
-    Choice,
-    best_channels,
-    block_extras,
-    choose,
-    dense_choice,
-    floor_layers,
-    least_choice,
-    plan_from,
-)
 from edgeprune.saliency import Saliency
 from edgeprune.staircase import find_staircase, staircase_kernels
 from edgeprune.surgery import apply
 from edgeprune.units import kernels_at, width_options
-from edgeprune.variables import FloatArray
+from edgeprune.variables import FloatArray, block_extras
 
 pytestmark = pytest.mark.unit
 

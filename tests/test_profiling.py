@@ -13,11 +13,11 @@ import pytest
 from edgeprune.device import Device, load_device
 from edgeprune.errors import Interrupted, MeasurementError, TableError
 from edgeprune.kernel import Kernel
-from edgeprune.measurement import ConnectionLost, Measurement, SessionHung
-from edgeprune.profiling import estimate, profile
+from edgeprune.measurement import ConnectionLost, Measurement, SessionHung, SessionLost
+from edgeprune.profiling import profile
 from edgeprune.table import LatencyTable, read_lines, table_path
 from edgeprune.table_log import open_log
-from edgeprune.transport import Session, SessionLost
+from edgeprune.transport import Session
 
 pytestmark = pytest.mark.integration
 
@@ -58,14 +58,6 @@ def test_default_place_is_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert table_path(NULL, "fp32") == tmp_path / "latency_tables" / "null" / "null_fp32.jsonl"
     assert len(read_lines([table_path(NULL, "fp32")]).rows) == 2
     assert list(tmp_path.rglob("*.owner")) == []
-
-
-def test_estimate_counts_what_is_missing(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    profile(KERNELS[:5], NULL, table_path=path)
-    told = estimate([*KERNELS, *KERNELS], NULL, table_path=path)
-    assert (told.total, len(told.missing)) == (20, 15)
-    assert told.seconds > 0
 
 
 def test_kernels_of_another_precision_are_a_callers_mistake() -> None:

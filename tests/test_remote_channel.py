@@ -170,7 +170,7 @@ def test_what_this_process_left_behind_is_ended(tmp_path: Path) -> None:
     with channel(device, wait_s=0.0) as second:
         assert session(second).hello()["pid"] != pid
     assert not runs(pid)
-    assert first.ended
+    assert first._wire.ended
     first.close()
 
 

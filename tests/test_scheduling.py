@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from edgeprune.budget_rows import params_row
-from edgeprune.choosing import Choice, Rules, choose
+from edgeprune.choice import Choice
+from edgeprune.choosing import Rules, choose
 from edgeprune.errors import InputError
 from edgeprune.graph import ModelGraph, trace
 from edgeprune.plan_json import Plan

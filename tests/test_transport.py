@@ -18,8 +18,8 @@ from edgeprune.device import Device, load_device
 from edgeprune.device_program import assemble
 from edgeprune.errors import InputError, MeasurementError
 from edgeprune.local_channel import LocalChannel
-from edgeprune.measurement import Measurement, NodeTimes, Ratio, SessionHung, Timing
-from edgeprune.transport import Session, SessionLost, open_session
+from edgeprune.measurement import Measurement, NodeTimes, Ratio, SessionHung, SessionLost, Timing
+from edgeprune.transport import Session, open_session
 
 pytestmark = pytest.mark.unit
 
@@ -63,7 +63,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
 
 def ended(session: Session) -> bool:
     assert isinstance(session.channel, LocalChannel)
-    return session.channel.ended
+    return session.channel._wire.ended
 
 
 def test_crash_names_what_ran_and_the_last_words(session: Session) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.fusion import Unit, fuse
+from edgeprune.fusion import fuse
 from edgeprune.graph import ModelGraph, Width, trace
 from edgeprune.kernel import Kernel
 from edgeprune.kernel_sizes import Product
+from edgeprune.unit import Unit
 from edgeprune.units import LEAST_SHARE, MOST_OPTIONS, SAMPLE_RATIO, least_width, samples, shape_key, width_options
 
 pytestmark = pytest.mark.unit

@@ -16,17 +16,15 @@ from edgeprune.device import Device, load_device
 from edgeprune.engine import Engine
 from edgeprune.errors import QualityError, UnstableError
 from edgeprune.exporting import export, export_dense
+from edgeprune.latency import Latency, latency_of, undisturbed_or_raise
 from edgeprune.measurement import Measurement, Timing, joined
 from edgeprune.parity import output_errors, samples
 from edgeprune.transport import Session
 from edgeprune.verifying import (
-    Latency,
     Verification,
     decide,
-    latency,
     load_orders,
     on_todays_clock,
-    undisturbed_or_raise,
     verify,
 )
 from tests.small_models import Net, patiently, pruned, redrawn
@@ -111,11 +109,11 @@ def test_latencies_leave_out_rounds_that_the_references_disown() -> None:
     found = measurement(dense, small, reference)
     bad = undisturbed_or_raise(found)
     assert bad == {3, 17}
-    seen = latency(found, "pruned", "dense", without=bad)
+    seen = latency_of(found, "pruned", "dense", without=bad)
     assert seen.n == 38 * 4
     assert seen.ratio is not None and seen.ratio.value == pytest.approx(0.7, rel=0.01)
     assert seen.p90_ms < 0.75
-    tail = latency(found, "pruned", "dense", percentile=90, without=bad)
+    tail = latency_of(found, "pruned", "dense", percentile=90, without=bad)
     assert tail.at.value == pytest.approx(seen.p90_ms, rel=0.01)
     assert tail.ratio is not None and tail.ratio.value == pytest.approx(0.7, rel=0.02)
     slow = [[v * (1 + 2 * (i % 2)) for v in burst] for i, burst in enumerate(reference)]
@@ -139,12 +137,12 @@ def later_is_faster(rounds: int, noise: float = 0.0) -> Measurement:
 def test_what_the_order_of_loading_does_cancels_in_the_ratio() -> None:
     found = later_is_faster(20)
     assert found.processes == (0, 20)
-    seen = latency(found, "pruned", "dense").ratio
+    seen = latency_of(found, "pruned", "dense").ratio
     assert seen is not None and seen.value == pytest.approx(0.7) and seen.upper == pytest.approx(0.7)
-    one_way = latency(replace(found, processes=(0,)), "pruned", "dense").ratio
+    one_way = latency_of(replace(found, processes=(0,)), "pruned", "dense").ratio
     assert one_way is not None and one_way.upper > 0.714  # as if it were drift from round to round
     for percentile in (50.0, 90.0):
-        noisy = latency(later_is_faster(20, noise=0.005), "pruned", "dense", percentile=percentile).ratio
+        noisy = latency_of(later_is_faster(20, noise=0.005), "pruned", "dense", percentile=percentile).ratio
         assert noisy is not None and noisy.value == pytest.approx(0.7, rel=0.005)
         assert noisy.value < noisy.upper < 1.01 * noisy.value
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from edgeprune.backends.null.exporting import export as export
 from edgeprune.backends.null.staircase import NULL, VERSION, document
-from edgeprune.fusion import Unit, fuse
+from edgeprune.fusion import fuse
+from edgeprune.unit import Unit
 
 if TYPE_CHECKING:
     from edgeprune.graph import ModelGraph

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.backends.onnxruntime.exporting import export as export
-from edgeprune.errors import install_line
-from edgeprune.fusion import Unit, fuse
+from edgeprune.engine import ONNX_PACKAGES
+from edgeprune.errors import not_installed
+from edgeprune.fusion import fuse
 from edgeprune.precision import ACTIVATIONS, KINDS, check_computes
+from edgeprune.unit import Unit
 
 if TYPE_CHECKING:
     from edgeprune.graph import ModelGraph
@@ -20,7 +22,6 @@ modelled = False
 
 
 DEVICE_PACKAGE = "onnxruntime"
-NEEDED = ("onnxruntime", "onnx", "onnxscript", "onnxslim")
 FUSED = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid"})
 """Activations that go into the kernel before them."""
 FLOAT = frozenset(f"activation {name}" for name in ACTIVATIONS if name not in ("sigmoid", "silu"))
@@ -32,17 +33,12 @@ FUSED_INT8 = frozenset({"relu", "relu6"})
 
 
 def available() -> str | None:
-    return _missing(NEEDED)
+    return not_installed(["onnxruntime", *ONNX_PACKAGES], "onnx")
 
 
-def missing_packages() -> str | None:
-    """What writing ONNX needs and isn't there, with the line that installs it."""
-    return _missing(NEEDED[1:])
-
-
-def _missing(needed: tuple[str, ...]) -> str | None:
-    missing = [package for package in needed if util.find_spec(package) is None]
-    return f"{', '.join(missing)} not installed: {install_line('onnx')}" if missing else None
+def missing_packages(precision: str = "fp32") -> str | None:
+    """What writing engines in a precision needs and isn't there, with the line that installs it."""
+    return available() if precision == "int8" else not_installed(ONNX_PACKAGES, "onnx")  # it is its own quantiser
 
 
 def version() -> str | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.backends.openvino.exporting import export as export
-from edgeprune.errors import install_line
-from edgeprune.fusion import Unit, fuse
+from edgeprune.engine import ONNX_PACKAGES
+from edgeprune.errors import not_installed
+from edgeprune.fusion import fuse
 from edgeprune.precision import KINDS, check_computes
+from edgeprune.unit import Unit
 
 if TYPE_CHECKING:
     from edgeprune.graph import ModelGraph
@@ -20,7 +22,8 @@ modelled = False
 
 
 DEVICE_PACKAGE = "openvino"
-NEEDED = ("openvino", "onnx", "onnxscript", "onnxslim")  # and nncf, for int8 alone
+NEEDED = ("openvino", *ONNX_PACKAGES)
+QUANTISER = "nncf"
 FUSED = frozenset({"relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu"})
 """Activations that go into the kernel before them; a hard sigmoid stays behind where those are integers."""
 COMPUTES = {
@@ -33,8 +36,12 @@ Of attention in int8 only the first matmul is."""
 
 
 def available() -> str | None:
-    missing = [package for package in NEEDED if util.find_spec(package) is None]
-    return f"{', '.join(missing)} not installed: {install_line('openvino')}" if missing else None
+    return not_installed(NEEDED, "openvino")
+
+
+def missing_packages(precision: str = "fp32") -> str | None:
+    """What writing engines in a precision needs and isn't there, with the line that installs it."""
+    return not_installed([*NEEDED, QUANTISER] if precision == "int8" else NEEDED, "openvino")
 
 
 def version() -> str | None:

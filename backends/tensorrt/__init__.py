@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.backends.tensorrt.exporting import export as export
-from edgeprune.errors import install_line
-from edgeprune.fusion import Unit, fuse
+from edgeprune.engine import ONNX_PACKAGES
+from edgeprune.errors import not_installed
+from edgeprune.fusion import fuse
 from edgeprune.precision import KINDS, check_computes
+from edgeprune.unit import Unit
 
 if TYPE_CHECKING:
     from edgeprune.graph import ModelGraph
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 name = "tensorrt"
 modelled = False
 
-NEEDED = ("onnx", "onnxscript", "onnxslim")
+DEVICE_INSTALL = (
+    "on a Jetson sudo apt-get install nvidia-jetpack (its TensorRT brings /usr/src/tensorrt/bin/trtexec), elsewhere "
+    "TensorRT 8.5 or later (developer.nvidia.com/tensorrt), with trtexec on the PATH or named by $TRTEXEC"
+)
+QUANTISER = "onnxruntime"
 CLAMPS = frozenset({"relu", "relu6"})
 FUSED = {"fp32": CLAMPS, "fp16": CLAMPS | {"gelu"}, "int8": CLAMPS}
 """Activations that go into the contraction before them, as NVIDIA's catalogue of fusions has it: ReLU and Clip always,
@@ -42,10 +47,9 @@ def available() -> str | None:
     return missing_packages()
 
 
-def missing_packages() -> str | None:
-    """What writing ONNX needs and isn't there, with the line that installs it."""
-    missing = [package for package in NEEDED if util.find_spec(package) is None]
-    return f"{', '.join(missing)} not installed: {install_line('onnx')}" if missing else None
+def missing_packages(precision: str = "fp32") -> str | None:
+    """What writing engines in a precision needs and isn't there, with the line that installs it."""
+    return not_installed([*ONNX_PACKAGES, QUANTISER] if precision == "int8" else ONNX_PACKAGES, "onnx")
 
 
 def version() -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.backends import tensorrt
 from edgeprune.backends.tensorrt import build as build
-from edgeprune.backends.tensorrt import missing_packages
+from edgeprune.backends.tensorrt import missing_packages as missing_packages
 from edgeprune.backends.tensorrt import partition as partition
 from edgeprune.errors import install_line
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 name = "tensorrt_python"
 modelled = False
 
+DEVICE_INSTALL = (
+    "on a Jetson sudo apt-get install nvidia-jetpack (its python3-libnvinfer is for the system's python3), elsewhere "
+    "pip install tensorrt-rtx-cu12, or TensorRT's own wheel (developer.nvidia.com/tensorrt)"
+)
 MODULES = ("tensorrt", "tensorrt_rtx")
 DISTRIBUTIONS = ("tensorrt", "tensorrt_rtx_cu13", "tensorrt_rtx_cu12")
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.backends.tflite.exporting import export as export
-from edgeprune.errors import install_line
-from edgeprune.fusion import Unit, fuse
+from edgeprune.errors import not_installed
+from edgeprune.fusion import fuse
 from edgeprune.precision import KINDS, check_computes
+from edgeprune.unit import Unit
 
 if TYPE_CHECKING:
     from edgeprune.graph import ModelGraph
@@ -20,11 +21,7 @@ modelled = False
 
 
 DEVICE_PACKAGE = "ai-edge-litert"
-NEEDED = {
-    "ai_edge_litert": "ai-edge-litert",
-    "ai_edge_quantizer": "ai-edge-quantizer",
-    "litert_torch": "litert-torch",
-}
+NEEDED = ("ai_edge_litert", "ai_edge_quantizer", "litert_torch")  # the quantiser in fp32 too, for weights in int8
 FUSED = frozenset({"relu", "relu6"})
 """Activations that go into the operator before them: the format has clamps and nothing else."""
 COMPUTES = {"fp32": KINDS, "int8": KINDS - {"attention", "layer_norm"}}
@@ -32,8 +29,7 @@ COMPUTES = {"fp32": KINDS, "int8": KINDS - {"attention", "layer_norm"}}
 
 
 def available() -> str | None:
-    missing = [package for module, package in NEEDED.items() if util.find_spec(module) is None]
-    return f"{', '.join(missing)} not installed: {install_line('litert')}" if missing else None
+    return not_installed(NEEDED, "litert")
 
 
 def version() -> str | None:

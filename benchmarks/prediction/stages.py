@@ -18,6 +18,7 @@ import edgeprune as ep
 from benchmarks.prediction.networks import RANDOM, build
 from edgeprune.budget import parse_budget
 from edgeprune.calibration import Cut, Source, calibration_cuts, with_networks
+from edgeprune.choosing import choose
 from edgeprune.cost import CostModel, cost_model
 from edgeprune.device import Device
 from edgeprune.errors import BudgetError
@@ -25,9 +26,8 @@ from edgeprune.exporting import export
 from edgeprune.graph import ModelGraph, trace
 from edgeprune.measurement import KERNELS, Timing
 from edgeprune.plan_json import Plan
-from edgeprune.planning import choose
 from edgeprune.preparing import Silent, measured_table
-from edgeprune.profiling import COMPUTE, load_references
+from edgeprune.references import COMPUTE, load_references
 from edgeprune.saliency import score
 from edgeprune.surgery import apply
 from edgeprune.table import LatencyTable, read_table, table_path

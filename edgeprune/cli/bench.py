@@ -6,7 +6,7 @@ import click
 import rich_click
 
 from edgeprune.cli.output import json_option, print_json
-from edgeprune.cli.task import modelled_option
+from edgeprune.cli.task import lock_option, modelled_option
 from edgeprune.cli.timing import make_timing, pair_lines, timing_options
 
 EXAMPLE = "Example: edgeprune bench build/resnet18-host-openvino build/resnet50-host-openvino --json"
@@ -18,12 +18,14 @@ EXAMPLE = "Example: edgeprune bench build/resnet18-host-openvino build/resnet50-
 @click.option("--device", "device_name", metavar="NAME", help="An entry of devices.yaml; the manifest's unless told.")
 @timing_options
 @modelled_option
+@lock_option
 @json_option
 def command(
     bundles: tuple[Path, ...],
     percentile: float,
     device_name: str | None,
     allow_modelled: bool,
+    lock_clocks: bool,
     as_json: bool,
     **timing: int | float | None,
 ) -> None:
@@ -40,6 +42,7 @@ def command(
         device=device,
         percentile=percentile,
         allow_modelled=allow_modelled,
+        lock_clocks=lock_clocks,
         timing=make_timing(**timing),  # type: ignore[arg-type]
     )
     if as_json:

@@ -97,6 +97,7 @@ def choosing_task(
     from edgeprune.choosing import check_scope
     from edgeprune.constraints import Constraints, parse_least_width
     from edgeprune.device import load_device
+    from edgeprune.modelled import installed
 
     constraints = Constraints(
         keep=keep,
@@ -119,7 +120,8 @@ def choosing_task(
         for each in named
         if each.of not in ("", *QUANTITIES)
     )
-    _check_runtimes(devices)
+    for device in devices:
+        installed(device, only_to_time=True, engines_in=device.precisions[:1])
     task = replace(
         make_task(**options),
         others=tuple(each for each in named if each.of),
@@ -158,12 +160,3 @@ def _schedule(schedule: str, steps: int | None, targets: Any) -> Schedule:
     if targets is not None:
         raise InputError(f"--targets {targets} is for --schedule iterative; oneshot has one budget")
     return Schedule()
-
-
-def _check_runtimes(devices: Any) -> None:
-    from edgeprune.errors import RuntimeMissing
-    from edgeprune.modelled import backend_of
-
-    for device in devices:
-        if (missing := backend_of(device, only_to_time=True).available()) is not None:
-            raise RuntimeMissing(missing)

@@ -8,7 +8,7 @@ import click
 import rich_click
 
 from edgeprune.cli.output import json_option, print_json
-from edgeprune.cli.task import model_options, modelled_option, precision_option
+from edgeprune.cli.task import device_of, model_options, modelled_option, precision_option, preprocessing_of
 
 if TYPE_CHECKING:
     import torch
@@ -62,26 +62,20 @@ def command(
     from edgeprune.bundle import Contents, check_target, write_bundle
     from edgeprune.cli.rebuilding import rebuild_lines
     from edgeprune.data import load_data
-    from edgeprune.device import in_precision, load_device
     from edgeprune.exporting import export, export_dense
     from edgeprune.folders import check_writable
     from edgeprune.models import example_inputs, resolve
     from edgeprune.parity import samples as parity_samples
-    from edgeprune.preprocessing import Preprocessing, default_preprocessing
     from edgeprune.ranges import batches_of
 
-    device = in_precision(load_device(device_name, allow_modelled=allow_modelled), precision)
+    device = device_of(device_name, precision=precision, allow_modelled=allow_modelled)
     check_writable(out.resolve().parent)
     check_target(out)
     module = resolve(model["model"], weights=model["weights"], seed=model["seed"])
     examples = example_inputs(model["shape"], model["inputs"], model=module, seed=model["seed"])
     pruned = _pruned(module, examples, plan_path, folder)
     shape = tuple(examples[0].shape)
-    preprocessing = (
-        Preprocessing.from_json(preprocess)
-        if preprocess
-        else default_preprocessing(model["model"], shape, weights=model["weights"])
-    )
+    preprocessing = preprocessing_of(preprocess, model["model"], shape, weights=model["weights"])
     calibration = batches_of(load_data(data, preprocessing, shape), examples) if data else ()
     named: dict[str, Any] = {"device_name": device_name, "precision": precision, "store": store}
     named |= {"allow_modelled": allow_modelled, "data": data, "preprocess": preprocess}

@@ -11,7 +11,7 @@ import rich_click
 from edgeprune.cli.choosing import budget_option, choosing_task, rule_options
 from edgeprune.cli.output import json_option, print_json
 from edgeprune.cli.task import choice_options, model_options, reporter
-from edgeprune.cli.timing import modelled
+from edgeprune.cli.timing import in_ms, modelled
 from edgeprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,13 +87,13 @@ def summary(fitted: Fitted) -> list[str]:
     percentile = f"p{result.percentile:g}"
     lines = [
         f"  {modelled(result):<12}{'dense':<12}pruned",
-        f"  {'latency ' + percentile:<12}{_ms(dense.at.value):<12}{_ms(pruned.at.value):<12}{ratio}   budget "
+        f"  {'latency ' + percentile:<12}{in_ms(dense.at.value):<12}{in_ms(pruned.at.value):<12}{ratio}   budget "
         f"{result.budget}  {'MET' if result.met else 'MISSED'}   ({facts})",
         f"  {'':<12}{'':<12}{result.why}",
     ]
     if result.predicted_ms is not None:
         off = f"{result.predicted_ms / pruned.p50_ms - 1:+.1%}"
-        lines.append(f"  {'predicted':<12}{modelled(result):<12}{_ms(result.predicted_ms):<12}{off}")
+        lines.append(f"  {'predicted':<12}{modelled(result):<12}{in_ms(result.predicted_ms):<12}{off}")
     lines.append(f"  {'MACs':<12}{_millions(fitted.dense_macs):<12}{_millions(fitted.pruned_macs)}")
     for spent in (each.to_json() for each in fitted.choice.spent[1:]):
         lines.append(
@@ -102,10 +102,6 @@ def summary(fitted: Fitted) -> list[str]:
     lines += _quality_lines(result.quality)
     lines.append(f"  bundle: {result.bundle}")
     return lines
-
-
-def _ms(value: float) -> str:
-    return f"{value:.3g} ms" if value < 0.1 else f"{value:.2f} ms"
 
 
 def _millions(count: int) -> str:

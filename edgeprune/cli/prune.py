@@ -12,7 +12,7 @@ from edgeprune.cli.task import choice_options, model_options, reporter
 from edgeprune.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeprune.choosing import Choice
+    from edgeprune.choice import Choice
     from edgeprune.front import Point
     from edgeprune.plan_json import Plan
     from edgeprune.preparing import Prepared, Task

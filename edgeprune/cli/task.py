@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeprune.cli.progress import Console
     from edgeprune.device import Device
     from edgeprune.preparing import Task
+    from edgeprune.preprocessing import Preprocessing
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -54,10 +55,9 @@ def lock_option(function: Command) -> Command:
 
 def device_of(name: str, *, precision: str | None = None, allow_modelled: bool, lock_clocks: bool = False) -> Device:
     """The device that the options name."""
-    from edgeprune.device import in_precision, load_device
+    from edgeprune.device import in_precision, load_device, with_clocks
 
-    device = in_precision(load_device(name, allow_modelled=allow_modelled), precision)
-    return device.model_copy(update={"lock_clocks": True}) if lock_clocks else device
+    return with_clocks(in_precision(load_device(name, allow_modelled=allow_modelled), precision), held=lock_clocks)
 
 
 def precision_option(function: Command) -> Command:
@@ -129,26 +129,21 @@ def make_task(
     """Resolve what the options name; every fault is an `InputError` before anything long starts."""
     from edgeprune.cli.rebuilding import rebuild_lines
     from edgeprune.data import load_data
-    from edgeprune.errors import RuntimeMissing
-    from edgeprune.modelled import backend_of
+    from edgeprune.modelled import installed
     from edgeprune.models import example_inputs, resolve
     from edgeprune.preparing import Task
-    from edgeprune.preprocessing import Preprocessing, default_preprocessing
     from edgeprune.saliency.normalising import find_normalisation
     from edgeprune.saliency.registry import find_criterion
 
     device = device_of(device_name, precision=precision, allow_modelled=allow_modelled, lock_clocks=lock_clocks)
-    if (missing := backend_of(device, only_to_time=True).available()) is not None:
-        raise RuntimeMissing(missing)
+    installed(device, only_to_time=True, engines_in=device.precisions[:1])  # whole networks calibrate the cost model
     find_criterion(saliency)
     if normalise is not None:
         find_normalisation(normalise)
     module = resolve(model, weights=weights, seed=seed)
     examples = example_inputs(shape, inputs, model=module, seed=seed)
     size = tuple(examples[0].shape)
-    preprocessing = (
-        Preprocessing.from_json(preprocess) if preprocess else default_preprocessing(model, size, weights=weights)
-    )
+    preprocessing = preprocessing_of(preprocess, model, size, weights=weights)
     return Task(
         model=module,
         name=model,
@@ -168,6 +163,15 @@ def make_task(
             | ({"data": data, "preprocess": preprocess} if device.precisions[0] == "int8" else {})
         ),
     )
+
+
+def preprocessing_of(
+    file: Path | None, model: str, size: tuple[int, ...], *, weights: str | None
+) -> Preprocessing | None:
+    """That of `--preprocess`, else the model's own for inputs of this size, where it has one."""
+    from edgeprune.preprocessing import Preprocessing, default_preprocessing
+
+    return Preprocessing.from_json(file) if file else default_preprocessing(model, size, weights=weights)
 
 
 def reporter() -> Console:

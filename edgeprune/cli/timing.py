@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from edgeprune.latency import Latency
     from edgeprune.measurement import Timing
-    from edgeprune.verifying import Latency, Verification
+    from edgeprune.verifying import Verification
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -54,12 +55,12 @@ def pair_lines(result: Verification) -> list[str]:
     dense, pruned = result.dense, result.pruned
     rows = [f"  {modelled(result):<12}{'dense':<12}pruned"]
     for title, value in (("p50", "p50_ms"), ("p90", "p90_ms")):
-        left = _ms(getattr(dense, value)) if dense else "-"
+        left = in_ms(getattr(dense, value)) if dense else "-"
         ratio = _ratio(pruned) if title == "p50" else ""
-        rows.append(f"  {'latency ' + title:<12}{left:<12}{_ms(getattr(pruned, value))}   {ratio}".rstrip())
+        rows.append(f"  {'latency ' + title:<12}{left:<12}{in_ms(getattr(pruned, value))}   {ratio}".rstrip())
     if result.predicted_ms is not None:
         off = f"{result.predicted_ms / pruned.p50_ms - 1:+.1%}"
-        rows.append(f"  {'predicted':<12}{modelled(result):<12}{_ms(result.predicted_ms)}   {off}")
+        rows.append(f"  {'predicted':<12}{modelled(result):<12}{in_ms(result.predicted_ms)}   {off}")
     if result.parity is not None:
         rows.append(f"  {'parity':<12}{'':<12}{result.parity.error:.1e} of at most {result.parity.tolerance:g}")
     processes = f", {len(result.loaded)} processes" if len(result.loaded) > 1 else ""
@@ -81,5 +82,6 @@ def _ratio(pruned: Latency) -> str:
     return f"{pruned.ratio.value:.3f}x [{pruned.ratio.low:.3f}, {pruned.ratio.high:.3f}]"
 
 
-def _ms(value: float) -> str:
+def in_ms(value: float) -> str:
+    """For a person."""
     return f"{value:.3g} ms" if value < 0.1 else f"{value:.2f} ms"

@@ -7,7 +7,7 @@ import click
 import rich_click
 
 from edgeprune.cli.output import json_option, print_json
-from edgeprune.cli.task import modelled_option
+from edgeprune.cli.task import lock_option, modelled_option
 from edgeprune.cli.timing import make_timing, pair_lines, timing_options
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ MIN_QUALITY = "top1:0.9, agreement:0.95 (with the dense engine), kl:0.1, or a nu
 @click.option("--min-quality", "least", metavar="METRIC:VALUE", help=MIN_QUALITY)
 @timing_options
 @modelled_option
+@lock_option
 @json_option
 def command(
     bundle: Path,
@@ -37,6 +38,7 @@ def command(
     data: str | None,
     least: str | None,
     allow_modelled: bool,
+    lock_clocks: bool,
     as_json: bool,
     **timing: int | float | None,
 ) -> int:
@@ -56,6 +58,7 @@ def command(
         percentile=percentile,
         device=device,
         allow_modelled=allow_modelled,
+        lock_clocks=lock_clocks,
         timing=make_timing(**timing),  # type: ignore[arg-type]
     )
     if as_json:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from edgeprune.errors import TableError, did_you_mean
-from edgeprune.table_lines import UNIT_US
 from edgeprune.table_listing import IMPORTED, Listing
 
 
@@ -29,10 +28,6 @@ class AdditiveModel:
                 raise TableError(f"no entry '{name}'{did_you_mean(name, self.values)}")
             total += Decimal(repr(self.values[name]))
         return float(total)
-
-    def predict_us(self, names: Iterable[str]) -> float:
-        """The sum in microseconds."""
-        return self.predict(names) * UNIT_US[self.unit]
 
 
 def additive_model(listing: Listing) -> AdditiveModel:

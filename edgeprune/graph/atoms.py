@@ -286,11 +286,6 @@ class Atoms:
             atom = int(self.parent[atom])
         return atom
 
-    def tie(self, dim: Indices, refusal: Refusal) -> Indices:
-        """Make all indices of a dimension live or die together."""
-        first = np.repeat(dim[:, :1], dim.shape[1], axis=1)
-        return self.unite(first, dim, refusal)
-
     def fix(self, dim: Indices, refusal: Refusal) -> None:
         """State that these atoms must stay, and why; the first reason given is kept."""
         if is_free(dim):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprune.errors import InputError, StorageError, did_you_mean
+from edgeprune.folders import write_atomically
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
@@ -151,17 +150,9 @@ class Problem:
     def to_json(self, path: Path | str) -> None:
         """Write `problem.json`; numbers come back bit for bit. StorageError if the folder can't be written."""
         path = Path(path)
-        try:
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-                temporary = Path(file.name)
-            try:
-                temporary.write_text(json.dumps(self.to_document(), allow_nan=False) + "\n", "utf-8")
-                temporary.chmod(0o666 & ~_umask())
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError.from_os(path, error) from error
+        if not path.parent.is_dir():
+            raise StorageError(f"cannot write {path}: no such folder")
+        write_atomically(path, json.dumps(self.to_document(), allow_nan=False) + "\n")
 
     def to_document(self) -> dict[str, Any]:
         """The content of `problem.json` as plain lists and dicts."""
@@ -175,11 +166,6 @@ class Problem:
         ]
         budgets = {name: _finite(limit) for name, limit in self.budgets.items()}
         return {"schema": SCHEMA, "variables": dict(self.variables), "budgets": budgets, "factors": factors}
-
-    @classmethod
-    def from_document(cls, document: object) -> Problem:
-        """The reverse of `to_document`; ValueError with the place."""
-        return _parse(document)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,12 +210,6 @@ def _nulls(node: Any) -> Any:
 
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 class _BadPlace(ValueError):

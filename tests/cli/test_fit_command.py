@@ -6,18 +6,28 @@ import errno
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from edgeprune import errors
+from edgeprune.budget import parse_budget
 from edgeprune.cli import main
+from edgeprune.data import synthetic
+from edgeprune.device import in_precision, load_device
+from edgeprune.pipeline import fit
+from edgeprune.preparing import Task
+from tests.small_models import plain
 
 pytestmark = pytest.mark.integration
 MODEL = "tests.small_models:plain"
+X = (torch.zeros(1, 3, 32, 32),)
 
 
 def run(out: Path, *options: str, model: str = MODEL, device: str = "null", budget: str = "0.6x") -> int:
@@ -211,6 +221,37 @@ def test_a_missing_runtime_has_its_own_exit_code(
     monkeypatch.setattr("edgeprune.backends.openvino.NEEDED", ("nowhere_to_be_found",))
     assert run(tmp_path / "out", device="host-openvino") == 5
     assert "pip install 'edgeprune[openvino]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "quantiser", "line"),
+    [
+        ("host-openvino", "nncf", "nncf not installed: pip install 'edgeprune[openvino]'"),
+        ("host-onnxruntime", "onnxruntime", "onnxruntime not installed: pip install 'edgeprune[onnx]'"),
+        ("host-tflite", "ai_edge_quantizer", "ai-edge-quantizer not installed: pip install 'edgeprune[litert]'"),
+    ],
+)
+def test_a_missing_quantiser_is_told_before_anything_is_measured(
+    device: str,
+    quantiser: str,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All else is there, as far as it is asked."""
+    monkeypatch.setattr(errors, "util", SimpleNamespace(find_spec=lambda name: None if name == quantiser else "here"))
+    monkeypatch.setenv("EDGEPRUNE_CACHE_DIR", str(tmp_path / "cache"))
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.zeros((4, 3, 32, 32), np.float32))
+    assert run(tmp_path / "out", "--precision", "int8", "--data", str(data), device=device) == 5
+    assert line in capsys.readouterr().err
+    wanted = in_precision(load_device(device), "int8")
+    pictures = synthetic(X[0].shape, count=4)
+    task = Task(model=plain().eval(), name="plain", example_inputs=X, device=wanted, data=pictures)
+    with pytest.raises(errors.RuntimeMissing, match=re.escape(line)):
+        fit(task, parse_budget("0.6x"), tmp_path / "bundle")
+    assert [path.name for path in tmp_path.rglob("*.jsonl")] == []
 
 
 def test_a_plan_of_other_formats_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,10 +66,10 @@ def test_what_must_stay_stays_when_it_is_united_later() -> None:
     assert [atoms.must_stay(root) for root in roots(atoms, a)[0]] == [WHY, None]
 
 
-def test_tied_indices_have_one_root() -> None:
+def test_indices_united_with_the_first_have_one_root() -> None:
     atoms = Atoms()
     dim = atoms.new(3)
-    atoms.tie(dim, WHY)
+    atoms.unite(dim[:, [0, 0, 0]], dim, WHY)
     assert roots(atoms, dim) == [[0, 0, 0]]
 
 
@@ -172,7 +172,7 @@ def histories(draw: st.DrawFn) -> tuple[Atoms, list[Indices], list[tuple[int, in
             dims += [outer, inner, merged([outer, inner])]
             products.append((len(dims) - 1, [len(dims) - 3, len(dims) - 2]))
         elif step == "tie":
-            atoms.tie(dims[i][:, :2], WHY)
+            atoms.unite(dims[i][:, [0, 0]], dims[i][:, :2], WHY)
         elif step == "fix":
             atoms.fix(dims[i][:, : draw(st.integers(1, size))], WHY)
         elif step == "repeat":

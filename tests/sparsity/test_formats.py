@@ -13,7 +13,8 @@ from torch import nn
 
 from edgeprune.backends import find_backend
 from edgeprune.backends.null.staircase import time_us
-from edgeprune.choosing import Rules, choose, dense_choice
+from edgeprune.choice import Choice, dense_choice, plan_from
+from edgeprune.choosing import Rules, choose
 from edgeprune.cli import main
 from edgeprune.constraints import Constraints
 from edgeprune.cost import CostModel, cost_model_from
@@ -25,7 +26,6 @@ from edgeprune.graph import trace
 from edgeprune.kernel import Kernel
 from edgeprune.pattern import best_mask, holds, matrix_of, weight_of
 from edgeprune.plan_json import Plan
-from edgeprune.planning import Choice, plan_from
 from edgeprune.saliency import Saliency
 from edgeprune.surgery import apply
 from edgeprune.units import samples, width_options
