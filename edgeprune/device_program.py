@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 _parsing = threading.Lock()
@@ -60,7 +61,7 @@ def _lines(path: Path, pasted: list[Path]) -> list[str]:
     source = path.read_text(encoding="utf-8")
     lines, kept, at = source.splitlines(), list[str](), 0
     inside = path in pasted
-    for node in ast.parse(source).body:
+    for node in _statements(source):
         part = _part(node, path)
         future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
         if part is None and not (inside and future):  # a runner's own stands at the top already
@@ -71,6 +72,12 @@ def _lines(path: Path, pasted: list[Path]) -> list[str]:
             kept += _lines(part, pasted)
         at = node.end_lineno or node.lineno
     return [*kept, *lines[at:]]
+
+
+@cache
+def _statements(source: str) -> list[ast.stmt]:
+    """Parsed once: every session of a process has the same program."""
+    return ast.parse(source).body
 
 
 def _part(node: ast.stmt, path: Path) -> Path | None:
@@ -89,7 +96,7 @@ def _part(node: ast.stmt, path: Path) -> Path | None:
 def _defined(path: Path) -> set[str]:
     """Functions, classes and constants at the top of a file."""
     found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in _statements(path.read_text(encoding="utf-8")):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found.add(node.name)
         elif isinstance(node, ast.Assign):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -225,10 +226,20 @@ class Measurement:
         """Round → median of the burst of `key` in it."""
         return {n: float(np.median(burst)) for n, burst in zip(self.rounds[key], self.times_us[key], strict=True)}
 
-    def bursts_us(self, key: str) -> dict[int, float]:
+    def bursts_us(self, key: str) -> Mapping[int, float]:
         """Round → `burst_percentile` of the burst of `key` in it: what ratios are taken of."""
-        bursts = zip(self.rounds[key], self.times_us[key], strict=True)
-        return {n: float(np.percentile(burst, self.burst_percentile)) for n, burst in bursts}
+        return self._bursts_us[key]
+
+    @cached_property
+    def _bursts_us(self) -> Mapping[str, Mapping[int, float]]:
+        """Of all keys: those of the references are asked for with every other."""
+        return {
+            key: {
+                n: float(np.percentile(burst, self.burst_percentile))
+                for n, burst in zip(self.rounds[key], bursts, strict=True)
+            }
+            for key, bursts in self.times_us.items()
+        }
 
     def runs_us(self, key: str, without: frozenset[int] = frozenset()) -> np.ndarray[Any, np.dtype[np.float64]]:
         """All single runs of `key`, float64 [n], but for those of the rounds `without`."""

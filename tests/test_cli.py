@@ -87,6 +87,16 @@ def test_help_is_quick_and_light() -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
+@pytest.mark.integration
+def test_what_needs_no_model_loads_no_torch(tmp_path: Path) -> None:
+    """Which takes seconds of CPU time: the device at hand, the doctor, a profile of the standard kernels."""
+    lines = (["devices"], ["doctor"], ["profile", "--device", "null"])
+    code = f"import sys; from edgeprune.cli import main; print(*map(main, {lines}), 'torch' in sys.modules)"
+    environment = dict(os.environ, EDGEPRUNE_CACHE_DIR=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "0 0 0 False"
+
+
 @pytest.mark.unit
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0

@@ -125,15 +125,18 @@ def _summary(document: dict[str, Any]) -> str:
 
 def _measured(graphs: list[Any], device: Device, console: Reporter, **how: Any) -> LatencyTable:
     """The staircase first: it decides on which widths the models' kernels are sampled."""
-    from edgeprune.preparing import measured_table
     from edgeprune.profiling import profile
     from edgeprune.staircase import staircase_kernels
     from edgeprune.table import with_warnings
 
     stairs = staircase_kernels(device.precisions[0])
     first = profile(stairs, device, on_progress=_progress(console, device.name), **how)
-    tables = [first, *(measured_table(graph, device, console, **how) for graph in graphs)]
-    if not graphs:
+    tables = [first]
+    if graphs:
+        from edgeprune.preparing import measured_table
+
+        tables += [measured_table(graph, device, console, **how) for graph in graphs]
+    else:
         for warning in first.warnings:
             console.say(f"warning: {warning}")
     done = profile(stairs, device, wait_s=how.get("wait_s", 0.0))

@@ -37,9 +37,7 @@ def make_timing(
     """`base`, the confirmation run's timing unless told, with what was given in its place."""
     from dataclasses import replace
 
-    from edgeprune.verifying import CONFIRM
-
-    timing = base or CONFIRM
+    timing = base or _confirmation()
     if warmup_ms is not None:
         timing = replace(timing, warmup_ms=warmup_ms)
     if duration_s is not None:
@@ -48,6 +46,12 @@ def make_timing(
         rounds = ceil(min_iters / timing.min_runs)
         timing = replace(timing, min_rounds=rounds, max_rounds=max(rounds, timing.max_rounds))
     return timing
+
+
+def _confirmation() -> Timing:
+    from edgeprune.verifying import CONFIRM
+
+    return CONFIRM
 
 
 def pair_lines(result: Verification) -> list[str]:
