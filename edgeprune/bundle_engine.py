@@ -37,7 +37,12 @@ class InputFault(ValueError):
 class LoadedEngine:
     """One engine, compiled once. `inputs` and `outputs` are `[{"name", "dtype", "shape"}]` in their order."""
 
-    def __init__(self, runner: Any, path: str, options: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+    def __init__(
+        self, runner: Any, path: str, options: Mapping[str, Any], entry: Mapping[str, Any], cache: str | None = None
+    ) -> None:
+        """`cache` is a folder of the caller's own, where the runtime keeps what it compiled."""
+        if cache is not None:
+            use_cache(runner, cache, path)
         self.inputs: list[dict[str, Any]] = [dict(spec) for spec in entry["inputs"]]
         self.outputs: list[dict[str, Any]] = [dict(spec) for spec in entry["outputs"]]
         self._runner = runner
@@ -87,6 +92,20 @@ class LoadedEngine:
 
     def _forget(self) -> None:
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def use_cache(runner: Any, folder: str, engine: str) -> None:
+    """Let the runtime keep what it compiles of `engine` in a folder outside of the bundle; `Refused` where it can't."""
+    folder, bundle = os.path.realpath(folder), os.path.dirname(os.path.realpath(engine))
+    if not hasattr(runner, "use_cache"):
+        raise Refused("%s keeps no compiled models: leave the cache out" % runner.NAME, "input")
+    if (folder + os.sep).startswith(bundle + os.sep):
+        raise Refused("cache %s lies in the bundle, which holds what its manifest lists" % folder, "input")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise Refused("cache %s can't be made: %s" % (folder, error.strerror), "input") from None
+    runner.use_cache(folder)
 
 
 def check_tensors(told: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> None:

@@ -56,14 +56,17 @@ ROUNDS = {"min_rounds": 20, "max_rounds": 240, "tolerance": 0.005, "settle_alone
 BURSTS = {"warmup_ms": 200.0, "burst_ms": 10.0, "untimed_runs": 2, "min_runs": 4}
 
 
-def load(folder: str | None = None) -> LoadedEngine:
-    """The pruned engine, after all files of the bundle were found to be those of its manifest."""
+def load(folder: str | None = None, cache: str | None = None) -> LoadedEngine:
+    """The pruned engine, after all files of the bundle were found to be those of its manifest.
+
+    `cache` is a folder of your own, where OpenVINO keeps what it compiled: the next load is faster.
+    """
     folder = own_folder(folder)
     document = check_bundle(folder)
     engine = document["engine"]
     runner = load_runner(document)
     options = load_options(document["device"], engine["precision"])
-    return LoadedEngine(runner, os.path.join(folder, *engine["path"].split("/")), options, engine)
+    return LoadedEngine(runner, os.path.join(folder, *engine["path"].split("/")), options, engine, cache)
 
 
 def own_folder(folder: str | None) -> str:

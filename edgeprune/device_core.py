@@ -19,6 +19,8 @@ module with
     lap(handle, first)                       optional: after the cold runs, then after each turn; node times count
                                              from the first lap to the last
     unload(handle)                           optional
+    use_cache(folder)                        optional: keep compiled models there and load them from there; a bundle's
+                                             user asks for it, no measurement does
     notes(handle) -> {name: value}           optional: what the runtime told when it compiled the model: `sparse`, if it
                                              picked sparse kernels, `ran_in`, shares of it in each precision
     facts() -> {name: text}                  optional, of an NVIDIA GPU: which one, its driver

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.device import Device, check_precision
-from edgeprune.eligibility import DENSE
+from edgeprune.eligibility import DENSE, TWO_OF_FOUR
 from edgeprune.engine import Calibration, Engine
 from edgeprune.errors import InputError
 from edgeprune.folders import atomic_folder
@@ -44,7 +44,8 @@ def export(
     """Write the engine of `pruned` for a device's runtime into the folder `out`, whole or not at all.
 
     `precision` is the device's first unless told. `kernels` are those of the pruned network, which only a modelled
-    device needs; they are found by tracing when not given. `weights="fp16"` halves the file where the format can.
+    device needs; they are found by tracing when not given. `weights="fp16"` halves the file where the format can,
+    `weights="sparse"` leaves zeros out of it where the runtime multiplies faster then (docs/sparsity.md).
     With `only_to_time` a modelled device gets the list of kernels alone, which takes no time to write. An engine in
     int8 takes `calibration`, batches of inputs on which the ranges of activations are found; `InputError` without.
     """
@@ -138,8 +139,10 @@ def kernels_of(
 
     graph = analyse(tracing.trace_program(module, example_inputs))
     units = backend_of(device).partition(graph, precision)
-    forms = {unit.name: (formats or {}).get(parameter_of(unit, graph) or "", DENSE) for unit in units}
-    return tuple(replace(unit.dense, sparsity=forms[unit.name]) for unit in units)
+    sparse = {name for name, form in (formats or {}).items() if form == TWO_OF_FOUR}
+    return tuple(
+        replace(unit.dense, sparsity=TWO_OF_FOUR if parameter_of(unit, graph) in sparse else DENSE) for unit in units
+    )
 
 
 @contextmanager

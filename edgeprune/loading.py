@@ -30,7 +30,7 @@ Outputs: TypeAlias = Array | tuple[Array, ...]
 class LoadedBundle:
     """An engine that its runtime compiled once, with the device's threads and precision. Close it, or use `with`."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, cache: Path | str | None = None) -> None:
         self.bundle = bundle
         self.engine: Engine = bundle.engine
         runner = _runner(self.engine)
@@ -39,7 +39,8 @@ class LoadedBundle:
         options = load_options(bundle.document["device"], self.engine.precision)
         try:
             with translated(bundle.folder):
-                self._loaded = LoadedEngine(runner, str(self.engine.path), options, bundle.document["engine"])
+                kept = None if cache is None else str(cache)
+                self._loaded = LoadedEngine(runner, str(self.engine.path), options, bundle.document["engine"], kept)
         except EdgepruneError:
             raise
         except Exception as error:  # the runtime's own, of any type
@@ -112,12 +113,14 @@ class LoadedBundle:
         return outputs if len(outputs) > 1 else outputs[0]
 
 
-def load_bundle(path: Path | str) -> LoadedBundle:
+def load_bundle(path: Path | str, *, cache: Path | str | None = None) -> LoadedBundle:
     """Check a bundle's files against its manifest, then compile its engine here.
 
-    `InputError` or `TamperedError` before anything is loaded, `RuntimeMissing` where the runtime is missing or too old.
+    `cache` is a folder of your own, outside of the bundle, where OpenVINO keeps what it compiled and finds it again:
+    what lies there is run without being checked. `InputError` or `TamperedError` before anything is loaded, also for a
+    runtime that keeps nothing; `RuntimeMissing` where the runtime is missing or too old.
     """
-    return LoadedBundle(read_bundle(path))
+    return LoadedBundle(read_bundle(path), cache)
 
 
 def _runner(engine: Engine) -> ModuleType:

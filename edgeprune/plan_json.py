@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeprune.eligibility import FORMATS
+from edgeprune.eligibility import FORMATS, is_format
 from edgeprune.errors import InputError
 from edgeprune.folders import write_atomically
 
@@ -21,8 +21,9 @@ class Plan:
 
     `kept[group id]` lists the kept positions along the dimension that names the group (`parameter:dim` of the dense
     model), in the order in which they lie in the cut model: ascending, unless channels were permuted for a pattern of
-    zeros. A group that is not named stays whole. `dropped` holds block ids. `formats[parameter]` is `2:4`, or `dense`
-    as all that are not named. `notes` carries where the plan came from: budget, device, prediction, solver's bound.
+    zeros. A group that is not named stays whole. `dropped` holds block ids. `formats[parameter]` is `2:4`, `zeros:0.95`
+    (so many zeros, anywhere), or `dense` as all that are not named. `notes` carries where the plan came from: budget,
+    device, prediction, solver's bound.
     """
 
     structure_hash: str
@@ -80,8 +81,8 @@ class Plan:
                     "expected positions from 0, none twice, at least one", file=path, place=f"kept.{group}"
                 )
         for parameter, form in document["formats"].items():
-            if form not in FORMATS:
-                expected_forms = " or ".join(FORMATS)
+            if not is_format(form):
+                expected_forms = f"{', '.join(FORMATS)} or zeros:SHARE (zeros:0.95)"
                 raise InputError(f"expected {expected_forms}, found {form!r}", file=path, place=f"formats.{parameter}")
         return cls(
             structure_hash=document["structure_hash"],

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,14 +15,17 @@ import torch
 
 from edgeprune import transport
 from edgeprune.benching import bench, check_device, explained, verify_bundle
-from edgeprune.bundle import read_bundle
+from edgeprune.bundle import Contents, read_bundle, write_bundle
 from edgeprune.bundle_core import Refused
-from edgeprune.bundle_engine import InputFault, LoadedEngine, checked_inputs
+from edgeprune.bundle_engine import InputFault, LoadedEngine, checked_inputs, use_cache
 from edgeprune.cli import main
+from edgeprune.device import load_device
 from edgeprune.errors import InputError, MeasurementError, RuntimeMissing
-from edgeprune.loading import load_bundle
+from edgeprune.exporting import export
+from edgeprune.loading import Outputs, load_bundle
 from edgeprune.local_channel import LocalChannel
-from tests.test_bundle import QUICK, edit, make
+from tests.small_models import Net, pruned, redrawn
+from tests.test_bundle import QUICK, Require, edit, make
 
 SPECS = [{"name": "ids", "dtype": "int64", "shape": [1, 4]}, {"name": "mask", "dtype": "float32", "shape": [1, 4]}]
 IDS, MASK = np.zeros((1, 4), np.int64), np.ones((1, 4), np.float32)
@@ -160,6 +166,45 @@ def test_the_device_is_asked_in_the_process_that_measures(folder: Path, monkeypa
     assert len(started) == 1  # a formula's order of loading makes no difference
     bench([folder, folder], timing=QUICK)
     assert len(started) == 2
+
+
+@pytest.mark.integration
+def test_what_openvino_compiled_is_kept_where_the_user_says(tmp_path: Path, require: Require) -> None:
+    require("openvino")
+    device, cache = load_device("host-openvino"), tmp_path / "cache"
+    x = np.random.default_rng(0).standard_normal((1, 3, 16, 16), np.float32)
+
+    def bundled(width: int) -> Path:
+        engine = export(pruned(redrawn(Net(width))), device, tmp_path / f"engine{width}")
+        return write_bundle(tmp_path / f"net{width}", Contents(engine=engine, dense=None)).folder
+
+    def loaded(folder: Path, cache: Path | None) -> tuple[Outputs, bool]:
+        with load_bundle(folder, cache=cache) as net:
+            return net.run(x), net._loaded._handle.compiled.get_property("LOADED_FROM_CACHE")
+
+    first, other = bundled(8), bundled(16)
+    expected, _ = loaded(first, None)
+    for again in (False, True):
+        found, from_cache = loaded(first, cache)
+        assert from_cache is again and np.array_equal(found, expected)
+    assert len([*cache.glob("*.blob")]) == 1
+    assert not loaded(other, cache)[1]
+    moved = first.rename(tmp_path / "moved")  # what is in its files counts, not where they are
+    code = "import sys; sys.path.insert(0, '.'); import run; handle = run.load(cache=sys.argv[1])._handle"
+    code += "; print(handle.compiled.get_property('LOADED_FROM_CACHE'))"
+    done = subprocess.run([sys.executable, "-c", code, cache], cwd=moved, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.unit
+def test_a_cache_that_can_not_be_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="null keeps no compiled models: leave the cache out"):
+        load_bundle(folder, cache=tmp_path / "cache")
+    keeps = SimpleNamespace(NAME="keeps", use_cache=print)
+    with pytest.raises(Refused, match=r"cache .*net/inside lies in the bundle"):
+        use_cache(keeps, str(folder / "inside"), str(folder / "model.xml"))
+    with pytest.raises(Refused, match=r"cache .*plan\.json/x can't be made: Not a directory"):
+        use_cache(keeps, str(folder / "plan.json" / "x"), str(tmp_path / "other" / "model.xml"))
 
 
 @pytest.mark.unit

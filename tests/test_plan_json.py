@@ -17,7 +17,7 @@ PLAN = Plan(
     structure_hash="ab" * 32,
     kept={"b.weight:0": (0, 2), "a.weight:0": (1, 5, 6)},
     dropped=("layer2.1", "layer1.0"),
-    formats={"head.weight": "dense"},
+    formats={"fc.weight": "zeros:0.95", "head.weight": "dense"},
     notes={"budget": "8ms", "predicted_us": 7901.5},
 )
 
@@ -67,7 +67,13 @@ def test_an_empty_plan_says_so() -> None:
         ({"dropped": {}}, "plan.json:dropped: expected list, found {}"),
         ({"dropped": [1]}, "plan.json:dropped: expected names of blocks, found 1"),
         ({"formats": None}, "plan.json:formats: expected dict, found None"),
-        ({"formats": {"a.weight": "1:4"}}, "plan.json:formats.a.weight: expected dense or 2:4, found '1:4'"),
+        *(
+            (
+                {"formats": {"a.weight": form}},
+                rf"plan.json:formats.a.weight: expected dense, 2:4 or zeros:SHARE \(zeros:0.95\), found {form!r}",
+            )
+            for form in ("1:4", "zeros:1", "zeros:0.0", "zeros:95", 4)
+        ),
         ({"notes": []}, r"plan.json:notes: expected dict, found \[\]"),
     ],
 )

@@ -38,6 +38,14 @@ def version() -> str:
     return str(ov.get_version())
 
 
+def use_cache(folder: str) -> None:
+    """Keep what is compiled in `folder`, and load it from there: of the same content, version, CPU and configuration.
+
+    A core-wide property, which no option of a device sets: what lies in the folder is run without a hash of ours.
+    """
+    _core.set_property({"CACHE_DIR": folder})
+
+
 def load(path: str, options: dict[str, Any]) -> Handle:
     """`path` names the .xml file; its .bin lies beside it."""
     device, precision = options.get("device", "CPU"), options["precision"]

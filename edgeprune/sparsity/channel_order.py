@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from edgeprune.comparing import Cut
+from edgeprune.eligibility import TWO_OF_FOUR
 from edgeprune.graph import Group, ModelGraph
 from edgeprune.graph.ordering import indices_of, why_not_ordered
-from edgeprune.pattern import M, matrix_of, sparse_names
+from edgeprune.pattern import M, matrix_of
 from edgeprune.plan_json import Plan
 from edgeprune.sparsity.permutation import WORK, best_order, kept
 from edgeprune.surgery import ordered_positions_of, read_plan
@@ -42,7 +43,7 @@ def permuted(
     `parameters` are those that the plan has as 2:4, unless told. The weights are those of the traced model. The network
     computes the same in any order: only what a pattern of zeros keeps of it changes.
     """
-    sparse = frozenset(sparse_names(plan.formats) if parameters is None else parameters)
+    sparse = frozenset(_two_of_four(plan) if parameters is None else parameters)
     cut = read_plan(plan, graph)
     weights = dict(graph.model.named_parameters(remove_duplicate=False))
     orders, found = dict(plan.kept), []
@@ -61,6 +62,10 @@ def permuted(
         after = kept(scores, order) / total
         found.append(GroupOrder(group=group.id, parameters=names, before=before, after=after, why=why))
     return replace(plan, kept=orders), tuple(found)
+
+
+def _two_of_four(plan: Plan) -> list[str]:
+    return [name for name, form in plan.formats.items() if form == TWO_OF_FOUR]
 
 
 def _readers(group: Group, sparse: frozenset[str]) -> tuple[str, ...]:

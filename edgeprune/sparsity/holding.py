@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from edgeprune.errors import SurgeryError
-from edgeprune.pattern import holds, sparse_names
+from edgeprune.pattern import has_form, sparse_names
 from edgeprune.pruned import Pruned
 
 
@@ -32,7 +32,7 @@ class Mask(torch.nn.Module):
 
 
 def held(pruned: Pruned) -> Pruned:
-    """A copy to train: every parameter that the plan wants as 2:4 keeps the zeros that it has.
+    """A copy to train: every parameter that the plan wants as 2:4 or unstructured keeps the zeros that it has.
 
     Optimisers are to be made from *its* parameters. `baked` gives the plain module back; `export` does so by itself.
     """
@@ -53,7 +53,7 @@ def held(pruned: Pruned) -> Pruned:
 def baked(pruned: Pruned) -> Pruned:
     """The same network with plain parameters again, zeros in them; `pruned` itself where there is nothing to bake.
 
-    `SurgeryError` where a parameter that the plan wants as 2:4 isn't: it was trained without `held`.
+    `SurgeryError` where a parameter that the plan wants as 2:4 or unstructured isn't: it was trained without `held`.
     """
     if any(_masked(module) for module in pruned.module.modules()):
         module = copy.deepcopy(pruned.module)
@@ -84,10 +84,11 @@ def _bake(owner: Any) -> None:
 def check_held(pruned: Pruned) -> None:
     """`SurgeryError` where a parameter has lost the pattern that the plan wants."""
     tensors = dict(pruned.module.named_parameters(remove_duplicate=False))
-    lost = [name for name in sparse_names(pruned.plan.formats) if name in tensors and not holds(tensors[name])]
+    forms = pruned.plan.formats
+    lost = [name for name in sparse_names(forms) if name in tensors and not has_form(tensors[name], forms[name])]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise SurgeryError(
-            f"the plan wants '{lost[0]}'{more} as 2:4, but it is not any more: train edgeprune.sparsity.held(pruned), "
-            "which keeps the zeros, or make it 2:4 again by edgeprune.sparsity.sparsify"
+            f"the plan wants '{lost[0]}'{more} as {forms[lost[0]]}, but it is not any more: train "
+            "edgeprune.sparsity.held(pruned), which keeps the zeros, or make them again by edgeprune.sparsity.sparsify"
         )

@@ -1,4 +1,4 @@
-"""Make layers of a network 2:4, one after another: each sees what the sparse ones before it give."""
+"""Make layers of a network 2:4, one after another: each sees what the sparse ones before it give. Or zeros anywhere."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from edgeprune.eligibility import TWO_OF_FOUR
+from edgeprune.eligibility import TWO_OF_FOUR, share_of
 from edgeprune.errors import InputError, did_you_mean
 from edgeprune.models import evaluating
-from edgeprune.pattern import matrix_of, shape_refusal, weight_of
+from edgeprune.pattern import mask_of, matrix_of, shape_refusal, weight_of
 from edgeprune.pruned import Pruned
 from edgeprune.sparsity.gram import gram_of, output_error
 from edgeprune.sparsity.magnitude import magnitude
@@ -47,8 +47,12 @@ def sparsify(
     *,
     criterion: Criterion = "magnitude",
     samples: Sequence[torch.Tensor] = (),
+    zeros: float | None = None,
 ) -> tuple[Pruned, tuple[LayerSparsity, ...]]:
     """A copy in which these parameters are 2:4 too, the plan says so, and what was done to each.
+
+    With `zeros`, a share above 0 and below 1, they are unstructured: the smallest so many of a parameter's weights are
+    zero, wherever they lie; magnitude alone knows how.
 
     `samples` are the model's inputs, each [N, ...] for all N samples, unlabelled; Wanda and SparseGPT need them, with
     magnitude they only tell the error. In one forward pass each layer is made sparse when its input is there, by what
@@ -61,36 +65,50 @@ def sparsify(
         )
     if criterion != "magnitude" and not samples:
         raise InputError(f"{criterion} looks at the layers' inputs: give samples, or take magnitude")
+    form = _form(zeros, criterion)
     module = copy.deepcopy(pruned.module)
-    _check(module, names)
+    _check(module, names, form)
     found: dict[str, LayerSparsity] = {}
     if samples:
-        _in_one_pass(module, names, criterion, samples, found)
+        _in_one_pass(module, names, criterion, form, samples, found)
     tensors = dict(module.named_parameters(remove_duplicate=False))
     for name in names:
         if name not in found:
-            found[name] = _make_sparse(name, tensors[name], None, "magnitude")
-    formats = {**pruned.plan.formats, **dict.fromkeys(names, TWO_OF_FOUR)}
+            found[name] = _make_sparse(name, tensors[name], None, "magnitude", form)
+    formats = {**pruned.plan.formats, **dict.fromkeys(names, form)}
     plan = replace(pruned.plan, formats=formats)
     return replace(pruned, module=module, plan=plan), tuple(found[name] for name in names)
 
 
-def _check(module: torch.nn.Module, names: Sequence[str]) -> None:
+def _form(zeros: float | None, criterion: str) -> str:
+    """The format as a plan names it."""
+    if zeros is None:
+        return TWO_OF_FOUR
+    form = f"zeros:{zeros:.6g}"
+    if share_of(form) is None:
+        raise InputError(f"zeros is a share above 0 and below 1, found {zeros!r}")
+    if criterion != "magnitude":
+        raise InputError(f"{criterion} makes 2:4; zeros anywhere are chosen by magnitude")
+    return form
+
+
+def _check(module: torch.nn.Module, names: Sequence[str], form: str) -> None:
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters(remove_duplicate=False)}
     faults = []
     for name in names:
         if name not in shapes:
             faults.append(f"'{name}' is no parameter of the model{did_you_mean(name, shapes)}")
-        elif why := shape_refusal(shapes[name]):
+        elif why := shape_refusal(shapes[name], form):
             faults.append(f"'{name}': {why}")
     if faults:
-        raise InputError("can't be made 2:4: " + "; ".join(faults))
+        raise InputError(f"can't be made {form}: " + "; ".join(faults))
 
 
 def _in_one_pass(
     module: torch.nn.Module,
     names: Sequence[str],
     criterion: str,
+    form: str,
     samples: Sequence[torch.Tensor],
     found: dict[str, LayerSparsity],
 ) -> None:
@@ -98,7 +116,7 @@ def _in_one_pass(
     for path, layer in module.named_modules():
         name = f"{path}.weight" if path else "weight"
         if name in names and _is_readable(layer):
-            hooks.append(layer.register_forward_pre_hook(_hook(name, criterion, found)))
+            hooks.append(layer.register_forward_pre_hook(_hook(name, criterion, form, found)))
     try:
         with torch.no_grad(), evaluating(module):
             module(*samples)
@@ -111,19 +129,20 @@ def _is_readable(layer: torch.nn.Module) -> bool:
     return isinstance(layer, torch.nn.Linear) or (isinstance(layer, torch.nn.Conv2d) and layer.groups == 1)
 
 
-def _hook(name: str, criterion: str, found: dict[str, LayerSparsity]) -> Callable[[Any, Any], None]:
+def _hook(name: str, criterion: str, form: str, found: dict[str, LayerSparsity]) -> Callable[[Any, Any], None]:
     def hook(layer: Any, inputs: Any) -> None:
         if name not in found:  # a layer that runs twice is fitted to its first input
-            found[name] = _make_sparse(name, layer.weight, gram_of(layer, inputs[0].detach()), criterion)
+            found[name] = _make_sparse(name, layer.weight, gram_of(layer, inputs[0].detach()), criterion, form)
 
     return hook
 
 
-def _make_sparse(name: str, weight: torch.Tensor, H: torch.Tensor | None, criterion: str) -> LayerSparsity:
+def _make_sparse(name: str, weight: torch.Tensor, H: torch.Tensor | None, criterion: str, form: str) -> LayerSparsity:
     """New weights in place."""
     W = matrix_of(weight.detach())
-    if H is None:
-        new, mask = magnitude(W)
+    if H is None or form != TWO_OF_FOUR:
+        mask = mask_of(W, form)
+        new = W * mask
     else:
         new, mask = CRITERIA[criterion](W, H)
     kept = float(W.abs()[mask].sum() / W.abs().sum().clamp_min(torch.finfo(W.dtype).tiny))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from edgeprune.errors import InputError, SurgeryError
-from edgeprune.pattern import holds
+from edgeprune.pattern import holds, mask_by_magnitude
 from edgeprune.plan_json import Plan
 from edgeprune.pruned import Pruned
 from edgeprune.sparsity import baked, held, sparsify
@@ -73,6 +74,47 @@ def test_what_can_not_be_sparse_is_listed() -> None:
     for part in ("'0.weight': its 3 input channels are no multiple of 4", "'5.bias': its shape [16] has no input"):
         assert part in str(caught.value)
     assert "'8.wieght' is no parameter of the model; did you mean '8.weight'?" in str(caught.value)
+
+
+def test_zeros_anywhere_are_the_smallest_of_a_whole_weight() -> None:
+    """Of the 16x10 weight of the head, which is no multiple of four, nine of ten go; a plan alone does the same."""
+    given = network()
+    weight = given.module.get_parameter("8.weight").detach()
+    sparse, (report,) = sparsify(given, ["8.weight"], zeros=0.9)
+    found = sparse.module.get_parameter("8.weight").detach()
+    smallest = weight.abs().flatten().sort().values[143]
+    assert found.equal(torch.where(weight.abs() > smallest, weight, 0.0)) and (found == 0).sum() == 144
+    assert sparse.plan.formats == {"8.weight": "zeros:0.9"}
+    assert report.kept_magnitude == pytest.approx(float(found.abs().sum() / weight.abs().sum()))
+    module = copy.deepcopy(given.module)
+    mask_by_magnitude(module, sparse.plan.formats)
+    assert module.get_parameter("8.weight").equal(found)
+
+
+def test_zeros_anywhere_are_held_too() -> None:
+    sparse, _ = sparsify(network(), ["5.weight", "8.weight"], zeros=0.75)
+    training = held(sparse)
+    with torch.no_grad():
+        for parameter in training.module.parameters():
+            parameter.add_(1.0)
+    assert all((baked(training).module.get_parameter(f"{i}.weight") == 0).double().mean() == 0.75 for i in (5, 8))
+    with torch.no_grad():
+        sparse.module.get_parameter("8.weight").add_(1.0)
+    with pytest.raises(SurgeryError, match=r"wants '8.weight' as zeros:0.75, but it is not any more: train"):
+        baked(sparse)
+
+
+@pytest.mark.parametrize(
+    ("names", "zeros", "criterion", "why"),
+    [
+        (["8.weight"], 1.0, "magnitude", "zeros is a share above 0 and below 1, found 1.0"),
+        (["8.weight"], 0.9, "wanda", "wanda makes 2:4; zeros anywhere are chosen by magnitude"),
+        (["5.bias"], 0.9, "magnitude", r"can't be made zeros:0.9: '5.bias': its shape \[16\] has no input channels"),
+    ],
+)
+def test_zeros_that_can_not_be_made(names: list[str], zeros: float, criterion: Criterion, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        sparsify(network(), names, zeros=zeros, criterion=criterion, samples=(samples(),))
 
 
 def test_zeros_stay_zeros_while_everything_else_is_trained() -> None:
