@@ -26,23 +26,32 @@ import torch
 import edgeprune as ep
 from benchmarks.cifar import accuracy, test_images
 from benchmarks.two_of_four_models import Case, minilm, mobilenet, resnet50, resnet56
+from edgeprune import onnx_int8
 from edgeprune.errors import EdgepruneError
 from edgeprune.folders import write_atomically
 from edgeprune.onnx_export import onnx_from_module
 from edgeprune.onnx_half import to_half
+from edgeprune.onnx_quantise import ONNXRUNTIME, TENSORRT, quantise
 from edgeprune.pattern import matrix_of
 from edgeprune.plan_json import Plan
 from edgeprune.pruned import Pruned
 from edgeprune.sparsity import CRITERIA, baked, held, sparsify
 from edgeprune.sparsity.channel_order import permuted
 from edgeprune.sparsity.gram import gram_of, output_error
-from edgeprune.sparsity.onnx_weights import layers_of
+from edgeprune.sparsity.onnx_weights import counts, layers_of
 from edgeprune.surgery import apply
 from edgeprune.weights import weights_hash
 
 STEPS, BATCH = 50, 2
 TEST_PICTURES = 200
 CAPABILITIES = ("SM86", "SM89", "SM120")
+CALIBRATED = 8
+FORMS = {
+    "fp32": "ONNX in fp32",
+    "fp16": "in half precision",
+    "int8": "in int8, TensorRT's form",
+    "int8, ONNX Runtime": "in int8, ONNX Runtime's form",
+}
 
 
 def main() -> None:
@@ -198,25 +207,27 @@ def whole(cases: list[Case], cifar: Path) -> Iterator[str]:
 
 
 def patterns(cases: list[Case]) -> Iterator[str]:
-    """Layers of the final ONNX in the pattern, as made and after training, in fp32 and half precision."""
+    """Layers of the final ONNX in the pattern, as made and after training, in every precision."""
     yield f"## The pattern in the final ONNX, and through {STEPS} steps of training"
     yield ""
-    yield "Layers whose initialisers hold 2:4, of those that were made so. Trained by SGD with momentum, weight decay."
+    yield "Layers whose initialisers hold 2:4, of those that were made so; in brackets those that sparse tensor cores"
+    yield f"may take. Trained by SGD with momentum, weight decay; ranges of int8 found on {CALIBRATED} samples."
     yield ""
-    yield f"| | made | ONNX fp32 | ONNX fp16 | after {STEPS} steps: fp32 | fp16 | weights that moved | loss |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield f"| | made | {' | '.join(FORMS.values())} | weights that moved | loss |"
+    yield f"|---|---|{'---|' * len(FORMS)}---|---|"
     for case in cases:
         sparse, _ = sparsify(dense_of(case), case.sparse, criterion="magnitude")
         trained, first, last = train(held(sparse), case)
         final = baked(trained)
         before, after = sparse.module.state_dict(), final.module.state_dict()
         moved = [float((before[n] != after[n]).sum() / (before[n] != 0).sum()) for n in case.sparse]
-        cells = [cell for pruned in (sparse, final) for cell in counted(pruned)]
-        told(f"patterns {case.name}: {len(case.sparse)}, {cells}, loss {first:.3f} -> {last:.3f}")
-        yield (
-            f"| {case.name} | {len(case.sparse)} | {' | '.join(cells)} | {sum(moved) / len(moved):.0%} "
-            f"| {first:.3f} → {last:.3f} |"
-        )
+        for which, pruned, rest in (
+            ("as made", sparse, " | "),
+            (f"after {STEPS} steps", final, f"{sum(moved) / len(moved):.0%} | {first:.3f} → {last:.3f}"),
+        ):
+            cells = list(counted(pruned, case))
+            told(f"patterns {case.name} {which}: {len(case.sparse)}, {cells}")
+            yield f"| {case.name}, {which} | {len(case.sparse)} | {' | '.join(cells)} | {rest} |"
     yield ""
 
 
@@ -236,16 +247,28 @@ def train(pruned: Pruned, case: Case) -> tuple[Pruned, float, float]:
     return pruned, losses[0], losses[-1]
 
 
-def counted(pruned: Pruned) -> Iterator[str]:
-    """How many layers of the exported file hold the pattern, and in half precision how many may run sparse."""
+def counted(pruned: Pruned, case: Case) -> Iterator[str]:
+    """How many layers of the exported file hold the pattern, and how many of them may run sparse, by form."""
     model = onnx_from_module(pruned.module, pruned.example_inputs)
-    yield str(sum(layer.pattern == "yes" for layer in layers_of(model)))
-    try:
-        sparse = [layer for layer in layers_of(to_half(model)) if layer.pattern == "yes"]
-    except EdgepruneError as error:
-        yield f"none: {error}"
-        return
-    yield f"{len(sparse)} ({sum(layer.refused is None for layer in sparse)} eligible)"
+    for form in FORMS:
+        try:
+            found = counts(tuple(layers_of(written(model, case, form))))
+        except EdgepruneError as error:
+            yield f"none: {error}"
+            continue
+        yield f"{found['sparse']} ({found['eligible']})"
+
+
+def written(full: Any, case: Case, form: str) -> Any:
+    """As the export writes it."""
+    if form == "fp32":
+        return full
+    if form == "fp16":
+        return to_half(full)
+    calibration = tuple((sample[None],) for sample in case.samples[:CALIBRATED])
+    if form == "int8":
+        return to_half(quantise(full, calibration, onnx_int8.TENSORRT, TENSORRT))
+    return quantise(full, calibration, onnx_int8.ONNXRUNTIME, ONNXRUNTIME)
 
 
 def engines(cases: list[Case]) -> Iterator[str]:
@@ -266,16 +289,16 @@ def engines(cases: list[Case]) -> Iterator[str]:
         for form in ("dense", "2:4"):
             pruned = sparsify(dense_of(case), case.sparse if form == "2:4" else ())[0]
             full = onnx_from_module(pruned.module, pruned.example_inputs)
-            for precision in ("fp32", "fp16"):
-                cells = [built(runner, full, precision, capability) for capability in CAPABILITIES]
+            for precision in ("fp32", "fp16", "int8"):
+                cells = [built(runner, full, case, precision, capability) for capability in CAPABILITIES]
                 told(f"engines {case.name} {form} {precision}: {cells}")
                 yield f"| {case.name} | {form}, {precision} | {' | '.join(cells)} |"
     yield ""
 
 
-def built(runner: Any, full: Any, precision: str, capability: str) -> str:
+def built(runner: Any, full: Any, case: Case, precision: str, capability: str) -> str:
     try:
-        model = to_half(full) if precision == "fp16" else full
+        model = written(full, case, precision)
         plan, _ = runner.serialized(model.SerializeToString(), precision, runner.Log(), capability)
     except (EdgepruneError, RuntimeError, ValueError) as error:
         return f"not built: {str(error)[:80]}"

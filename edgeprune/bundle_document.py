@@ -33,8 +33,7 @@ class Contents:
     """What goes into a bundle beside the engine that was verified.
 
     `model` is the name that the user gave it, `preprocessing` the JSON that belongs to its input, `command` the lines
-    of rebuild.sh, `samples` inputs with torch's outputs, `sparsity` what is known of zeros in the weights, `notes` any
-    other facts for the manifest.
+    of rebuild.sh, `samples` inputs with torch's outputs, `notes` any other facts for the manifest.
     """
 
     engine: Engine
@@ -44,7 +43,6 @@ class Contents:
     preprocessing: Mapping[str, Any] | None = None
     command: Sequence[str] = ()
     samples: Sequence[Sample] = ()
-    sparsity: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -72,7 +70,7 @@ def document_of(contents: Contents, folder: Path) -> dict[str, Any]:
         "layout": _layout(contents),
         "engine": _entry(engine, folder, folder),
         "dense": _entry(contents.dense, folder / DENSE, folder) if contents.dense else None,
-        "sparsity": dict(contents.sparsity),
+        "sparsity": _sparsity(engine.at(folder)),
         "parity": {"samples": len(contents.samples), "tolerance": tolerance_of(engine)},
         "latency": measured or None,
         "attempts": list(verification.attempts) if verification else [],
@@ -84,6 +82,19 @@ def document_of(contents: Contents, folder: Path) -> dict[str, Any]:
             for item in files
         },
     }
+
+
+def _sparsity(engine: Engine) -> dict[str, Any]:
+    """Of an engine whose plan has 2:4: what its ONNX holds of it, and why sparse tensor cores don't take some of it."""
+    from edgeprune.pattern import sparse_names
+    from edgeprune.sparsity.onnx_weights import counts, layers_of_file
+
+    assert engine.pruned is not None
+    if engine.onnx is None or not sparse_names(engine.pruned.plan.formats):
+        return {}
+    layers = layers_of_file(engine.onnx)
+    refused = {layer.name: layer.refused for layer in layers if layer.pattern == "yes" and layer.refused}
+    return {"file": engine.onnx.name, **counts(layers), "refused": refused}
 
 
 def _runtime(contents: Contents) -> dict[str, str | None]:

@@ -48,6 +48,7 @@ def export(
     `weights="sparse"` leaves zeros out of it where the runtime multiplies faster then (docs/sparsity.md).
     With `only_to_time` a modelled device gets the list of kernels alone, which takes no time to write. An engine in
     int8 takes `calibration`, batches of inputs on which the ranges of activations are found; `InputError` without.
+    What the plan wants as 2:4 is so in the ONNX that is written, in any precision, or `SurgeryError` says where not.
     """
     precision = precision or device.precisions[0]
     check_precision(device, precision)
@@ -68,6 +69,7 @@ def export(
             calibration=calibration,
             **layout_of(device, backend),
         )
+        _check_pattern(engine, pruned)
     used = calibration if precision == "int8" else ()
     return replace(engine.at(Path(out).resolve()), device=device, pruned=pruned, calibration=used)
 
@@ -83,6 +85,17 @@ def export_dense(
 ) -> Engine:
     """The engine of the model as it is: what ratios are taken to."""
     return export(as_pruned(model, example_inputs), device, out, precision=precision, calibration=calibration)
+
+
+def _check_pattern(engine: Engine, pruned: Pruned) -> None:
+    """`SurgeryError` where what the plan wants as 2:4 is not so in the initialisers that were written."""
+    from edgeprune.pattern import sparse_names
+    from edgeprune.sparsity.onnx_weights import check_written
+
+    known = dict(pruned.module.named_parameters(remove_duplicate=False))
+    names = [name for name in sparse_names(pruned.plan.formats) if name in known]  # others are of a dropped block
+    if names and engine.onnx is not None:
+        check_written(engine.onnx, names)
 
 
 def check_calibration(pruned: Pruned, precision: str, calibration: Calibration, backend: Backend) -> None:

@@ -73,18 +73,16 @@ def command(
 def _print_sparsity(file: str, as_json: bool) -> None:
     from pathlib import Path
 
-    from edgeprune.sparsity.onnx_weights import layers_of_file
+    from edgeprune.sparsity.onnx_weights import counts, layers_of_file
 
     layers = layers_of_file(Path(file))
-    sparse = [layer for layer in layers if layer.pattern == "yes"]
-    taken = [layer for layer in sparse if layer.refused is None]
+    found = counts(layers)
     if as_json:
-        counts = {"layers": len(layers), "sparse": len(sparse), "eligible": len(taken)}
-        print_json({"file": file, **counts, "of": [layer.to_json() for layer in layers]})
+        print_json({"file": file, **found, "of": [layer.to_json() for layer in layers]})
         return
     click.echo(
-        f"{file}: {len(layers)} layers with constant weights, {len(sparse)} of them 2:4, of which sparse tensor cores "
-        f"may take {len(taken)}; whether they do, the runtime's log tells"
+        f"{file}: {found['layers']} layers with constant weights, {found['sparse']} of them 2:4, of which sparse "
+        f"tensor cores may take {found['eligible']}; whether they do, the runtime's log tells"
     )
     click.echo("\npattern  zeros  precision  shape               layer")
     for layer in layers:

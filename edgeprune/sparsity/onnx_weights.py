@@ -1,13 +1,13 @@
 """The 2:4 pattern as a runtime finds it: in the initialisers of an ONNX file, layer by layer.
 
-What counts is the weight that the runtime multiplies by, so Transpose, Cast and DequantizeLinear between an initialiser
-and its layer are looked through; a quantised weight is zero where its integer is the zero point.
+What counts is the weight that the runtime multiplies by, so Transpose, Cast, QuantizeLinear and DequantizeLinear
+between an initialiser and its layer are looked through; a quantised weight is zero where its integer is the zero point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprune.eligibility import GROUP, refusal
-from edgeprune.errors import InputError, RuntimeMissing, install_line
+from edgeprune.errors import InputError, RuntimeMissing, SurgeryError, install_line
 from edgeprune.kernel import Kernel
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = npt.NDArray[Any]
 LAYERS = ("Conv", "Gemm", "MatMul")
+_LOOKED_THROUGH = ("Transpose", "Cast", "QuantizeLinear", "DequantizeLinear")
+_PRECISIONS = {"float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
+ASYMMETRIC = "zero point: another integer than 0 stands for zero, and only zeros are left out"
 SMALL = 256
 """Input or output channels below which the dense kernel is mostly faster (DESIGN; only a measurement tells)."""
 
@@ -76,21 +79,42 @@ def layers_of(model: onnx.ModelProto) -> Iterator[SparseLayer]:
     for node in model.graph.node:
         if node.op_type not in LAYERS:
             continue
-        found = _weight(node, known)
-        if found is None:
+        weight = _weight(node, known)
+        if weight is None:
             continue
-        weight, is_zero, precision = found
-        kernel = _kernel(node, weight.shape, precision)
+        shape = weight.values.shape
+        kernel = _kernel(node, shape, weight.precision)
         yield SparseLayer(
             name=node.name,
             operator=node.op_type,
-            shape=weight.shape,
-            precision=precision,
-            pattern=_pattern(is_zero),
-            zeros=float(is_zero.mean()),
-            refused=refusal(kernel),
+            shape=shape,
+            precision=weight.precision,
+            pattern=_pattern(weight.is_zero),
+            zeros=float(weight.is_zero.mean()),
+            refused=refusal(kernel) if weight.symmetric else ASYMMETRIC,
             small=min(kernel.c_in, kernel.c_out) < SMALL,
         )
+
+
+def counts(layers: Sequence[SparseLayer]) -> dict[str, int]:
+    """Of all layers, of those that are 2:4, and of these that sparse tensor cores may take."""
+    sparse = [layer for layer in layers if layer.pattern == "yes"]
+    eligible = sum(layer.refused is None for layer in sparse)
+    return {"layers": len(layers), "sparse": len(sparse), "eligible": eligible}
+
+
+def check_written(path: Path, parameters: Iterable[str]) -> None:
+    """`SurgeryError` for those of these parameters that an ONNX file has not as 2:4, with zeros that are 0, and why."""
+    found: dict[str, str] = {}
+    for layer in layers_of_file(path):
+        fault = "the pattern is lost" if layer.pattern != "yes" else ""
+        fault = ASYMMETRIC if layer.refused == ASYMMETRIC else fault
+        name = layer.name.partition("#")[0]
+        found[name] = found.get(name) or fault
+    faults = {name: found.get(name.removesuffix(".weight"), "no layer reads it") for name in parameters}
+    told = "; ".join(f"'{name}': {fault}" for name, fault in faults.items() if fault)
+    if told:
+        raise SurgeryError(f"{path.name} has not the 2:4 weights that the plan wants: {told}")
 
 
 def _pattern(is_zero: Array) -> Literal["yes", "no", "partial"]:
@@ -108,68 +132,88 @@ def _kernel(node: onnx.NodeProto, shape: tuple[int, ...], precision: str) -> Ker
     return Kernel(operator=operator, c_in=shape[1] * groups, c_out=shape[0], groups=groups, precision=precision)
 
 
-def _weight(node: onnx.NodeProto, known: _Constants) -> tuple[Array, Array, str] | None:
-    """Weight as [outputs, inputs, ...], where it is zero, and its precision."""
+@dataclass(frozen=True, kw_only=True)
+class _Constant:
+    """Values, where they are zero, in which precision; `symmetric`: the zero of its integers is 0."""
+
+    values: Array
+    is_zero: Array
+    precision: str
+    symmetric: bool = True
+
+    def each(self, move: Callable[[Array], Array]) -> _Constant:
+        """With its elements at other places."""
+        return replace(self, values=move(self.values), is_zero=move(self.is_zero))
+
+
+def _weight(node: onnx.NodeProto, known: _Constants) -> _Constant | None:
+    """The weight as [outputs, inputs, ...]."""
     options = {a.name: a.i for a in node.attribute}
     places = (1, 0) if node.op_type == "MatMul" else (1,)
     for place in places:
         if place >= len(node.input):
             continue
         found = known.find(node.input[place])
-        if found is None or found[0].ndim < 2:
+        if found is None or found.values.ndim < 2:
             continue
-        values, zeros, precision = found
         inputs_first = (node.op_type == "MatMul" and place == 1) or (
             node.op_type == "Gemm" and not options.get("transB")
         )
         if inputs_first:
-            values, zeros = (np.moveaxis(a, -1, -2) for a in (values, zeros))
-        if node.op_type != "Conv":
-            values, zeros = (a.reshape(-1, a.shape[-1]) for a in (values, zeros))
-        return values, zeros, precision
+            found = found.each(lambda a: np.moveaxis(a, -1, -2))
+        return found if node.op_type == "Conv" else found.each(lambda a: a.reshape(-1, a.shape[-1]))
     return None
 
 
 class _Constants:
-    """Initialisers and Constant nodes, found through what only re-orders or rescales them."""
+    """Initialisers and Constant nodes, found through what only re-orders, rescales or rounds them."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.tensors: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
         self.makers: Mapping[str, onnx.NodeProto] = {name: node for node in graph.node for name in node.output}
 
-    def find(self, name: str) -> tuple[Array, Array, str] | None:
-        """(values, where they are zero, precision), or None where it is not constant."""
-        from onnx import numpy_helper
-
+    def find(self, name: str) -> _Constant | None:
+        """None where it is not constant."""
         if name in self.tensors:
-            values = numpy_helper.to_array(self.tensors[name])
-            return values, values == 0, _precision(values.dtype)
+            return _constant(self.tensors[name])
         node = self.makers.get(name)
         if node is None:
             return None
         if node.op_type == "Constant":
             tensor = next((a.t for a in node.attribute if a.name == "value"), None)
-            values = numpy_helper.to_array(tensor) if tensor is not None else np.zeros(())
-            return values, values == 0, _precision(values.dtype)
-        source = self.find(node.input[0]) if node.op_type in ("Transpose", "Cast", "DequantizeLinear") else None
-        if source is None:
-            return None
-        values, zeros, precision = source
+            return None if tensor is None else _constant(tensor)
+        source = self.find(node.input[0]) if node.op_type in _LOOKED_THROUGH else None
+        if source is None or node.op_type == "Cast":
+            return source
         if node.op_type == "Transpose":
             order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
-            return np.transpose(values, order), np.transpose(zeros, order), precision
-        if node.op_type == "DequantizeLinear":
-            return values, values == self._zero_point(node, values), "int8"
-        return values, zeros, precision
+            return source.each(lambda a: np.transpose(a, order))
+        return self._quantised(node, source)
 
-    def _zero_point(self, node: onnx.NodeProto, values: Array) -> Array:
-        """Zero points as they broadcast over the values: one, or one an index of the axis."""
-        found = self.find(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        if found is None or found[0].ndim == 0 or found[0].size == 1:
-            return np.asarray(0 if found is None else found[0].ravel()[0])
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        return found[0].reshape([-1 if i == axis % values.ndim else 1 for i in range(values.ndim)])
+    def _quantised(self, node: onnx.NodeProto, source: _Constant) -> _Constant:
+        """The integers that a QuantizeLinear gives or a DequantizeLinear takes."""
+        q, zero = source.values, self._parameter(node, 2, source.values)
+        if node.op_type == "QuantizeLinear":
+            with np.errstate(divide="ignore", invalid="ignore"):  # a file may hold a scale of 0
+                q = np.rint(q.astype(np.float32) / self._parameter(node, 1, q).astype(np.float32)) + zero
+            if zero.dtype.kind in "iu":
+                q = q.clip(np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max)
+        return _Constant(values=q, is_zero=q == zero, precision="int8", symmetric=not zero.any())
+
+    def _parameter(self, node: onnx.NodeProto, place: int, values: Array) -> Array:
+        """Scales or zero points as they broadcast over the values: one, one an index of the axis, or one a block."""
+        found = self.find(node.input[place]) if len(node.input) > place and node.input[place] else None
+        if found is None or found.values.size == 1:
+            return np.zeros((), np.uint8) if found is None else found.values.reshape(())
+        options = {a.name: a.i for a in node.attribute}
+        axis = options.get("axis", 1) % values.ndim
+        if found.values.ndim == values.ndim > 1:
+            return found.values.repeat(options["block_size"], axis).take(range(values.shape[axis]), axis)
+        return found.values.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
 
 
-def _precision(dtype: Any) -> str:
-    return {"float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}.get(str(dtype), "fp32")
+def _constant(tensor: onnx.TensorProto) -> _Constant:
+    from onnx import numpy_helper
+
+    values = numpy_helper.to_array(tensor)
+    return _Constant(values=values, is_zero=values == 0, precision=_PRECISIONS.get(str(values.dtype), "fp32"))

@@ -122,11 +122,15 @@ def test_a_sparse_kernel_has_its_own_time_in_the_network() -> None:
     assert both == pytest.approx([time_us(kernel) for kernel in kernels], rel=1e-3)
 
 
-def test_a_width_that_can_not_be_sparse_runs_dense() -> None:
-    cost = cost_of(Chain())
+@pytest.mark.parametrize(
+    ("precision", "widths"),
+    [("fp16", {48: "2:4", 40: "dense"}), ("int8", {64: "2:4", 48: "dense", 32: "2:4"})],
+)
+def test_a_width_that_can_not_be_sparse_runs_dense(precision: str, widths: dict[int, str]) -> None:
+    cost = cost_of(Chain(), precision=precision)
     (unit,) = [unit for unit in cost.units if unit.name == "b"]
     group = unit.c_in.groups[0]
-    for width, sparsity in ((48, "2:4"), (40, "dense")):
+    for width, sparsity in widths.items():
         assert unit.kernel({**cost.graph.dense_widths, group: width, unit.format: 2}).sparsity == sparsity
 
 

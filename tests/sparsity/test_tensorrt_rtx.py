@@ -13,8 +13,11 @@ import onnx
 import pytest
 import torch
 
+from edgeprune import onnx_int8
 from edgeprune.onnx_export import onnx_from_module
 from edgeprune.onnx_half import to_half
+from edgeprune.onnx_quantise import TENSORRT, quantise
+from edgeprune.ranges import drawn_batches
 from edgeprune.sparsity.onnx_weights import layers_of
 from tests.sparsity.test_onnx_weights import INPUTS, dense, sparse
 
@@ -39,17 +42,18 @@ def models() -> dict[tuple[str, str], onnx.ModelProto]:
     for form, pruned in (("dense", dense()), ("2:4", sparse())):
         model = onnx_from_module(pruned.module, INPUTS)
         found[form, "fp32"], found[form, "fp16"] = model, to_half(model)
+        found[form, "int8"] = to_half(quantise(model, drawn_batches(INPUTS), onnx_int8.TENSORRT, TENSORRT))
     return found
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("form", ["dense", "2:4"])
 def test_dense_and_sparse_networks_become_engines(
     form: str, precision: str, capability: str, runner: ModuleType, models: dict[tuple[str, str], onnx.ModelProto]
 ) -> None:
     model = models[form, precision]
-    assert [layer.pattern for layer in layers_of(model)] == ["no", *["yes" if form == "2:4" else "no"] * 3]
+    assert [layer.pattern == "yes" for layer in layers_of(model)] == [False, *[form == "2:4"] * 3]
     log = runner.Log()
     plan, names = runner.serialized(model.SerializeToString(), precision, log, capability)
     assert memoryview(plan).nbytes > 1000 and not log.errors
