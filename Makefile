@@ -3,6 +3,9 @@ VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 STAMP  := $(VENV)/.stamp
 BIN    := $(VENV)/bin
+# JOBS=0 runs all tests in one process, for a debugger
+JOBS   ?= 2
+TEST   := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 .PHONY: setup demo test test-devices check clean
 
@@ -20,13 +23,13 @@ test-devices:
 	.ci/devices
 
 test: setup
-	$(BIN)/python -m pytest
+	$(TEST)
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(TEST)
 
 clean:
 	rm -rf build dist edgeprune.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

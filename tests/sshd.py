@@ -73,19 +73,20 @@ class Sshd:
 
     def cut(self) -> int:
         """Kill the connections that stand, on the side of the device, as a reboot does; gives how many."""
-        children = _children(self.process.pid)
-        for child in children:
-            for pid in [*_children(child), child]:
+        connections = children(self.process.pid)
+        for child in connections:
+            for pid in [*children(child), child]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, 9)
-        return len(children)
+        return len(connections)
 
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(10)
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Of a process, started by its main thread; none once it has ended."""
     told = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in told.read_text().split()] if told.exists() else []
 

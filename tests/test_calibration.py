@@ -268,9 +268,22 @@ X = (torch.zeros(1, 3, 16, 16),)
 SMALL = Small().eval()
 
 
+@pytest.fixture(scope="module")
+def kernels_of_small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What a table of the null device holds once the kernels of `SMALL` are measured, and no network is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPRUNE_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        measured_table(trace(SMALL, X), load_device("null"), Silent())
+        return table_path(load_device("null"), "fp32").read_text()
+
+
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(kernels_of_small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own for tables, with that one in it."""
     monkeypatch.setenv("EDGEPRUNE_CACHE_DIR", str(tmp_path))
+    path = table_path(load_device("null"), "fp32")
+    path.parent.mkdir(parents=True)
+    path.write_text(kernels_of_small)
     return tmp_path
 
 

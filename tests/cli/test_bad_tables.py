@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from edgeprune.profiling import profile
 from edgeprune.staircase import staircase_kernels
 from edgeprune.table import read_lines, table_path
 from edgeprune.transport import Session
+from tests.sshd import children
 
 pytestmark = pytest.mark.integration
 
@@ -35,16 +37,26 @@ schema: 1
 devices:
   slow:
     backend: "null"
-    options: {sleep_ms: 2}
+    options: {sleep_ms: 1}
 """
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A whole table of the null device."""
+    path = tmp_path_factory.mktemp("whole") / "table.jsonl"
+    profile(STAIRS, NULL, table_path=path)
+    return path.read_text()
+
+
 @pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A whole table of the null device, in a cache of its own."""
+def table(whole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same in a cache of its own, to spoil."""
     monkeypatch.setenv("EDGEPRUNE_CACHE_DIR", str(tmp_path / "cache"))
-    profile(STAIRS, NULL)
-    return table_path(NULL, "fp32")
+    path = table_path(NULL, "fp32")
+    path.parent.mkdir(parents=True)
+    path.write_text(whole)
+    return path
 
 
 def again(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -167,13 +179,10 @@ def test_a_full_disk_keeps_what_was_measured_and_the_next_run_goes_on(
 def device_programs(parent: int) -> list[int]:
     """Child processes of a process that run a device program."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            status, command = (folder / "stat").read_text(), (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(status.rpartition(")")[2].split()[1]) == parent and b"device_program.py" in command:
-            found.append(int(folder.name))
+    for child in children(parent):
+        with suppress(OSError):
+            if b"device_program.py" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
     return found
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,6 @@ from tests.test_table import HOLD, row, session, written
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
 NULL = load_device("null")
 PLAIN: dict[str, Any] = {"window": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "spatial": (28, 28)}
 KERNELS = [Kernel(operator="conv", c_in=64, c_out=c_out, **PLAIN) for c_out in range(64, 129, 8)]
@@ -189,6 +191,19 @@ def test_a_table_that_is_torn_and_contradicting_is_shown_with_warnings(
 SIZED = ["tests.small_models:plain", "--shape", "1x3x32x32", "--saliency", "l2"]
 
 
+class Heard(logging.Handler):
+    """Does something as soon as edgeprune says that it waits, and keeps what it said."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        super().__init__()
+        self.then, self.told = then, list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "waiting" in record.getMessage():
+            self.told.append(record.getMessage())
+            self.then()
+
+
 @pytest.mark.parametrize("command", ["profile", "prune", "fit"])
 def test_a_second_writer_is_told_or_waits(
     command: str, null_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -201,15 +216,22 @@ def test_a_second_writer_is_told_or_waits(
         assert main(argv) == 2
         assert f"is being written by process {holder.pid}, since 20" in capsys.readouterr().err
         assert not (tmp_path / "out").is_file() and not list(tmp_path.glob("out/*"))
-        run = [sys.executable, "-m", "edgeprune", *argv, "--wait"]
-        with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as waiting:
-            assert waiting.stderr is not None
-            told = next(line for line in waiting.stderr if "waiting" in line)
-            assert f"waiting for the table: it is being written by process {holder.pid}" in told
-            assert waiting.poll() is None
+        before, during = null_table.read_text(), list[str]()
+
+        def leave() -> None:
+            during.append(null_table.read_text())
             holder.kill()
-            _, err = waiting.communicate(timeout=60)
-            assert waiting.returncode == 0, err
+
+        heard = Heard(then=threading.Timer(0.3, leave).start)
+        logging.getLogger().addHandler(heard)
+        try:
+            assert main([*argv, "--wait"]) == 0
+        finally:
+            logging.getLogger().removeHandler(heard)
+    (told,) = heard.told
+    assert told.startswith(f"waiting for the table: it is being written by process {holder.pid}")
+    assert told in capsys.readouterr().err
+    assert during == [before]
     assert len(read_lines([null_table]).rows) > len(KERNELS)
     assert (tmp_path / "out").exists() == (command != "profile")
 

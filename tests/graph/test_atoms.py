@@ -140,9 +140,10 @@ def assignments(atoms: Atoms, dims: list[Indices]) -> Iterator[list[Alive]]:
     canonical = [atoms.roots(dim) for dim in dims]
     found = np.unique(np.concatenate([rows.ravel() for rows in canonical]))
     loose = [root for root in found.tolist() if root != FREE and atoms.must_stay(root) is None]
+    dead = np.zeros(found.max() + 2, np.bool_)  # the last entry answers FREE
     for gone in itertools.product((False, True), repeat=min(len(loose), 9)):
-        dead = [root for root, is_gone in zip(loose, gone, strict=False) if is_gone]
-        yield [np.asarray(~np.isin(rows, dead).any(axis=0)) for rows in canonical]
+        dead[loose[: len(gone)]] = gone
+        yield [~dead[rows].any(axis=0) for rows in canonical]
 
 
 @st.composite
