@@ -5,7 +5,7 @@ With `layout="channels_last"` the images come in as they are stored everywhere e
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from edgeprune.backends.tflite.conversion import Sample, convert, quantise
 from edgeprune.backends.tflite.flatbuffer import WEIGHTED, constant, dtype, kind, packed, parsed, scales, spec, text
 from edgeprune.backends.tflite.halving import halve
+from edgeprune.backends.tflite.sparse import store_sparse
 from edgeprune.backends.tflite.versions import declare, least_runtime
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError, did_you_mean
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "int8")
-WEIGHTS = {"fp32": ("fp32", "fp16", "int8"), "int8": ("fp32", "int8")}
+WEIGHTS = {"fp32": ("fp32", "fp16", "int8", "sparse"), "int8": ("fp32", "int8")}
 """How weights may be stored, by the precision of the arithmetic: in int8 they are int8 whatever was asked."""
 LAYOUTS = ("channels_first", "channels_last")
 _TURNS = ((0, 2, 3, 1), (0, 3, 1, 2))
@@ -52,8 +53,10 @@ def export(
 
     `weights="fp16"` halves it; they become fp32 again when it is loaded. `weights="int8"` quarters it: convolutions and
     linears quantise their inputs as these come (dynamic range) and multiply integers, all else and what passes between
-    is fp32, which the precision stays. Precision int8 takes `calibration`, batches as the network takes them, for the
-    ranges of all activations. `layout="channels_last"` takes images as [n, h, w, c]; outputs stay as they are.
+    is fp32, which the precision stays. `weights="sparse"` leaves the zeros of linears out where that is faster
+    (`store_sparse`), and is an `InputError` where it is nowhere. Precision int8 takes `calibration`, batches as the
+    network takes them, for the ranges of all activations. `layout="channels_last"` takes images as [n, h, w, c];
+    outputs stay as they are.
     """
     _check(precision, weights, calibration, layout)
     last = layout == "channels_last"
@@ -71,6 +74,7 @@ def export(
     expected = 0 if last else sum(tensor.dim() == 4 for tensor in pruned.example_inputs)
     if changes > expected:
         _warn_of_layouts(changes - expected)
+    stored = store_sparse(model) if weights == "sparse" else ""
     if weights == "fp16":
         halve(model)
     declare(model)
@@ -85,7 +89,7 @@ def export(
         onnx=None,
         inputs=tuple(spec(graph.tensors[index]) for index in graph.inputs),
         outputs=tuple(spec(graph.tensors[index]) for index in graph.outputs),
-        notes=_notes(model, precision, weights, layout, changes),
+        notes=_notes(model, precision, weights, layout, changes) | ({"stored sparse": stored} if stored else {}),
     )
 
 
@@ -173,7 +177,7 @@ def _means(model: Any) -> set[int]:
     return {tensor for tensor in found if made.get(tensor) in ("MEAN", "RESHAPE")}
 
 
-def _notes(model: Any, precision: str, weights: str, layout: str, changes: int) -> Mapping[str, str]:
+def _notes(model: Any, precision: str, weights: str, layout: str, changes: int) -> dict[str, str]:
     """What else was chosen, and what it asks of a runtime."""
     notes = {
         "weights": "int8" if precision == "int8" else weights,

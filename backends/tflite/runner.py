@@ -26,7 +26,7 @@ PROFILE = ("runtime_options_string", b"enable_profiling = true\n")
 CPU, WRITE = 1, 1
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 CONTRACTIONS = (*WEIGHTED, "BATCH_MATMUL")
-WEIGHTED_TAGS = ("Convolution", "Fully Connected")
+WEIGHTED_TAGS = ("Convolution", "Fully Connected", *WEIGHTED)  # of XNNPACK, and of LiteRT's own kernels
 PRECISIONS = {"float32": "fp32", "int8": "int8"}
 
 try:
@@ -139,7 +139,8 @@ def run(handle: Handle) -> None:
 def node_times(handle: Handle) -> dict[str, Any] | None:
     """Times of a second instance of the model, which profiles; convolutions and linears by the name of their weight.
 
-    XNNPACK keeps the order of the file's operators, and makes one of its own of each that has a weight. None where
+    XNNPACK keeps the order of the file's operators, and makes one of its own of each that has a weight; LiteRT's own
+    kernels, which a sparse weight is left to, are called like the operators. None where
     that is not so, for a version whose C interface isn't known, and for a kernel alone: it takes as long as the whole,
     which is known finer than to a microsecond.
     """

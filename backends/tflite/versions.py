@@ -125,7 +125,8 @@ def _contraction(name: str, operator: Any, inputs: list[Any]) -> int:
         options = operator.builtinOptions
         rows = 5 if options is not None and options.keepNumDims else 1
         biased = sum(index >= 0 for index in operator.inputs) > 2
-        return max(rows, 1 if biased else 6, 4 if integers else 1, (12 if many else 3) if hybrid else 1)
+        sparse = 8 if weight.sparsity is not None else 1
+        return max(rows, 1 if biased else 6, 4 if integers else 1, (12 if many else 3) if hybrid else 1, sparse)
     if name == "DEPTHWISE_CONV_2D":
         options = operator.builtinOptions
         wide = max(options.dilationWFactor, options.dilationHFactor) > 1 if options is not None else False

@@ -35,7 +35,11 @@ EXAMPLE = (
 @click.option("--data", metavar="FOLDER|CSV|NPZ|pkg.mod:loader", help="On which int8 finds the ranges of activations.")
 @click.option("--preprocess", type=click.Path(path_type=Path), metavar="FILE.json", help="Instead of the model's own.")
 @click.option(
-    "--store", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True, help="Of weights."
+    "--store",
+    type=click.Choice(["fp32", "fp16", "int8", "sparse"]),
+    default="fp32",
+    show_default=True,
+    help="Of weights.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
 @modelled_option
