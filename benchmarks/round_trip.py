@@ -1,12 +1,13 @@
 """A bundle goes to another folder, is verified there, and runs where there is nothing but its runtime and numpy.
 
     python -m benchmarks.round_trip                     # OpenVINO and ONNX Runtime; writes a report
+    python -m benchmarks.round_trip --devices host-tflite
     python -m benchmarks.round_trip --model torchvision:mobilenet_v2 --shape 1x3x224x224
 
 A network with every second channel of each group cut (random weights) is exported, the bundle moved, checked with
 `edgeprune verify`, and run by `edgeprune.load_bundle`. Then environments of their own are made, with pip, that hold the
 runtime and numpy alone: the bundle's run.py has to check it, time it, and give the same outputs there. One environment
-has a runtime older than the engine's file asks for: refused with exit code 5. Exit code 1 when anything differs.
+has an ONNX Runtime older than the file asks for: refused with exit code 5. Exit code 1 when anything differs.
 """
 
 from __future__ import annotations
@@ -49,18 +50,23 @@ class Environment:
         return str(found[-1]) if found else None
 
 
-def environments() -> list[Environment]:
-    """The versions here, and old ones under Python 3.8."""
+PACKAGES = {"host-openvino": "openvino", "host-onnxruntime": "onnxruntime", "host-tflite": "ai-edge-litert"}
+OLD = (
+    Environment(device="host-openvino", packages=("openvino==2024.4.0", "numpy"), python="3.8"),
+    Environment(device="host-onnxruntime", packages=("onnxruntime==1.18.1", "numpy"), python="3.8"),
+    Environment(device="host-onnxruntime", packages=("onnxruntime==1.17.3", "numpy"), python="3.8", code=5),
+    Environment(device="host-tflite", packages=("tflite-runtime==2.14.0", "numpy<2"), python="3.10"),
+    Environment(device="host-tflite", packages=("tflite-runtime==2.14.0", "numpy<2"), python="3.8"),
+)
+"""Runtimes of other days, under old Pythons."""
+
+
+def environments(device: str) -> list[Environment]:
+    """The runtime of this version, then old ones."""
     from importlib.metadata import version
 
-    here = {name: f"{name}=={version(name)}" for name in ("openvino", "onnxruntime")}
-    return [
-        Environment(device="host-openvino", packages=(here["openvino"], "numpy")),
-        Environment(device="host-onnxruntime", packages=(here["onnxruntime"], "numpy")),
-        Environment(device="host-openvino", packages=("openvino==2024.4.0", "numpy"), python="3.8"),
-        Environment(device="host-onnxruntime", packages=("onnxruntime==1.18.1", "numpy"), python="3.8"),
-        Environment(device="host-onnxruntime", packages=("onnxruntime==1.17.3", "numpy"), python="3.8", code=5),
-    ]
+    here = f"{PACKAGES[device]}=={version(PACKAGES[device])}"
+    return [Environment(device=device, packages=(here, "numpy")), *(each for each in OLD if each.device == device)]
 
 
 @dataclass(kw_only=True)
@@ -151,8 +157,7 @@ def round_trip(device: str, given: argparse.Namespace, work: Path) -> tuple[dict
     np.save(work / "x.npy", x)
     with load_bundle(there) as bundle:
         expected = bundle.run(x)
-    wanted = [each for each in environments() if each.device == device]
-    tried = [try_environment(each, there, work / "x.npy", expected, work) for each in wanted]
+    tried = [try_environment(each, there, work / "x.npy", expected, work) for each in environments(device)]
     manifest = read_bundle(there).manifest  # whatever ran has left nothing in the folder
     return {**told, "files": len(manifest.files), "least": manifest.runtime.least}, tried
 
@@ -174,7 +179,7 @@ def report(results: dict[str, tuple[dict[str, Any], list[Tried]]], given: argpar
             pruned = told["pruned"]
             error = f"{told['parity']['error']:.1e}"
             ratio = f"{pruned['ratio']:.3f} [{pruned['ratio_ci'][0]:.3f}, {pruned['ratio_ci'][1]:.3f}]"
-        lines.append(f"| {device} | {told['files']} | {error} | {ratio} | {told['least']} |")
+        lines.append(f"| {device} | {told['files']} | {error} | {ratio} | {told['least'] or 'not known'} |")
     lines += ["", "| bundle | Python | all that pip lists | run.py: parity | ratio to dense | outputs differ by |"]
     lines.append("|---|---|---|---|---|---|")
     for device, (_, every) in results.items():

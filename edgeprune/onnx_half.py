@@ -80,12 +80,16 @@ def _inputs_that_stay(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _halve(tensor: onnx.TensorProto, *, up: bool = False) -> None:
-    """In place. `up`: to the next larger half, so that a scale still reaches the largest value, and none is 0."""
+    """In place. `up`: to the next larger half, so that a scale still reaches the largest value, and none is 0.
+
+    The ends of float32's range, with which transformers mask, become the ends of half precision's.
+    """
     from onnx import TensorProto, numpy_helper
 
     if tensor.data_type != TensorProto.FLOAT:
         return
     values = numpy_helper.to_array(tensor)
+    values = np.where(np.abs(values) == np.finfo(np.float32).max, np.copysign(np.float32(LARGEST), values), values)
     finite = np.abs(values[np.isfinite(values)])  # masks hold -inf
     if finite.size and finite.max() > LARGEST:
         raise EdgepruneError(f"{tensor.name}: {finite.max():g} is more than half precision holds, {LARGEST:g}")

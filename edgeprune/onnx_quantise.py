@@ -77,6 +77,7 @@ def quantise(model: onnx.ModelProto, calibration: Calibration, form: Form, opera
                 op_types_to_quantize=kinds,
                 nodes_to_exclude=sorted(attention_nodes(model)),
                 per_channel=True,
+                reduce_range=form.half_range,
                 activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 extra_options={

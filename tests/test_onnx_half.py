@@ -56,3 +56,17 @@ def test_a_weight_beyond_half_precision_is_named() -> None:
         net.weight[0, 0] = 1e6
     with pytest.raises(EdgepruneError, match="1e\\+06 is more than half precision holds, 65504"):
         to_half(onnx_from_module(net, (torch.zeros(2, 4),)))
+
+
+def test_the_ends_of_float32_become_the_ends_of_half_precision() -> None:
+    """What transformers add to the scores of tokens that are not there."""
+    from onnx.reference import ReferenceEvaluator
+
+    class Masked(nn.Module):
+        def forward(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return torch.where(mask > 0, scores, torch.finfo(torch.float32).min).softmax(-1)
+
+    scores, mask = torch.tensor([[1.0, 2.0, 30.0]]), torch.tensor([[1.0, 1.0, 0.0]])
+    half = to_half(onnx_from_module(Masked(), (scores, mask)))
+    (found,) = map(np.asarray, ReferenceEvaluator(half).run(None, {"scores": scores.numpy(), "mask": mask.numpy()}))
+    np.testing.assert_allclose(found, [[0.2689, 0.7311, 0.0]], atol=1e-3)

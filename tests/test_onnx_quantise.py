@@ -208,6 +208,26 @@ def test_the_runtime_executes_integers_and_answers_as_torch_does(
     assert {"stem", "first", "second"} <= {name.partition("/")[0] for name in names}, "times find their modules"
 
 
+@pytest.mark.parametrize("name", ["host-openvino", "host-onnxruntime"])
+def test_sums_of_the_largest_products_do_not_saturate(name: str, require: Require, tmp_path: Path) -> None:
+    """Without VNNI, a CPU adds two products of 8 bits in 16: twice 255 x 127 does not fit, twice 255 x 64 does."""
+    require(name.removeprefix("host-"))
+    if name == "host-openvino":
+        pytest.importorskip("nncf")
+    net = nn.Sequential(nn.Conv2d(1, 64, 1, bias=False), nn.ReLU(), nn.Conv2d(64, 64, 1, bias=False))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(1.0)
+    ones = (torch.ones(1, 1, 8, 8),)
+    given = as_pruned(net.eval(), ones)
+    device = ep.load_device(name)
+    engine = export(given, device, tmp_path / "e", precision="int8", calibration=[ones])
+    with open_session(device, precision="int8") as session:
+        session.load("e", engine.path)
+        (found,) = session.run("e", [ones[0].numpy()])
+    np.testing.assert_allclose(found, 64.0, rtol=0.02)
+
+
 def test_no_calibration_and_other_shapes_are_refused_by_name(residual: nn.Module, tmp_path: Path) -> None:
     device = ep.load_device("host-onnxruntime")
     with pytest.raises(InputError, match="int8 needs calibration data, .* --data"):
