@@ -365,7 +365,7 @@ def report(bench: Bench, network: str) -> Path:
 
 
 def table(bench: Bench) -> list[str]:
-    """A line a way; cells that were not judged stay empty."""
+    """A line a way; cells that were not chosen stay empty."""
     judged = {row["key"]: row for row in bench.rows("judged")}
     chosen = {(row["name"], row["budget"]): row for row in bench.rows(bench.chosen)}
     again = {(row["name"], row["budget"]): row["ratio"] for row in bench.rows("together") if bench.by == "measured"}
@@ -374,14 +374,15 @@ def table(bench: Bench) -> list[str]:
     for name, what in (told | {way.name: way.what for way in WAYS}).items():
         cells, seconds = [], []
         for budget in BUDGETS:
-            row = chosen.get((name, budget), {})
-            done = judged.get(key_of(bench, row)) if row else None
-            if done is None:
+            row = chosen.get((name, budget))
+            if row is None:
                 cells.append("| | ")
                 continue
+            done = judged.get(key_of(bench, row))
             ratio = again.get((name, budget)) or row["ratio"]
-            cells.append(f"| {done['accuracy']:.2%} | {ratio[0]:.3f}x, {len(row.get('dropped', ()))} ")
-            seconds.append(f"{done['seconds']:.0f}")
+            accuracy = f"{done['accuracy']:.2%}" if done else "not judged"
+            cells.append(f"| {accuracy} | {ratio[0]:.3f}x, {len(row.get('dropped', ()))} ")
+            seconds += [f"{done['seconds']:.0f}"] if done else []
         lines.append(f"| {what} {''.join(cells)}| {', '.join(seconds)} |")
     return lines
 
