@@ -143,7 +143,7 @@ def assignments(atoms: Atoms, dims: list[Indices]) -> Iterator[list[Alive]]:
     dead = np.zeros(found.max() + 2, np.bool_)  # the last entry answers FREE
     for gone in itertools.product((False, True), repeat=min(len(loose), 9)):
         dead[loose[: len(gone)]] = gone
-        yield [~dead[rows].any(axis=0) for rows in canonical]
+        yield [np.asarray(~dead[rows].any(axis=0)) for rows in canonical]
 
 
 @st.composite
