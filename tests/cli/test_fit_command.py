@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,7 +116,7 @@ def test_a_picture_that_is_none_is_named_skipped_and_counted(
         image.fromarray(pixels).save(pictures / f"{i}.png")
     for i in range(12, 18):
         (pictures / f"{i}.png").write_bytes(b"no picture")
-    assert run(tmp_path / "out", "--data", str(pictures), "--json") == 0
+    assert run(tmp_path / "out", "--data", str(pictures), "--shape", "1x3x16x16", "--json") == 0
     quality = json.loads(capsys.readouterr().out)["quality"]
     assert len(quality["skipped"]) == 6 and all("png" in name for name in quality["skipped"])
     assert quality["pruned"]["n"] == len(quality["report"])
@@ -199,13 +200,27 @@ def test_an_occupied_folder_is_told_before_anything_runs(tmp_path: Path, capsys:
     assert (occupied / "notes.json").read_text() == "{}"
 
 
+@pytest.fixture(scope="module")
+def cache_of_a_fit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of tables after one fit."""
+    folder = tmp_path_factory.mktemp("fitted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPRUNE_CACHE_DIR", str(folder / "cache"))
+        assert run(folder / "out") == 0
+    return folder / "cache"
+
+
 @pytest.mark.parametrize("kind", ["fingerprint", "session"])
 def test_damaged_headers_of_a_table_do_not_stop_the_next_run(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    cache_of_a_fit: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("EDGEPRUNE_CACHE_DIR", str(tmp_path / "cache"))
-    assert run(tmp_path / "out") == 0
-    (table,) = (tmp_path / "cache").rglob("*.jsonl")
+    cache = shutil.copytree(cache_of_a_fit, tmp_path / "cache")
+    monkeypatch.setenv("EDGEPRUNE_CACHE_DIR", str(cache))
+    (table,) = cache.rglob("*.jsonl")
     lines = table.read_text().splitlines()
     table.write_text(
         "\n".join("garbage" if f'"type": "{kind}"' in line or f'"type":"{kind}"' in line else line for line in lines)
