@@ -3,8 +3,8 @@ VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 STAMP  := $(VENV)/.stamp
 BIN    := $(VENV)/bin
-# JOBS=0 runs all tests in one process, for a debugger
-JOBS   ?= 2
+# JOBS=2 runs the tests in two processes: faster, but what times real runtimes may find the machine too busy
+JOBS   ?= 0
 TEST   := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 .PHONY: setup demo test test-devices check clean
