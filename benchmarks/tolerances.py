@@ -18,13 +18,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 
 import torch
 
 import edgeprune as ep
+from benchmarks.conditions import conditions
 from benchmarks.formats.networks import NETWORKS, Subject
 from edgeprune.device import Device
 from edgeprune.engine import Engine
@@ -43,7 +43,6 @@ CALIBRATION = 256
 DEVICES = ("host-openvino", "host-onnxruntime", "host-tflite")
 FORMATS = (("fp32", "fp32"), ("fp32", "fp16"), ("bf16", "fp32"), ("int8", "fp32"))
 """Precision of the arithmetic, how weights are stored."""
-PACKAGES = ("torch", "openvino", "nncf", "onnxruntime", "ai-edge-litert", "ai-edge-quantizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +89,12 @@ def main() -> None:
 
 
 def head(subjects: Sequence[Subject]) -> list[str]:
-    """What this is and of which versions, and the top of the table."""
-    versions = []
-    for name in PACKAGES:
-        try:
-            versions.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
+    """What this is and was made with, and the top of the table."""
     return [
         f"# Errors to torch by format, {date.today()}",
         "",
         f"`python -m benchmarks.tolerances`: max abs(a - b) / max abs(b) on {CHECKED} inputs that nothing was fitted",
-        f"to, and in int8 on the {CALIBRATED} batches of the calibration that parity looks at. {', '.join(versions)}.",
+        f"to, and in int8 on the {CALIBRATED} batches of the calibration that parity looks at. {conditions()}.",
         "",
         *(f"- {subject.name}: {subject.what}" for subject in subjects),
         "",
