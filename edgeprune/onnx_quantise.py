@@ -31,11 +31,10 @@ KEPT = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Operators:
-    """ONNX operators that are quantised. `both_sides`: their outputs too, else their inputs alone, which leaves what a
-    runtime fuses behind them whole."""
+    """ONNX operators that are quantised: their inputs and, but of those in `inputs_alone`, their outputs."""
 
     names: frozenset[str]
-    both_sides: bool
+    inputs_alone: frozenset[str] = frozenset()
 
 
 _MOVING = frozenset(
@@ -45,9 +44,18 @@ _CONTRACTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _POOLS = frozenset({"AveragePool", "GlobalAveragePool", "MaxPool"})
 ONNXRUNTIME = Operators(
     names=_CONTRACTIONS | _POOLS | _MOVING | {"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Sigmoid", "Softmax"},
-    both_sides=True,
 )
-TENSORRT = Operators(names=_CONTRACTIONS | _POOLS, both_sides=False)
+ONNXRUNTIME_LAYER_NORMS = Operators(names=_CONTRACTIONS, inputs_alone=frozenset({"Gemm", "MatMul"}))
+"""Of networks with layer norms. Their residual streams have a few values that are far larger than all others, so that
+255 steps a tensor leave nothing of these (`docs/precisions.md`). A convolution needs integers on both sides."""
+TENSORRT = Operators(names=_CONTRACTIONS | _POOLS, inputs_alone=_CONTRACTIONS | _POOLS)
+"""Inputs alone leave what it fuses behind them whole."""
+
+
+def for_onnxruntime(model: onnx.ModelProto) -> Operators:
+    """Those that ONNX Runtime computes in int8 of this network."""
+    norms = any(node.op_type in ("LayerNormalization", "RMSNormalization") for node in model.graph.node)
+    return ONNXRUNTIME_LAYER_NORMS if norms else ONNXRUNTIME
 
 
 def quantise(model: onnx.ModelProto, calibration: Calibration, form: Form, operators: Operators) -> onnx.ModelProto:
@@ -85,7 +93,7 @@ def quantise(model: onnx.ModelProto, calibration: Calibration, form: Form, opera
                     "WeightSymmetric": True,
                     "QuantizeBias": form.whole_bias,
                     "AddQDQPairToWeight": not form.whole_bias,
-                    "OpTypesToExcludeOutputQuantization": [] if operators.both_sides else kinds,
+                    "OpTypesToExcludeOutputQuantization": sorted(operators.inputs_alone.intersection(kinds)),
                     "CalibStridedMinMax": next(n for n in range(KEPT, 0, -1) if len(calibration) % n == 0),
                 },
             )
@@ -147,35 +155,3 @@ def attention_nodes(model: onnx.ModelProto) -> set[str]:
             if before and after:
                 found |= {node.name, *before, *after}
     return found
-
-
-def pools_for_means(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which a mean over height and width is a GlobalAveragePool, which ONNX Runtime computes in integers;
-    of ReduceMean it has no such kernel."""
-    import onnx
-    from onnx import helper, numpy_helper
-
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    graph = made.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input)}
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        given = constants.get(node.input[1]) if node.op_type == "ReduceMean" and len(node.input) > 1 else None
-        axes = sorted(int(axis) % 4 for axis in numpy_helper.to_array(given)) if given is not None else []
-        if axes != [2, 3] or ranks.get(node.input[0]) != 4:
-            nodes.append(node)
-            continue
-        kept = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
-        pooled = node.output[0] if kept else f"{node.output[0]}/pooled"
-        nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name))
-        if not kept:
-            nodes.append(helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}/flat", axis=1))
-    del graph.node[:]
-    graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
-    unread = [tensor for tensor in graph.initializer if tensor.name not in read]
-    for tensor in unread:
-        graph.initializer.remove(tensor)
-    return made

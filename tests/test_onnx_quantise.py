@@ -17,9 +17,10 @@ from edgeprune import onnx_int8
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.exporting import as_pruned, check_calibration, export, export_dense
 from edgeprune.measurement import HOT
+from edgeprune.onnx_equivalents import gemms_for_linears, pools_for_means
 from edgeprune.onnx_export import onnx_from_module
 from edgeprune.onnx_half import halve_weights, to_half
-from edgeprune.onnx_quantise import ONNXRUNTIME, TENSORRT, attention_nodes, pools_for_means, quantise
+from edgeprune.onnx_quantise import ONNXRUNTIME, TENSORRT, attention_nodes, quantise
 from edgeprune.parity import check_parity, samples
 from edgeprune.precision import shares_of
 from edgeprune.ranges import batches_of, drawn_batches
@@ -56,6 +57,28 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).chunk(3, -1)
         weights = (q @ k.transpose(1, 2) / 3.0).softmax(-1)
         return torch.as_tensor(self.out(weights @ v))
+
+
+class Stream(nn.Module):
+    """The multilayer perceptron of a transformer; its residual stream is 200 times as large at one token's index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down, self.head = (
+            nn.LayerNorm(16),
+            nn.Linear(16, 64),
+            nn.Linear(64, 16),
+            nn.Linear(16, 16),
+        )
+        self.last = nn.LayerNorm(16)
+        self.peak = nn.Parameter(
+            torch.zeros(1, 8, 16).index_fill(2, torch.tensor(3), 200.0) * (torch.arange(8) == 0)[:, None]
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.peak
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return torch.as_tensor(self.head(self.last(x)))
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +172,52 @@ def test_attention_stays_float_and_its_projections_do_not() -> None:
     assert givers[softmax.input[0]] != "DequantizeLinear"
     weights = [name for name, value in initial(made).items() if value.dtype == np.int8 and value.ndim == 2]
     assert len(weights) == 2, "both projections"
+
+
+def test_a_linear_becomes_one_gemm_with_its_bias_of_the_same_values() -> None:
+    import onnxruntime
+
+    torch.manual_seed(0)
+    x = (torch.randn(2, 8, 16),)
+    model = onnx_from_module(Stream().eval(), x)
+    found = gemms_for_linears(model)
+    assert kinds(model)["MatMul"] == 3 and kinds(found)["MatMul"] == 0 and kinds(found)["Gemm"] == 3
+    assert kinds(model)["Add"] - kinds(found)["Add"] == 3, "the biases"
+    onnx.checker.check_model(found, full_check=True)
+    a, b = (
+        onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {model.graph.input[0].name: x[0].numpy()}
+        )[0]
+        for m in (model, found)
+    )
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_onnx_runtime_leaves_the_residual_stream_of_a_transformer_in_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(1, 8, 16),)
+    given = as_pruned(Stream().eval(), x)
+    device = ep.load_device("host-onnxruntime")
+    engine = export(given, device, tmp_path / "e", precision="int8", calibration=drawn_batches(x, count=8))
+    with open_session(device, precision="int8") as session:
+        session.load("e", engine.path, profile=True)
+        found = check_parity(session, "e", engine, samples(given, calibration=engine.calibration))
+        session.measure(["e"], timing=HOT)
+        times = session.node_times("e")
+    assert times is not None
+    ran = Counter((node["type"], node["precision"]) for node in times.nodes)
+    assert ran["QGemm", "int8"] == 3 and not any("Add" in kind for kind, precision in ran if precision == "int8")
+    assert found.error < 0.05, "a stream in 255 steps would leave little of all other values"
+    everything = quantise(
+        gemms_for_linears(onnx_from_module(given.module, x)), engine.calibration, onnx_int8.ONNXRUNTIME, ONNXRUNTIME
+    )
+    path = tmp_path / "everything.onnx"
+    path.write_bytes(everything.SerializeToString())
+    with open_session(device, precision="int8") as session:
+        session.load("e", path)
+        (wanted,) = samples(given, calibration=engine.calibration)[0].outputs
+        (wrong,) = session.run("e", [engine.calibration[0][0].numpy()])
+    assert np.abs(wrong - wanted).max() / np.abs(wanted).max() > 0.1
 
 
 def test_a_mean_over_a_picture_becomes_a_pool_of_the_same_values(floats: onnx.ModelProto) -> None:

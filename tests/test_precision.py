@@ -97,7 +97,7 @@ class Mixed(nn.Module):
         ("openvino", "fp32", {"conv": "fp32", "mean": "fp32", "layer_norm": "fp32", "linear": "fp32"}),
         ("openvino", "int8", {"conv": "int8", "mean": "int8", "layer_norm": "fp32", "linear": "int8"}),
         ("openvino", "bf16", {"conv": "bf16", "mean": "fp32", "layer_norm": "fp32", "linear": "bf16"}),
-        ("onnxruntime", "int8", {"conv": "int8", "activation": "fp32", "layer_norm": "fp32", "softmax": "int8"}),
+        ("onnxruntime", "int8", {"conv": "int8", "linear": "int8", "layer_norm": "fp32", "softmax": "fp32"}),
         ("tflite", "int8", {"conv": "int8", "activation": "int8", "layer_norm": "fp32", "softmax": "int8"}),
         ("tensorrt", "int8", {"conv": "int8", "activation": "fp32", "mean": "fp32", "linear": "int8"}),
         ("null", "int8", {"conv": "int8", "layer_norm": "int8", "softmax": "int8"}),
@@ -107,6 +107,14 @@ def test_units_are_in_the_precision_that_each_runtime_has(backend: str, precisio
     graph = analyse(tracing.trace_program(Mixed(), (torch.randn(1, 3, 8, 8),)))
     units = {unit.dense.operator: unit.dense for unit in find_backend(backend).partition(graph, precision)}
     assert {operator: units[operator].precision for operator in found} == found
+
+
+def test_onnx_runtime_has_more_than_contractions_in_int8_where_no_layer_norm_is() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Flatten(), nn.Linear(8 * 36, 4), nn.Softmax(-1))
+    graph = analyse(tracing.trace_program(net, (torch.randn(1, 3, 8, 8),)))
+    units = find_backend("onnxruntime").partition(graph, "int8")
+    found = {unit.dense.operator: unit.dense.precision for unit in units}
+    assert found == {"conv": "int8", "activation": "fp32", "linear": "int8", "softmax": "int8"}
 
 
 def test_onnx_runtime_adds_in_a_node_of_its_own_in_int8() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgeprune.backends.onnxruntime.exporting import export as export
 from edgeprune.engine import ONNX_PACKAGES
 from edgeprune.errors import not_installed
-from edgeprune.fusion import fuse
+from edgeprune.fusion import LAYER_NORMS, fuse
 from edgeprune.precision import ACTIVATIONS, KINDS, check_computes
 from edgeprune.unit import Unit
 
@@ -28,6 +28,8 @@ FLOAT = frozenset(f"activation {name}" for name in ACTIVATIONS if name not in ("
 COMPUTES = {"fp32": KINDS, "int8": KINDS - {"attention", "layer_norm"} - FLOAT}
 """What runs in which precision on a CPU. Of attention in int8 the matmuls and the softmax are, with a way to float and
 back between them; a clamp vanishes in int8, and is in float only where nothing is before it."""
+BESIDE_LAYER_NORMS = {"int8": frozenset({"conv", "linear"})}
+"""Of networks with layer norms the contractions alone are in int8 (`onnx_quantise.for_onnxruntime`)."""
 FUSED_INT8 = frozenset({"relu", "relu6"})
 """Activations that vanish into the range of the integers before them; a residual add is a node of its own in int8."""
 
@@ -71,4 +73,6 @@ def partition(graph: ModelGraph, precision: str) -> tuple[Unit, ...]:
     """Convolution and linear take in norm, activation and residual add; what is left runs as a kernel of its own."""
     quantised = precision == "int8"
     activations = FUSED_INT8 if quantised else FUSED
-    return fuse(graph, precision, activations=activations, adds=not quantised, computes=COMPUTES)
+    norms = quantised and any(node.operator in LAYER_NORMS for node in graph.nodes)
+    computes = BESIDE_LAYER_NORMS if norms else COMPUTES
+    return fuse(graph, precision, activations=activations, adds=not quantised, computes=computes)

@@ -33,16 +33,18 @@ def export(
     it has such kernels: the one for CPUs has few, and widens the rest when it loads the file.
     """
     from edgeprune import onnx_int8
+    from edgeprune.onnx_equivalents import gemms_for_linears, pools_for_means
     from edgeprune.onnx_export import onnx_from_module
     from edgeprune.onnx_half import halve_weights, to_half
-    from edgeprune.onnx_quantise import ONNXRUNTIME, pools_for_means, quantise
+    from edgeprune.onnx_quantise import for_onnxruntime, quantise
 
     if weights not in WEIGHTS:
         raise InputError(f"ONNX Runtime can't store weights as {weights!r}; known: {', '.join(WEIGHTS)}")
     model = onnx_from_module(pruned.module, pruned.example_inputs)
     notes = {"weights": weights}
     if precision == "int8":
-        model = quantise(pools_for_means(model), calibration, onnx_int8.ONNXRUNTIME, ONNXRUNTIME)
+        model = gemms_for_linears(pools_for_means(model))
+        model = quantise(model, calibration, onnx_int8.ONNXRUNTIME, for_onnxruntime(model))
         by = f"onnxruntime {metadata.version('onnxruntime')}, {len(calibration)} batches"
         notes = {"weights": "int8", "quantised by": by}
     elif precision == "fp16":
