@@ -21,8 +21,8 @@ FILES = [path for part in (PACKAGE, PACKAGE / "backends") for path in part.rglob
 LAYERS = (
     "errors folders machine measurement kernel eligibility precision roofline graph pattern plan_json weights pruned "
     "engine kernel_sizes attention unit fusion kernel_weights onnx_int8 kernel_onnx tflite_file tflite_int8 "
-    "kernel_tflite unsupported onnx_export onnx_half onnx_quantise runtime_versions backends device device_entries "
-    "modelled staircase units formats models preprocessing data quality device_boot device_store device_nvidia "
+    "kernel_tflite unsupported onnx_export onnx_half onnx_equivalents onnx_quantise runtime_versions backends device "
+    "device_entries modelled staircase units formats models preprocessing data quality device_boot device_store device_nvidia "
     "device_state device_clocks device_statistics device_rounds device_core device_program wire local_channel "
     "remote_channel adb_link ssh_link installing transport fingerprint table_lines table_log table table_listing "
     "table_merging table_comparing table_curve table_export foreign_tables references profiler profiling device_probe "
