@@ -3,9 +3,9 @@ VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 STAMP  := $(VENV)/.stamp
 BIN    := $(VENV)/bin
-# JOBS=2 runs the tests in two processes: faster, but what times real runtimes may find the machine too busy
-JOBS   ?= 0
-TEST   := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
+# Tests of one module run in two processes; what may time a real runtime has the machine to itself
+JOBS   ?= 2
+UNITS  := unit or golden
 
 .PHONY: setup demo test test-devices check clean
 
@@ -23,13 +23,14 @@ test-devices:
 	.ci/devices
 
 test: setup
-	$(TEST)
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile -m "$(UNITS)"
+	$(BIN)/python -m pytest -m "not ($(UNITS))"
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(TEST)
+	$(MAKE) test
 
 clean:
 	rm -rf build dist edgeprune.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
