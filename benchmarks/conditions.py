@@ -17,6 +17,8 @@ PACKAGES = (
     "litert-torch",
     "ai-edge-quantizer",
 )
+WIDE = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
+"""What a CPU has for wide arithmetic, as the kernel names it."""
 
 
 def conditions() -> str:
@@ -29,4 +31,6 @@ def conditions() -> str:
             continue
     cpu = cpu_facts()
     numbers = " ".join(f"{word} {cpu[word]}" for word in ("family", "model", "stepping") if word in cpu)
-    return f"{', '.join(found)}; {cpu.get('name', cpu['machine'])} ({numbers}), {cpu['cores']} cores"
+    wide = [flag for flag in WIDE if flag in cpu["flags"]]
+    name = cpu.get("name", cpu["machine"])
+    return f"{', '.join(found)}; {name} ({', '.join(filter(None, [numbers, *wide]))}), {cpu['cores']} cores"

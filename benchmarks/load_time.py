@@ -13,7 +13,6 @@ import argparse
 import tempfile
 import time
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,11 @@ import torch
 import torchvision
 
 import edgeprune as ep
+from benchmarks.conditions import conditions
 from edgeprune.bundle import Contents, write_bundle
 from edgeprune.exporting import as_pruned, export
-from edgeprune.fingerprint import fingerprint_of
 from edgeprune.folders import write_atomically
 from edgeprune.measurement import Ratio
-from edgeprune.transport import open_session
 
 ROUNDS = 15
 
@@ -52,12 +50,8 @@ def main() -> None:
             assert all(np.array_equal(output, outputs[0]) for output in outputs)
         kept = sum(file.stat().st_size for file in cache.iterdir())
         weights = engine.path.with_suffix(".bin").stat().st_size
-    with open_session(device) as session:
-        machine = fingerprint_of(device, "fp32", session.hello(), "hot").facts.get("cpu")
     lines = [f"# Loading a bundle, {date.today()}", "", *(__doc__ or "").splitlines(), ""]
-    lines += [
-        f"openvino {metadata.version('openvino')}. Machine: {machine}. {ROUNDS} rounds, outputs equal bit by bit."
-    ]
+    lines += [f"{conditions()}. {ROUNDS} rounds, outputs equal bit by bit."]
     lines += [f"The cache holds {kept / 1e6:.1f} MB, model.bin {weights / 1e6:.1f} MB.", ""]
     lines += ["| | median ms | quartiles | over no cache |", "|---|---|---|---|"]
     for name, seconds in times.items():

@@ -25,7 +25,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ import numpy as np
 import torch
 
 import edgeprune as ep
+from benchmarks.conditions import conditions
 from benchmarks.unstructured_files import (
     LITERT_FORMS,
     chain,
@@ -48,7 +48,6 @@ from benchmarks.unstructured_files import (
 from edgeprune.backends import find_backend
 from edgeprune.device_program import assemble
 from edgeprune.errors import InputError
-from edgeprune.fingerprint import fingerprint_of
 from edgeprune.folders import write_atomically
 from edgeprune.local_channel import LocalChannel
 from edgeprune.measurement import Loaded, Measurement, NodeTimes, Timing, joined
@@ -62,7 +61,6 @@ TIMING = Timing(min_rounds=12, max_rounds=16, max_seconds=120.0)
 RATE = "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"
 DENSE = "dense"
 MULTIPLYING = ("Conv", "Fully Connected", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-PACKAGES = ("openvino", "nncf", "ai-edge-litert", "litert-torch", "torch", "torchvision")
 
 Array = np.ndarray[Any, Any]
 
@@ -76,7 +74,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = [f"# Zeros anywhere, {date.today()}", "", *(__doc__ or "").splitlines(), "", *_machine(), ""]
+    lines = [
+        f"# Zeros anywhere, {date.today()}",
+        "",
+        *(__doc__ or "").splitlines(),
+        "",
+        f"{conditions()}. One thread.",
+        "",
+    ]
     for name in options.only or SECTIONS:
         for line in SECTIONS[name](options):
             print(line, flush=True)
@@ -298,15 +303,6 @@ def _error(a: Array, b: Array) -> float:
 
 def _shares(options: argparse.Namespace, shares: tuple[float, ...]) -> tuple[float, ...]:
     return shares[-2:] if options.quick else shares
-
-
-def _machine() -> list[str]:
-    """Versions, and the machine as a fingerprint tells it."""
-    device = ep.load_device("host-tflite")
-    with LocalChannel(assemble({"tflite": find_backend("tflite").runner_path()}).text, "tflite") as channel:
-        facts = fingerprint_of(device, "fp32", Session(channel, {}).hello(), "hot").facts
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    return [f"{versions}. One thread. Machine: {facts.get('cpu')}."]
 
 
 SECTIONS = {"linears": linears, "litert": litert, "openvino": openvino, "emulated": emulated}
