@@ -2,17 +2,18 @@
 
 In a network a unit takes
 
-    us = s (a + a_f + a_n + d_u + i_f [c_in ragged] + o_f [c_out ragged] + j_f [rough])
-         + m (b_f + q_f [ragged] + k_f [rough]) + e_f + l_f [rough]
+    us = s (a + a_f + a_n + d_u + i_f [c_in ragged] + o_f [c_out ragged] + j_f [rough] + i_n [ragged] + j_n [rough])
+         + m (b_f + q_f [ragged] + k_f [rough]) + t k_n [rough] + e_f + l_f [rough]
          + x (w v + e' + e'_f + r_f [ragged])
          + p c_j [cat] + p c_a [parts apart] + r c_n [narrow] + m h_f + h
 
 with s the tabled time of its kernel, f its family (`regime_of`), u its name in one structure n of network, m its
-memory traffic scaled to the family's times, w the bytes of its weights scaled to all times, x how cold the network is,
+memory traffic scaled to the family's times, t to all times, w the bytes of its weights so, x how cold the network is,
 p and r bytes that are copied (`_layout_terms`); a network takes the sum of its units, c, and c_n times the dense sum of
 s of its structure. All coefficients are normal before anything is measured, about 1 (a) or 0; measured node times and
 totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one network says something about the families of
-every other one, and a runtime that tells no node times is corrected by totals alone.
+every other one, and a runtime that tells no node times is corrected by totals alone. What ragged and rough widths cost
+beyond the kernel depends on what stands around it, copies above all, and so on the network too.
 
 Alone a kernel finds its weights in the cache. In a network they are there only where all it touches in a run fits into
 it: x = W / (W + C) of the bytes W of all weights and of the largest activations, with the capacity C of
@@ -57,6 +58,7 @@ PRIOR = {
     "unit": 0.2,
     "ragged_in": 0.05,
     "ragged_out": 0.05,
+    "own ragged": 0.05,
     "bytes": 0.15,
     "ragged bytes": 0.15,
     "weights": 0.15,
@@ -66,6 +68,8 @@ PRIOR = {
     "each": 0.1,
     "rough": 0.2,
     "rough bytes": 0.3,
+    "own rough": 0.1,
+    "own rough bytes": 0.1,
     "rough each": 0.3,
     "joined": 0.5,
     "apart": 0.5,
@@ -220,10 +224,13 @@ class Correction:
         for kind in ragged:
             yield (kind, family), work.us
         if ragged:
+            yield ("own ragged", structure), work.us
             yield ("ragged bytes", family), traffic_us
             yield ("cold ragged each", family), 1.0
         yield from self._layout_terms(work.kernel, own)
         if self.stairs.has_rough_size(work.kernel):
+            yield ("own rough", structure), work.us
+            yield ("own rough bytes", structure), work.kernel.num_bytes * self.moved_us
             yield ("rough", family), work.us
             yield ("rough bytes", family), traffic_us
             yield ("rough each", family), 1.0
