@@ -114,6 +114,16 @@ def test_rough_widths_say_little_of_the_others_and_learn_their_own_factor() -> N
     assert surface.at(aligned) == pytest.approx([truth[p] for p in aligned], rel=0.02)
 
 
+def test_rough_widths_are_in_doubt_by_the_penalty_of_the_family_until_one_was_measured() -> None:
+    stairs = Staircase(families={"linear": Stairs(grain_in=4, rough_in=3.0)})
+    surface = surface_of(on_grid(bilinear, (8, 16, 32, 64), (16, 64)), stairs)
+    doubted, smooth = [(1, 33, 64)], [(1, 32, 64)]
+    doubt = 0.3 * np.log(4.0)
+    assert doubt < surface.error_at(doubted)[0] < doubt + 0.1 and surface.error_at(smooth)[0] < 0.05
+    more = surface.with_points([(1, 35, 48)])
+    assert more.error_at(doubted)[0] < 0.1 and more.at(doubted) == pytest.approx(surface.at(doubted), rel=1e-9)
+
+
 @pytest.mark.parametrize("point", [(7, 8), (17, 8), (8, 3), (8, 9)])
 def test_outside_the_measured_range_raises(point: tuple[int, int]) -> None:
     surface = surface_of(on_grid(bilinear, (8, 16), (4, 8)))
