@@ -2,8 +2,8 @@
 
 A Gaussian process on the logarithm of latency (kriging; Rasmussen and Williams 2006, chapter 2), around a mean that is
 linear in the widths and their product. Legend: X widths that are worked on [n, 3], with a fourth coordinate for rough
-ones; m(X) the mean; r = log us - log m. How much slower rough widths are is not the family's alone: on ONNX Runtime 5
-times for one depthwise convolution, 14 times for another. So they are uncertain until one was measured.
+ones and the logarithm of their penalty as the fifth; m(X) the mean; r = log us - log m. How much slower rough widths
+are is not the family's alone: on ONNX Runtime 5 times for one depthwise convolution, 14 times for another.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEAST_US = 0.05
 ROUGH_APART = 4.0
 """What is learned of rough widths says as much of the others as of those this many times as wide."""
 ROUGH_DOUBT = 0.3
-"""Relative error of rough widths before one was measured, as a share of the logarithm of the family's penalty."""
+"""A surface's own penalty for rough widths is that of its family to the power of 1 ± this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +66,7 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """Predicts latency inside the box [low, high] of `Kernel.sizes`, in which all corners were measured.
-
-    `knows_rough`: a rough width was measured here.
-    """
+    """Predicts latency inside the box [low, high] of `Kernel.sizes`, in which all corners were measured."""
 
     kernel: Kernel
     low: tuple[float, float, float]
@@ -81,7 +78,6 @@ class Surface:
     residual: FloatArray
     weights: FloatArray
     factor: Any
-    knows_rough: bool = False
 
     def at(self, points: npt.ArrayLike) -> FloatArray:
         """Latencies in us, float64 [n], at points [n, 3] of `Kernel.sizes`. `TableError` outside the measured range."""
@@ -92,11 +88,8 @@ class Surface:
         _, worked = self._evaluate(points)
         across = self._covariance(worked, self.worked)
         explained = np.einsum("ij,ji->i", across, cho_solve(self.factor, across.T))
-        variance = np.maximum(self.roughness.size**2 - explained, 0.0)
-        if not self.knows_rough:
-            _, penalty = _placed(self.stairs, self.kernel, np.asarray(points, dtype=np.float64).reshape(-1, 3))
-            variance = variance + np.where(_is_rough(worked), ROUGH_DOUBT * np.log(penalty), 0.0) ** 2
-        deviation: FloatArray = np.sqrt(variance)
+        before = self.roughness.size**2 + (ROUGH_DOUBT * worked[:, 4]) ** 2
+        deviation: FloatArray = np.sqrt(np.maximum(before - explained, 0.0))
         return deviation
 
     def with_points(self, sizes: npt.ArrayLike) -> Surface:
@@ -104,8 +97,7 @@ class Surface:
         added = self._evaluate(sizes)[1]
         worked = np.concatenate([self.worked, added])
         guess = np.concatenate([self.residual, self._covariance(added, self.worked) @ self.weights])
-        known = replace(self, knows_rough=self.knows_rough or bool(_is_rough(added).any()))
-        return _surface(known, worked, guess)
+        return _surface(self, worked, guess)
 
     def covers(self, sizes: npt.ArrayLike) -> bool:
         """Whether all points lie inside the measured range."""
@@ -128,10 +120,10 @@ class Surface:
 
 
 def covariance(a: FloatArray, b: FloatArray, roughness: Roughness) -> FloatArray:
-    """Matern kernel of order 3/2 on logarithms of widths, float64 [n, m]."""
-    steps = (np.log2(a)[:, None] - np.log2(b)[None]) / roughness.octaves
+    """Matern kernel of order 3/2 on logarithms of widths, and what all rough ones have in common: float64 [n, m]."""
+    steps = (np.log2(a[:, :4])[:, None] - np.log2(b[:, :4])[None]) / roughness.octaves
     distance = np.sqrt(3 * np.square(steps).sum(axis=-1))
-    result: FloatArray = roughness.size**2 * (1 + distance) * np.exp(-distance)
+    result: FloatArray = roughness.size**2 * (1 + distance) * np.exp(-distance) + ROUGH_DOUBT**2 * a[:, 4:] @ b[:, 4:].T
     return result
 
 
@@ -170,7 +162,6 @@ def surfaces_of(
                 residual=residuals[key],
                 weights=np.zeros(0),
                 factor=None,
-                knows_rough=bool(_is_rough(worked[key]).any()),
             )
             found[key] = _surface(empty, worked[key], residuals[key])
     return found
@@ -203,16 +194,10 @@ def _left_out(worked: FloatArray, residual: FloatArray, roughness: Roughness) ->
 
 
 def _placed(stairs: Staircase, kernel: Kernel, sizes: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Widths that are worked on and a coordinate that is `ROUGH_APART` where they are rough, [n, 4]; the factor [n]."""
+    """X, [n, 5]: the fourth is `ROUGH_APART` where widths are rough, else 1, the fifth 0 else. And the factor [n]."""
     worked, factor = stairs.worked_on(kernel, sizes)
-    rough = np.where(stairs.is_rough(kernel, sizes), ROUGH_APART, 1.0)
-    return np.column_stack([worked, rough]), factor
-
-
-def _is_rough(worked: FloatArray) -> npt.NDArray[np.bool_]:
-    """Of what `_placed` gives."""
-    found: npt.NDArray[np.bool_] = worked[:, 3] > 1.0
-    return found
+    rough = stairs.is_rough(kernel, sizes)
+    return np.column_stack([worked, np.where(rough, ROUGH_APART, 1.0), rough * np.log(factor)]), factor
 
 
 def _columns(worked: FloatArray) -> FloatArray:

@@ -124,6 +124,15 @@ def test_rough_widths_are_in_doubt_by_the_penalty_of_the_family_until_one_was_me
     assert more.error_at(doubted)[0] < 0.1 and more.at(doubted) == pytest.approx(surface.at(doubted), rel=1e-9)
 
 
+def test_one_rough_width_tells_of_all_others_on_its_surface() -> None:
+    """They take 9 times as long as smooth ones here, 4 times in the family: one was measured, on the left."""
+    stairs = Staircase(families={"linear": Stairs(grain_in=4, rough_in=3.0)})
+    smooth = on_grid(bilinear, (8, 16, 32, 64), (16, 64))
+    surface = surface_of(smooth | on_grid(lambda i, o: 9 * bilinear(i, o), (15,), (64,)), stairs)
+    assert surface.at([(1, 61, 64)])[0] == pytest.approx(9 * bilinear(61, 64), rel=0.15)
+    assert surface.at([(1, 60, 64)])[0] == pytest.approx(bilinear(60, 64), rel=0.03)
+
+
 @pytest.mark.parametrize("point", [(7, 8), (17, 8), (8, 3), (8, 9)])
 def test_outside_the_measured_range_raises(point: tuple[int, int]) -> None:
     surface = surface_of(on_grid(bilinear, (8, 16), (4, 8)))
