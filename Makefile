@@ -23,8 +23,8 @@ test-devices:
 	.ci/devices
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile -m "$(UNITS)"
-	$(BIN)/python -m pytest -m "not ($(UNITS))"
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile -m "$(UNITS)"; units=$$?; \
+	$(BIN)/python -m pytest -m "not ($(UNITS))" && exit $$units
 
 check: setup
 	$(BIN)/ruff check .

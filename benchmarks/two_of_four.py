@@ -27,11 +27,12 @@ import edgeprune as ep
 from benchmarks.cifar import accuracy, test_images
 from benchmarks.two_of_four_models import Case, minilm, mobilenet, resnet50, resnet56
 from edgeprune import onnx_int8
+from edgeprune.backends.onnxruntime.quantising import quantised
 from edgeprune.errors import EdgepruneError
 from edgeprune.folders import write_atomically
 from edgeprune.onnx_export import onnx_from_module
 from edgeprune.onnx_half import to_half
-from edgeprune.onnx_quantise import ONNXRUNTIME, TENSORRT, quantise
+from edgeprune.onnx_quantise import TENSORRT, quantise
 from edgeprune.pattern import matrix_of
 from edgeprune.plan_json import Plan
 from edgeprune.pruned import Pruned
@@ -268,7 +269,7 @@ def written(full: Any, case: Case, form: str) -> Any:
     calibration = tuple((sample[None],) for sample in case.samples[:CALIBRATED])
     if form == "int8":
         return to_half(quantise(full, calibration, onnx_int8.TENSORRT, TENSORRT))
-    return quantise(full, calibration, onnx_int8.ONNXRUNTIME, ONNXRUNTIME)
+    return quantised(full, calibration)
 
 
 def engines(cases: list[Case]) -> Iterator[str]:

@@ -7,13 +7,13 @@ In a network a unit takes
          + x (w v + e' + e'_f + r_f [ragged])
          + p c_j [cat] + p c_a [parts apart] + r c_n [narrow] + m h_f + h
 
-with s the tabled time of its kernel, f its family (`regime_of`), u its name in one structure n of network, m its
-memory traffic scaled to the family's times, t to all times, w the bytes of its weights so, x how cold the network is,
-p and r bytes that are copied (`_layout_terms`); a network takes the sum of its units, c, and c_n times the dense sum of
-s of its structure. All coefficients are normal before anything is measured, about 1 (a) or 0; measured node times and
-totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one network says something about the families of
-every other one, and a runtime that tells no node times is corrected by totals alone. What ragged and rough widths cost
-beyond the kernel depends on what stands around it, copies above all, and so on the network too.
+with s the tabled time of its kernel, f its family (`regime_of`), u its name in one structure n of network, m its memory
+traffic scaled to the family's times, t that scaled to all times, w the bytes of its weights scaled to all times, x how
+cold the network is, p and r bytes that are copied (`_layout_terms`); a network takes the sum of its units, c, and c_n
+times the dense sum of s of its structure. All coefficients are normal before anything is measured, about 1 (a) or 0;
+measured node times and totals make them certain (Bishop 2006, equations 3.50 and 3.51). So one network says something
+about the families of every other one, and a runtime that tells no node times is corrected by totals alone. What ragged
+and rough widths cost beyond the kernel depends on what stands around it, copies above all, and so on the network too.
 
 Alone a kernel finds its weights in the cache. In a network they are there only where all it touches in a run fits into
 it: x = W / (W + C) of the bytes W of all weights and of the largest activations, with the capacity C of
@@ -129,8 +129,8 @@ class Observation:
 class Correction:
     """Coefficients by column with their covariance, as learned from `networks` networks.
 
-    `bytes_us` turns memory traffic of a family into time, `weights_us` bytes of weights, `capacity` is the bytes
-    beyond which a network is cold; `typical_us` is the median of all tabled times; `absent` are
+    `bytes_us` turns memory traffic of a family into time, `moved_us` that of any, `weights_us` bytes of weights;
+    `capacity` is the bytes beyond which a network is cold; `typical_us` is the median of all tabled times; `absent` are
     the units that the runtime does without; `inflation` is the factor between stated and seen errors.
     """
 

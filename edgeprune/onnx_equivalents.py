@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,50 +22,63 @@ def gemms_for_linears(model: onnx.ModelProto) -> onnx.ModelProto:
     made = onnx.ModelProto()
     made.CopyFrom(model)
     graph = made.graph
-    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    constants = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.value_info, *graph.output)
     }
-    readers: dict[str, list[onnx.NodeProto]] = {}
+    readers: dict[str, list[onnx.NodeProto]] = {value.name: [value] for value in graph.output}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    flat: dict[str, str] = {}  # value to the one of two dimensions that it became
+    rows_of: dict[str, str] = {}  # value to what it is in two dimensions
     nodes: list[onnx.NodeProto] = []
-    taken: set[str] = set()
+    taken: set[str] = set()  # outputs of the adds
 
-    def reshaped(name: str, output: str, shape: list[int]) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{output}/shape"))
-        nodes.append(helper.make_node("Reshape", [name, f"{output}/shape"], [output], name=f"{output}/reshape"))
-        return output
+    def reshape(name: str, output: str, shape: list[int]) -> None:
+        graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{output}/shape_of_gemm"))
+        inputs = [name, f"{output}/shape_of_gemm"]
+        nodes.append(helper.make_node("Reshape", inputs, [output], name=f"{output}/reshape_of_gemm"))
 
     for node in graph.node:
-        after = readers.get(node.output[0], [])
-        add = after[0] if len(after) == 1 and after[0].op_type == "Add" else None
-        bias = next((name for name in add.input if ranks.get(name) == 1), None) if add else None
-        shape = shapes.get(add.output[0], []) if add else []
-        if (
-            node.op_type == "MatMul"
-            and ranks.get(node.input[1]) == 2
-            and add
-            and bias
-            and len(shape) > 1
-            and all(shape)
-        ):
-            source = node.input[0]
-            if source not in flat:
-                weight = next(tensor for tensor in graph.initializer if tensor.name == node.input[1])
-                flat[source] = reshaped(source, f"{source}/flat", [-1, weight.dims[0]])
-            rows = f"{add.output[0]}/flat"
-            nodes.append(helper.make_node("Gemm", [flat[source], node.input[1], bias], [rows], name=node.name))
-            reshaped(rows, add.output[0], shape)
-            taken.add(add.name)
-        elif node.name not in taken:
+        if node.output[0] in taken:
+            continue
+        found = _bias_behind(node, readers, constants)
+        shape = shapes.get(found[0].output[0], []) if found else []
+        if found is None or len(shape) < 2 or not all(shape):
             nodes.append(node)
+            continue
+        add, bias = found
+        source, weight = node.input
+        if source not in rows_of:
+            rows_of[source] = f"{source}/rows_of_gemm"
+            reshape(source, rows_of[source], [-1, constants[weight][0]])
+        rows = f"{add.output[0]}/rows_of_gemm"
+        nodes.append(helper.make_node("Gemm", [rows_of[source], weight, bias], [rows], name=node.name))
+        reshape(rows, add.output[0], shape)
+        rows_of[add.output[0]] = rows
+        taken.add(add.output[0])
     del graph.node[:]
     graph.node.extend(nodes)
+    given = {name for node in nodes for name in node.output}
+    kept = [value for value in graph.value_info if value.name in given]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
     return made
+
+
+def _bias_behind(
+    node: onnx.NodeProto, readers: Mapping[str, Sequence[Any]], constants: Mapping[str, Sequence[int]]
+) -> tuple[onnx.NodeProto, str] | None:
+    """The Add behind a MatMul by a weight, and the name of its bias, where nothing else reads what is between."""
+    if node.op_type != "MatMul" or len(constants.get(node.input[1], ())) != 2:
+        return None
+    after = readers.get(node.output[0], ())
+    if len(after) != 1 or getattr(after[0], "op_type", "") != "Add":
+        return None
+    width = [constants[node.input[1]][1]]
+    bias = next((name for name in after[0].input if constants.get(name) == width), None)
+    return (after[0], bias) if bias else None
 
 
 def pools_for_means(model: onnx.ModelProto) -> onnx.ModelProto:

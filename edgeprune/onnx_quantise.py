@@ -31,10 +31,14 @@ KEPT = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Operators:
-    """ONNX operators that are quantised: their inputs and, but of those in `inputs_alone`, their outputs."""
+    """ONNX operators that are quantised: their inputs and, but of those in `inputs_alone`, their outputs.
+
+    `weighted_alone` leaves matmuls of two activations in float.
+    """
 
     names: frozenset[str]
     inputs_alone: frozenset[str] = frozenset()
+    weighted_alone: bool = False
 
 
 _MOVING = frozenset(
@@ -45,17 +49,13 @@ _POOLS = frozenset({"AveragePool", "GlobalAveragePool", "MaxPool"})
 ONNXRUNTIME = Operators(
     names=_CONTRACTIONS | _POOLS | _MOVING | {"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Sigmoid", "Softmax"},
 )
-ONNXRUNTIME_LAYER_NORMS = Operators(names=_CONTRACTIONS, inputs_alone=frozenset({"Gemm", "MatMul"}))
+ONNXRUNTIME_LAYER_NORMS = Operators(
+    names=_CONTRACTIONS, inputs_alone=frozenset({"Gemm", "MatMul"}), weighted_alone=True
+)
 """Of networks with layer norms. Their residual streams have a few values that are far larger than all others, so that
 255 steps a tensor leave nothing of these (`docs/precisions.md`). A convolution needs integers on both sides."""
 TENSORRT = Operators(names=_CONTRACTIONS | _POOLS, inputs_alone=_CONTRACTIONS | _POOLS)
 """Inputs alone leave what it fuses behind them whole."""
-
-
-def for_onnxruntime(model: onnx.ModelProto) -> Operators:
-    """Those that ONNX Runtime computes in int8 of this network."""
-    norms = any(node.op_type in ("LayerNormalization", "RMSNormalization") for node in model.graph.node)
-    return ONNXRUNTIME_LAYER_NORMS if norms else ONNXRUNTIME
 
 
 def quantise(model: onnx.ModelProto, calibration: Calibration, form: Form, operators: Operators) -> onnx.ModelProto:
@@ -73,6 +73,9 @@ def quantise(model: onnx.ModelProto, calibration: Calibration, form: Form, opera
     onnxruntime.set_default_logger_severity(3)  # it warns past Python
     symmetric = form.signed.zero == 0
     kinds = sorted(operators.names & {node.op_type for node in model.graph.node})
+    constants = {tensor.name for tensor in model.graph.initializer}
+    matmuls = {node.name for node in model.graph.node if node.op_type == "MatMul" and not constants & set(node.input)}
+    unweighted = matmuls if operators.weighted_alone else set()
     with tempfile.TemporaryDirectory(prefix="edgeprune-int8-") as folder, quiet():
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(model.SerializeToString())
@@ -83,7 +86,7 @@ def quantise(model: onnx.ModelProto, calibration: Calibration, form: Form, opera
                 _Reader(model, calibration),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=kinds,
-                nodes_to_exclude=sorted(attention_nodes(model)),
+                nodes_to_exclude=sorted(attention_nodes(model) | unweighted),
                 per_channel=True,
                 reduce_range=form.half_range,
                 activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,

@@ -330,6 +330,23 @@ def test_what_rough_widths_cost_in_a_network_is_learned_apart_from_their_tabled_
         assert taught.total("net", works)[0] == pytest.approx(expected, rel=0.015)
 
 
+def test_what_rough_and_ragged_widths_cost_may_differ_from_network_to_network() -> None:
+    """In one network both take a fifth more than the table says, in the other nothing: each keeps its own."""
+    stairs = Staircase(families={"conv": Stairs(c_in=16, c_out=16, grain_in=4, rough_in=0.5)})
+
+    def dearer(work: Work) -> float:
+        return 1.2 if work.kernel.c_in % 16 else 1.0
+
+    works = [network(c, 64) for c in (64, 48, 60, 40, 57, 39, 32, 45)]
+    seen = [measured(w, dearer, structure="dear") for w in works] + [measured(w, lambda _: 1.0) for w in works]
+    taught = learn(seen, stairs, known=[("dear", works[0]), ("net", works[0])])
+    for c_in in (36, 51):
+        case = network(c_in, 64)
+        dear, plain = taught.total("dear", case)[0], taught.total("net", case)[0]
+        assert dear == pytest.approx(measured(case, dearer).total_us, rel=0.04)
+        assert plain == pytest.approx(measured(case, lambda _: 1.0).total_us, rel=0.04)
+
+
 def test_parts_that_are_no_whole_blocks_are_copied_out_of_their_layout_and_back() -> None:
     """Blocks of 16 channels: a concatenation of 40 and 24 channels takes longer than one of 32 and 32."""
     blocked = Staircase(families={"conv": Stairs(c_in=16, c_out=16)})

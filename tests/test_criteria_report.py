@@ -11,6 +11,8 @@ from benchmarks import criteria
 from benchmarks.criteria_report import report
 from edgeprune.saliency import CRITERIA
 
+pytestmark = pytest.mark.unit
+
 
 def row(criterion: str, seed: int, repaired: float, **more: Any) -> dict[str, Any]:
     made = {"criterion": criterion, "only": None, "seed": seed, "budget": 0.7, "seconds": 1.0, "predicted": 0.7}

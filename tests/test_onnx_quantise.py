@@ -174,23 +174,108 @@ def test_attention_stays_float_and_its_projections_do_not() -> None:
     assert len(weights) == 2, "both projections"
 
 
-def test_a_linear_becomes_one_gemm_with_its_bias_of_the_same_values() -> None:
+def answers(model: onnx.ModelProto, x: torch.Tensor) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
     import onnxruntime
 
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {model.graph.input[0].name: x.numpy()}))
+
+
+def test_a_linear_becomes_one_gemm_with_its_bias_of_the_same_values() -> None:
     torch.manual_seed(0)
-    x = (torch.randn(2, 8, 16),)
-    model = onnx_from_module(Stream().eval(), x)
+    x = torch.randn(2, 8, 16)
+    model = onnx_from_module(Stream().eval(), (x,))
     found = gemms_for_linears(model)
     assert kinds(model)["MatMul"] == 3 and kinds(found)["MatMul"] == 0 and kinds(found)["Gemm"] == 3
     assert kinds(model)["Add"] - kinds(found)["Add"] == 3, "the biases"
     onnx.checker.check_model(found, full_check=True)
-    a, b = (
-        onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(
-            None, {model.graph.input[0].name: x[0].numpy()}
-        )[0]
-        for m in (model, found)
-    )
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(answers(found, x)[0], answers(model, x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_linears_in_a_row_stay_in_two_dimensions() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    model = onnx_from_module(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4)).eval(), (x,))
+    found = gemms_for_linears(model)
+    onnx.checker.check_model(found, full_check=True)
+    assert kinds(found)["Gemm"] == 2
+    np.testing.assert_allclose(answers(found, x)[0], answers(model, x)[0], rtol=1e-5, atol=1e-6)
+
+
+class NoBias(nn.Module):
+    """Sums behind a matmul that are no bias of a linear, and a matmul that is an output itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 6, bias=False), nn.Linear(8, 6, bias=False)
+        self.third = nn.Linear(8, 6, bias=False)
+        self.one, self.whole = nn.Parameter(torch.randn(1)), nn.Parameter(torch.randn(5, 6))
+        self.bias = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        between = self.third(x)
+        return self.first(x) + self.one, self.second(x) + self.whole, between, between + self.bias
+
+
+def test_what_is_no_linear_with_a_bias_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = onnx_from_module(NoBias().eval(), (torch.randn(2, 5, 8),))
+    assert kinds(gemms_for_linears(model)) == kinds(model) and kinds(model)["MatMul"] == 3
+
+
+class Rms(nn.Module):
+    """An RMS norm written out, as language models have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(16), nn.RMSNorm(16), Rms(), nn.Identity(), nn.Sigmoid()])
+def test_graph_and_onnx_agree_on_whether_there_is_a_layer_norm(norm: nn.Module) -> None:
+    from edgeprune.backends.onnxruntime.quantising import has_layer_norm, has_layer_norm_in_onnx
+    from edgeprune.graph import trace
+
+    net = nn.Sequential(nn.Linear(16, 16), norm, nn.Linear(16, 4)).eval()
+    x = (torch.randn(1, 5, 16),)
+    wanted = not isinstance(norm, nn.Identity | nn.Sigmoid)
+    assert has_layer_norm(trace(net, x)) == wanted
+    assert has_layer_norm_in_onnx(onnx_from_module(net, x)) == wanted
+
+
+class Scores(nn.Module):
+    """A product of activations that is no attention, behind a layer norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.linear(self.norm(x))
+        return x @ x.transpose(1, 2)
+
+
+def test_beside_layer_norms_a_product_of_activations_is_float_as_its_unit_says() -> None:
+    from edgeprune.backends import find_backend
+    from edgeprune.backends.onnxruntime.quantising import quantised
+    from edgeprune.graph import trace
+
+    torch.manual_seed(0)
+    x = (torch.randn(1, 5, 16),)
+    units = find_backend("onnxruntime").partition(trace(Scores().eval(), x), "int8")
+    assert {u.dense.operator: u.dense.precision for u in units if u.dense.operator in ("linear", "matmul")} == {
+        "linear": "int8",
+        "matmul": "fp32",
+    }
+    model = quantised(onnx_from_module(Scores().eval(), x), drawn_batches(x))
+    givers = {name: node.op_type for node in model.graph.node for name in node.output}
+    (matmul,) = (node for node in model.graph.node if node.op_type == "MatMul")
+    (gemm,) = (node for node in model.graph.node if node.op_type == "Gemm")
+    assert "DequantizeLinear" not in [givers.get(name) for name in matmul.input]
+    assert [givers[name] for name in gemm.input] == ["DequantizeLinear"] * 3
 
 
 def test_onnx_runtime_leaves_the_residual_stream_of_a_transformer_in_float(tmp_path: Path) -> None:

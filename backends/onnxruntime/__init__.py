@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.backends.onnxruntime.exporting import export as export
+from edgeprune.backends.onnxruntime.quantising import has_layer_norm
 from edgeprune.engine import ONNX_PACKAGES
 from edgeprune.errors import not_installed
-from edgeprune.fusion import LAYER_NORMS, fuse
+from edgeprune.fusion import fuse
 from edgeprune.precision import ACTIVATIONS, KINDS, check_computes
 from edgeprune.unit import Unit
 
@@ -29,7 +30,7 @@ COMPUTES = {"fp32": KINDS, "int8": KINDS - {"attention", "layer_norm"} - FLOAT}
 """What runs in which precision on a CPU. Of attention in int8 the matmuls and the softmax are, with a way to float and
 back between them; a clamp vanishes in int8, and is in float only where nothing is before it."""
 BESIDE_LAYER_NORMS = {"int8": frozenset({"conv", "linear"})}
-"""Of networks with layer norms the contractions alone are in int8 (`onnx_quantise.for_onnxruntime`)."""
+"""Of networks with layer norms the contractions alone are in int8 (`quantising`), without what is behind them."""
 FUSED_INT8 = frozenset({"relu", "relu6"})
 """Activations that vanish into the range of the integers before them; a residual add is a node of its own in int8."""
 
@@ -71,8 +72,8 @@ def build(kernel: Kernel, folder: Path) -> Path:
 
 def partition(graph: ModelGraph, precision: str) -> tuple[Unit, ...]:
     """Convolution and linear take in norm, activation and residual add; what is left runs as a kernel of its own."""
-    quantised = precision == "int8"
-    activations = FUSED_INT8 if quantised else FUSED
-    norms = quantised and any(node.operator in LAYER_NORMS for node in graph.nodes)
-    computes = BESIDE_LAYER_NORMS if norms else COMPUTES
-    return fuse(graph, precision, activations=activations, adds=not quantised, computes=computes)
+    if precision != "int8":
+        return fuse(graph, precision, activations=FUSED, adds=True, computes=COMPUTES)
+    if has_layer_norm(graph):
+        return fuse(graph, precision, activations=frozenset(), adds=False, computes=BESIDE_LAYER_NORMS)
+    return fuse(graph, precision, activations=FUSED_INT8, adds=False, computes=COMPUTES)

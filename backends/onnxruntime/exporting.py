@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeprune.backends.onnxruntime.quantising import quantised
 from edgeprune.engine import Engine, specs_of_onnx, write_onnx
 from edgeprune.errors import InputError
 
@@ -32,19 +33,15 @@ def export(
     In int8 it is quantised, with ranges found on `calibration`. In fp16 all arithmetic is, where the provider that runs
     it has such kernels: the one for CPUs has few, and widens the rest when it loads the file.
     """
-    from edgeprune import onnx_int8
-    from edgeprune.onnx_equivalents import gemms_for_linears, pools_for_means
     from edgeprune.onnx_export import onnx_from_module
     from edgeprune.onnx_half import halve_weights, to_half
-    from edgeprune.onnx_quantise import for_onnxruntime, quantise
 
     if weights not in WEIGHTS:
         raise InputError(f"ONNX Runtime can't store weights as {weights!r}; known: {', '.join(WEIGHTS)}")
     model = onnx_from_module(pruned.module, pruned.example_inputs)
     notes = {"weights": weights}
     if precision == "int8":
-        model = gemms_for_linears(pools_for_means(model))
-        model = quantise(model, calibration, onnx_int8.ONNXRUNTIME, for_onnxruntime(model))
+        model = quantised(model, calibration)
         by = f"onnxruntime {metadata.version('onnxruntime')}, {len(calibration)} batches"
         notes = {"weights": "int8", "quantised by": by}
     elif precision == "fp16":

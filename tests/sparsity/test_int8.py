@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from edgeprune import onnx_int8
+from edgeprune.backends.onnxruntime.quantising import quantised as for_onnxruntime
 from edgeprune.bundle import Contents, write_bundle
 from edgeprune.cli import main
 from edgeprune.device import load_device
@@ -24,7 +25,7 @@ from edgeprune.exporting import as_pruned, export
 from edgeprune.measurement import HOT
 from edgeprune.onnx_export import onnx_from_module
 from edgeprune.onnx_half import to_half
-from edgeprune.onnx_quantise import ONNXRUNTIME, TENSORRT, quantise
+from edgeprune.onnx_quantise import TENSORRT, quantise
 from edgeprune.parity import check_parity, samples
 from edgeprune.precision import shares_of
 from edgeprune.ranges import drawn_batches
@@ -36,10 +37,7 @@ from tests.sparsity.test_onnx_weights import INPUTS, dense, model_of, network, s
 pytestmark = pytest.mark.unit
 
 Array = np.ndarray
-FORMS = {
-    "onnxruntime": (onnx_int8.ONNXRUNTIME, ONNXRUNTIME),
-    "tensorrt": (onnx_int8.TENSORRT, TENSORRT),
-}
+FORMS = ("onnxruntime", "tensorrt")
 LARGEST = {"onnxruntime": 64, "tensorrt": 127}
 L = 1000
 INTEGERS = torch.tensor(  # `L` is the largest integer, so that scales are 1; the second row has zeros to spare
@@ -50,8 +48,10 @@ ALIGNED = [None, None, "alignment: 48 input channels are no multiple of 32 (int8
 
 def quantised(model: onnx.ModelProto, inputs: tuple[torch.Tensor, ...], form: str) -> onnx.ModelProto:
     """As the runtime's export writes it; TensorRT's has half precision around the integers."""
-    made = quantise(model, drawn_batches(inputs), *FORMS[form])
-    return to_half(made) if form == "tensorrt" else made
+    batches = drawn_batches(inputs)
+    if form == "onnxruntime":
+        return for_onnxruntime(model, batches)
+    return to_half(quantise(model, batches, onnx_int8.TENSORRT, TENSORRT))
 
 
 def integers(model: onnx.ModelProto, weight: str) -> Array:
