@@ -18,7 +18,8 @@ _OPERATOR = re.compile(r"\b(?:aten|prims|torchvision|torch\.ops\.\w+)[.:]+(\w+)"
 def unsupported(program: ExportedProgram, error: BaseException | str, taker: str) -> EdgepruneError | None:
     """The error for a converter's refusal, if that names an operator; None where it is about anything else.
 
-    Converters name operators of the program that they made of ours by decomposing it: `_linalg_svd` for `linalg_svd`.
+    Converters name operators of the program that they made of ours by decomposing it: `_linalg_svd` for `linalg_svd`,
+    `linalg_eig` for `linalg_eigvals`.
     """
     text = error if isinstance(error, str) else "\n".join(_chain(error))
     found = _OPERATOR.search(text)
@@ -45,8 +46,8 @@ def place_of(node: Node) -> str:
 def _matches(node: Node, operator: str) -> bool:
     if node.op != "call_function":
         return False
-    name = str(getattr(node.target, "_opname", node.target)).strip("_")
-    return name == operator.strip("_") or name.endswith(f"_{operator.strip('_')}")
+    name, operator = str(getattr(node.target, "_opname", node.target)).strip("_"), operator.strip("_")
+    return name.startswith(operator) or name.endswith(f"_{operator}")
 
 
 def _chain(error: BaseException | None) -> list[str]:
