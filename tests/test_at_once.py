@@ -17,7 +17,7 @@ from edgeprune.profiling import profile
 from edgeprune.table import LatencyTable, read_lines
 from edgeprune.wire import pause
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timed]
 
 KERNELS = [Kernel(operator="linear", c_in=8 * n, c_out=64) for n in range(1, 13)]
 

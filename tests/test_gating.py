@@ -21,7 +21,7 @@ from edgeprune.quality import Quality
 from edgeprune.transport import open_session
 from tests.small_models import plain
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timed]
 X = (torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)),)
 
 

@@ -27,7 +27,7 @@ from edgeprune.ranges import batches_of, drawn_batches
 from edgeprune.transport import open_session
 
 Require = Callable[[str], None]
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timed]
 X = (torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
 
 

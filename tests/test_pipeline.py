@@ -18,7 +18,7 @@ from edgeprune.pipeline import Fitted, fit
 from edgeprune.preparing import Task
 from tests.small_models import patiently, plain
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timed]
 X = (torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)),)
 
 

@@ -19,7 +19,7 @@ from edgeprune.table import LatencyTable, read_lines, table_path
 from edgeprune.table_log import open_log
 from edgeprune.transport import Session
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timed]
 
 NULL = load_device("null")
 KERNELS = [Kernel(operator="linear", c_in=8 * n, c_out=64) for n in range(1, 21)]

@@ -22,7 +22,7 @@ from edgeprune.measurement import SessionHung, SessionLost, Timing
 from edgeprune.remote_channel import RemoteChannel, Sent
 from tests.remote_devices import Here, channel, far, interpreters, null_program, session
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.timed]
 
 SPEC = [{"name": "x", "dtype": "float32", "shape": [1, 4]}]
 QUICK = Timing(warmup_ms=0, burst_ms=0, min_rounds=2, max_rounds=2)

@@ -17,7 +17,7 @@ from edgeprune.kernel_onnx import model_from_kernel
 from edgeprune.measurement import Timing
 from edgeprune.transport import Session, open_session
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.timed]
 
 Array = np.ndarray[Any, Any]
 

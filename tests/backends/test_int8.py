@@ -25,7 +25,7 @@ from edgeprune.transport import Session, open_session
 from tests.backends.test_contract import KERNELS, QUICK, Array, conv, plain
 from tests.test_onnx_int8 import evaluated
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.timed]
 
 FUSED = {"openvino": ("relu", "relu6", "silu", "hardswish", "sigmoid", "gelu"), "onnxruntime": ("relu", "relu6")}
 ALONE = [plain("activation", name) for name in ACTIVATIONS]

@@ -18,7 +18,7 @@ from tests.backends.test_trtexec_double import double
 from tests.sshd import Sshd, running_sshd, why_not
 from tests.synthetic_machines import program
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timed]
 
 __all__ = ["double"]
 Capture = pytest.CaptureFixture[str]

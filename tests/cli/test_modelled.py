@@ -10,7 +10,7 @@ import pytest
 
 from edgeprune.cli import main
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timed]
 
 MODEL = ["tests.small_models:Net", "--shape", "1x3x32x32"]
 DEVICE = ["--device", "jetson"]
