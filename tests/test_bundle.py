@@ -233,6 +233,7 @@ def test_only_a_bundle_is_replaced(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 @pytest.mark.parametrize("name", ["host-openvino", "host-onnxruntime", "host-tflite"])
 def test_a_bundle_moves_runs_and_is_verified_elsewhere(name: str, require: Require, tmp_path: Path) -> None:
     require(load_device(name).backend)
@@ -274,6 +275,7 @@ def test_loading_needs_no_torch() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 def test_bench_times_bundles_together_and_shares_the_dense_engine(whole: Path, tmp_path: Path) -> None:
     second = make(tmp_path / "wide", width=32).folder
     small, wide = patiently(lambda: bench([whole, second], timing=QUICK))
@@ -285,6 +287,7 @@ def test_bench_times_bundles_together_and_shares_the_dense_engine(whole: Path, t
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 def test_the_command_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fast = ["--duration-s", "5", "--min-iters", "40", "--warmup-ms", "1"]
     assert main(["verify", str(whole), *fast]) == 0
@@ -302,6 +305,7 @@ def test_the_command_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 def test_export_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from edgeprune.graph import trace
 

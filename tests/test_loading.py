@@ -109,6 +109,7 @@ def test_what_is_wrong_with_an_input_is_named(given: tuple[Any, ...], named: dic
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 def test_pictures_go_through_the_manifests_preprocessing(folder: Path, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -132,6 +133,7 @@ def test_pictures_go_through_the_manifests_preprocessing(folder: Path, tmp_path:
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 def test_a_runtime_that_is_too_old_is_told_before_anything_is_loaded(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +146,7 @@ def test_a_runtime_that_is_too_old_is_told_before_anything_is_loaded(
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 def test_another_version_is_told_beside_the_measurement(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(folder, lambda d: d["fingerprint"].update(version="0"))
     result = verify_bundle(folder, timing=QUICK)
@@ -154,6 +157,7 @@ def test_another_version_is_told_beside_the_measurement(folder: Path, capsys: py
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 def test_the_device_is_asked_in_the_process_that_measures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
@@ -169,6 +173,7 @@ def test_the_device_is_asked_in_the_process_that_measures(folder: Path, monkeypa
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 def test_what_openvino_compiled_is_kept_where_the_user_says(tmp_path: Path, require: Require) -> None:
     require("openvino")
     device, cache = load_device("host-openvino"), tmp_path / "cache"

@@ -186,6 +186,7 @@ def test_two_processes_share_the_time_of_one() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 def test_engines_are_loaded_in_both_orders_and_the_result_tells_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +221,7 @@ KEYS = {
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 def test_a_modelled_device_says_so(tmp_path: Path) -> None:
     device = load_device("null")
     engine = export(pruned(redrawn(Net(8))), device, tmp_path / "engine")
@@ -233,6 +235,7 @@ def test_a_modelled_device_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 @pytest.mark.parametrize("name", ["host-openvino", "host-onnxruntime"])
 def test_a_real_runtime_is_measured_and_compared_with_torch(name: str, require: Require, tmp_path: Path) -> None:
     device = load_device(name)
@@ -249,6 +252,7 @@ def test_a_real_runtime_is_measured_and_compared_with_torch(name: str, require: 
 
 
 @pytest.mark.integration
+@pytest.mark.timed
 def test_an_engine_that_computes_something_else_is_not_handed_over(require: Require, tmp_path: Path) -> None:
     require("openvino")
     device = load_device("host-openvino")
