@@ -32,7 +32,12 @@ def profiled(device: str, network: str, cache: Path) -> tuple[LatencyTable, floa
     """A table measured in a child process, and the seconds that took."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "edgeprune", "profile", f"torchvision:{network}", "--device", device]
-    subprocess.run(command, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), "EDGEPRUNE_SHIPPED_TABLES": str(cache)},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     (path,) = cache.rglob("*.jsonl")
     return read_table(path), time.perf_counter() - started
 

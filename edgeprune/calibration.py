@@ -27,7 +27,7 @@ from edgeprune.plan_json import Plan
 from edgeprune.profiler import Profiler, statistics_of
 from edgeprune.ranges import drawn_batches
 from edgeprune.surgery import apply, positions_of
-from edgeprune.table import LatencyTable, network_entries, read_table, shipped_path, table_path
+from edgeprune.table import LatencyTable, network_entries, read_table, table_path, table_paths
 from edgeprune.table_lines import NetworkLine, UnitEntry
 from edgeprune.table_log import open_log
 from edgeprune.transport import MOST_CUTS
@@ -110,7 +110,7 @@ def with_networks(
         return table
     precision = device.precisions[0]
     own = path or table_path(device, precision)
-    paths = [path] if path else [shipped_path(device, precision), own]
+    paths = [path] if path else table_paths(device, precision, table.fingerprint)
     with ExitStack() as stack:
         log = stack.enter_context(open_log(own, wait_s=wait_s))
         if wait_s:

@@ -173,11 +173,11 @@ def table_check(device: Device, precision: str, hello: Mapping[str, Any]) -> Che
     """Whether the device's latency table is that of the device as it is today."""
     from edgeprune.errors import TableError
     from edgeprune.fingerprint import fingerprint_of
-    from edgeprune.table import read_table, shipped_path, staleness, table_path
+    from edgeprune.table import read_table, staleness, table_paths
 
     name, line = f"table {precision}", f"edgeprune profile --device {device.name}"
     own = fingerprint_of(device, precision, hello)
-    paths = [shipped_path(device, precision), table_path(device, precision)]
+    paths = table_paths(device, precision, own.short_hash)
     try:
         table = read_table(paths, own.short_hash, allow_other=True)
     except TableError as error:

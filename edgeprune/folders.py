@@ -22,6 +22,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("EDGEPRUNE_CACHE_DIR") or platformdirs.user_cache_dir("edgeprune", appauthor=False))
 
 
+def shipped_tables() -> Path:
+    """The tables that come with edgeprune, or those of `$EDGEPRUNE_SHIPPED_TABLES`; an empty folder leaves them out."""
+    return Path(os.environ.get("EDGEPRUNE_SHIPPED_TABLES") or Path(__file__).with_name("latency_tables"))
+
+
 def config_dir() -> Path:
     """The user's devices.yaml: `$EDGEPRUNE_CONFIG_DIR`, else the platform's config folder. May not exist yet."""
     return Path(os.environ.get("EDGEPRUNE_CONFIG_DIR") or platformdirs.user_config_dir("edgeprune", appauthor=False))

@@ -11,7 +11,7 @@ from edgeprune.fingerprint import Fingerprint, fingerprint_of
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS, Timing
 from edgeprune.profiler import Profiler, Progress
-from edgeprune.table import LatencyTable, read_table, shipped_path, staleness, with_warnings
+from edgeprune.table import LatencyTable, read_table, staleness, table_paths, with_warnings
 from edgeprune.table import table_path as default_path
 from edgeprune.table_log import open_log
 from edgeprune.transport import open_session
@@ -93,8 +93,9 @@ def slowed_warnings(device: Device, reasons: Iterable[str]) -> list[str]:
 def _read(
     device: Device, precision: str, path: Path | None, fingerprint: Fingerprint, *, allow_other: bool
 ) -> LatencyTable:
-    paths = [path] if path else [shipped_path(device, precision), default_path(device, precision)]
-    table = read_table(paths, fingerprint.short_hash, allow_other=allow_other)
+    known = fingerprint.short_hash
+    paths = [path] if path else table_paths(device, precision, known, allow_other=allow_other)
+    table = read_table(paths, known, allow_other=allow_other)
     if table.fingerprint == fingerprint.short_hash and not table.facts:  # its line is damaged, but the device is here
         return replace(table, facts=dict(fingerprint.facts))
     return table

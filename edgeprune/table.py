@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeprune.errors import TableError
 from edgeprune.fingerprint import describe
-from edgeprune.folders import cache_dir
+from edgeprune.folders import cache_dir, shipped_tables
 from edgeprune.kernel import Kernel
 from edgeprune.table_lines import (
     FailureLine,
@@ -30,7 +30,6 @@ from edgeprune.table_lines import (
 if TYPE_CHECKING:
     from edgeprune.device import Device
 
-SHIPPED = Path(__file__).with_name("latency_tables")
 CONTRADICTION = 0.10
 STALE = 0.05
 
@@ -146,7 +145,20 @@ def table_path(device: Device, precision: str) -> Path:
 
 def shipped_path(device: Device, precision: str) -> Path:
     """The file that comes with edgeprune; may not exist."""
-    return SHIPPED / device.name / f"{device.backend}_{precision}.jsonl"
+    return shipped_tables() / device.name / f"{device.backend}_{precision}.jsonl"
+
+
+def table_paths(device: Device, precision: str, fingerprint: str, *, allow_other: bool = False) -> list[Path]:
+    """The user's file, and before it the one that comes with edgeprune if it was measured on this fingerprint.
+
+    With `allow_other` also if it was not, where the user has no file yet. Else its rows are those of other machines,
+    which is no fault of the user's.
+    """
+    own, shipped = table_path(device, precision), shipped_path(device, precision)
+    if not shipped.is_file():
+        return [own]
+    is_here = f'"fingerprint":"{fingerprint}"'.encode() in shipped.read_bytes()
+    return [shipped, own] if is_here or (allow_other and not own.exists()) else [own]
 
 
 def read_table(

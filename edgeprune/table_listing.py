@@ -11,9 +11,9 @@ from typing import Any
 from edgeprune.device import load_device, load_devices
 from edgeprune.errors import InputError, TableError, did_you_mean
 from edgeprune.fingerprint import describe
-from edgeprune.folders import cache_dir
+from edgeprune.folders import cache_dir, shipped_tables
 from edgeprune.kernel import Kernel
-from edgeprune.table import SHIPPED, TableFile, read_lines, select, shipped_path, staleness, table_path
+from edgeprune.table import TableFile, read_lines, select, shipped_path, staleness, table_path
 from edgeprune.table_lines import ImportedLine
 
 IMPORTED = "imported"
@@ -183,7 +183,7 @@ def _known(known: Known) -> Known:
 
 
 def _roots() -> tuple[Path, Path]:
-    return SHIPPED, cache_dir() / "latency_tables"
+    return shipped_tables(), cache_dir() / "latency_tables"
 
 
 def _files(root: Path) -> Iterator[Path]:

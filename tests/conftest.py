@@ -20,10 +20,10 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Neither the user's tables nor the user's devices.yaml reach a test, and no test leaves anything there."""
+    """Neither the user's tables and devices.yaml nor shipped tables reach a test, and none leaves anything there."""
     with pytest.MonkeyPatch.context() as patch:
-        for kind in ("CACHE", "CONFIG"):
-            patch.setenv(f"EDGEPRUNE_{kind}_DIR", str(tmp_path_factory.mktemp(kind.lower())))
+        for name in ("CACHE_DIR", "CONFIG_DIR", "SHIPPED_TABLES"):
+            patch.setenv(f"EDGEPRUNE_{name}", str(tmp_path_factory.mktemp(name.lower())))
         patch.delenv("EDGEPRUNE_DEBUG", raising=False)
         yield
 

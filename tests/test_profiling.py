@@ -76,6 +76,26 @@ def test_table_of_another_machine(tmp_path: Path) -> None:
     assert any("not this device" in warning for warning in table.warnings)
 
 
+def test_shipped_rows_count_on_their_machine_alone_and_are_no_fault_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPRUNE_SHIPPED_TABLES", str(tmp_path / "shipped"))
+    monkeypatch.setenv("EDGEPRUNE_CACHE_DIR", str(tmp_path / "cache"))
+    shipped = tmp_path / "shipped" / "null" / "null_fp32.jsonl"
+    measured: list[tuple[int, int]] = []
+
+    def count(done: int, total: int) -> None:
+        measured.append((done, total))
+
+    profile(KERNELS[:3], NULL, table_path=shipped)
+    assert len(profile(KERNELS[:4], NULL, on_progress=count)) == 4 and measured[0] == (0, 1), "three came with it"
+    shipped.unlink()
+    table_path(NULL, "fp32").unlink()
+    profile(KERNELS[:3], Device(name="null", backend="null", options={"noise": 0.01}), table_path=shipped)
+    table = profile(KERNELS[:4], NULL, on_progress=count)
+    assert len(table) == 4 and measured[-2] == (0, 4) and not table.warnings
+
+
 def test_noise_is_in_the_rows(tmp_path: Path) -> None:
     noisy = Device(name="noisy", backend="null", options={"noise": 0.05, "seed": 1})
     path = tmp_path / "t.jsonl"

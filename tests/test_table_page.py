@@ -13,13 +13,13 @@ from pydantic import BaseModel
 from edgeprune.device import Device
 from edgeprune.device_state import cpu_facts
 from edgeprune.fingerprint import fingerprint_of
+from edgeprune.folders import shipped_tables
 from edgeprune.kernel import Kernel
-from edgeprune.table import SHIPPED
 from edgeprune.table_lines import LINES, UnitEntry
 
 pytestmark = pytest.mark.golden
 
-PAGE = (SHIPPED / "README.md").read_text()
+PAGE = (shipped_tables() / "README.md").read_text()
 GOLDEN = [
     json.loads(line)
     for path in (Path(__file__).parent / "golden").glob("*_v1.jsonl")

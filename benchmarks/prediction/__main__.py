@@ -44,7 +44,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=FIRST_SEED, metavar="FIRST", help="of the random widths")
     options = parser.parse_args()
     work = options.work or Path(tempfile.gettempdir()) / "edgeprune-prediction"
-    os.environ["XDG_CACHE_HOME"] = str(work / "cache")  # a table of its own
+    os.environ["XDG_CACHE_HOME"] = str(work / "cache")  # a table of its own, which starts empty
+    os.environ["EDGEPRUNE_SHIPPED_TABLES"] = str(work / "none")
     from benchmarks.prediction import stages
 
     names = options.only or list(NETWORKS)

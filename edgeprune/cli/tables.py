@@ -256,11 +256,11 @@ def import_command(file: Path, out: Path, format_: str | None, unit: str | None,
 def gc_command(table: str, wait: bool, as_json: bool, **asked: bool) -> None:
     """Drop lines of a table that no reader needs; without an option, only count them. Whole or not at all."""
     from edgeprune.errors import InputError
-    from edgeprune.table import SHIPPED
+    from edgeprune.folders import shipped_tables
     from edgeprune.table_listing import find_tables
     from edgeprune.table_merging import KINDS, collect
 
-    paths = [path for path in find_tables(table) if not path.resolve().is_relative_to(SHIPPED.resolve())]
+    paths = [path for path in find_tables(table) if not path.resolve().is_relative_to(shipped_tables().resolve())]
     if not paths:
         raise InputError(f"'{table}' came with edgeprune and is not changed")
     drop = [kind for kind in KINDS if asked[kind]]
