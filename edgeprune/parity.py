@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,15 +58,19 @@ def samples(
     """What torch answers to the example inputs, to seeded normal values of their shapes, and to given pictures.
 
     A picture is one batch for the first input. Where the ranges of an engine were found on batches of `calibration`,
-    the first of these take the place of drawn values, which lie outside of the ranges: integers saturate there.
+    the first of these take the place of drawn values, which lie outside of the ranges: integers saturate there. A
+    module that raises on drawn values (they are no token ids, say) is compared without them.
     """
     examples = pruned.example_inputs
-    drawn = (examples, *drawn_batches(examples, count=1, seed=seed))
-    batches = [
-        *(calibration[:CALIBRATED] or drawn),
+    given = [
+        *(calibration[:CALIBRATED] or (examples,)),
         *((picture.to(examples[0].dtype), *examples[1:]) for picture in pictures),
     ]
-    return tuple(_sample(pruned.module, batch) for batch in batches)
+    found = [_sample(pruned.module, batch) for batch in given]
+    if not calibration:
+        with suppress(ArithmeticError, LookupError, RuntimeError, ValueError):
+            found[1:1] = [_sample(pruned.module, batch) for batch in drawn_batches(examples, count=1, seed=seed)]
+    return tuple(found)
 
 
 def _sample(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Sample:

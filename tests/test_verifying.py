@@ -15,7 +15,7 @@ from edgeprune.budget import parse_budget
 from edgeprune.device import Device, load_device
 from edgeprune.engine import Engine
 from edgeprune.errors import QualityError, UnstableError
-from edgeprune.exporting import export, export_dense
+from edgeprune.exporting import as_pruned, export, export_dense
 from edgeprune.latency import Latency, latency_of, undisturbed_or_raise
 from edgeprune.measurement import Measurement, Timing, joined
 from edgeprune.parity import output_errors, samples
@@ -284,3 +284,23 @@ def test_verify_takes_what_export_gave(tmp_path: Path) -> None:
     bare: Device | None = None
     with pytest.raises(ValueError, match="as `export` gives it"):
         verify(replace(engine, device=bare), dense=None)
+
+
+class Words(torch.nn.Module):
+    """Token ids as float32, as data files give them: drawn values are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(5, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.table(ids.long()))
+
+
+@pytest.mark.unit
+def test_a_module_that_takes_no_drawn_values_is_compared_on_its_example_alone() -> None:
+
+    ids = torch.tensor([[0.0, 4.0, 2.0]])
+    found = samples(as_pruned(Words(), (ids,)), pictures=(ids + 0,))
+    assert [sample.inputs[0].tolist() for sample in found] == [ids.tolist()] * 2
+    assert len(samples(as_pruned(torch.nn.Linear(3, 3), (ids,)))) == 2
