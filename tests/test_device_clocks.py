@@ -18,7 +18,7 @@ from edgeprune.device_state import Tree
 from tests.synthetic_machines import JETSON, Machine, path_with, program
 from tests.test_bundle import make
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.timed]
 
 GOVERNOR = "sys/devices/system/cpu/cpufreq/policy%d/scaling_governor"
 CPUS = Machine(files={GOVERNOR % 0: "schedutil\n", GOVERNOR % 1: "powersave\n", GOVERNOR % 2: "performance\n"})

@@ -70,7 +70,7 @@ def test_l2_by_hand() -> None:
     values = score("l2", graph, model).channels["0.weight:0"]
     producer, consumer = np.array([2.0, 4.0, 4.0]) / 10, np.array([10.0, 0.0, 2.0]) / 12
     assert values.dtype == np.float64
-    np.testing.assert_allclose(values, (producer + consumer) / 2, rtol=1e-12)
+    np.testing.assert_allclose(values, producer + consumer, rtol=1e-12)  # their mean share, of two layers
 
 
 def test_random_is_seeded_and_of_one_scale() -> None:
@@ -114,7 +114,7 @@ def test_a_block_is_worth_its_channels_its_blocks_and_the_layers_that_no_group_r
         (("1.narrow",), 1, "1:2"),
         (("1.end",), 1, None),
     ]
-    values = score("l2", graph, model).blocks
+    values = score("l2", graph, model, normalise="none").blocks
     assert values == pytest.approx({"1:0": 1.0, "1:1": 1.0, "1:2": 1.0 + 1.0 + 1.0}), "`1.end` is the third layer"
 
 

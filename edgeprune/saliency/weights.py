@@ -34,13 +34,16 @@ def random(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> 
     return from_channels(graph, channels, unit=SHARE, rest=rest)
 
 
-@criterion(source="Li et al. 2017, Pruning filters for efficient ConvNets: Σ |w|")
+@criterion(source="Li et al. 2017, Pruning filters for efficient ConvNets: Σ |w|", normalise="layers")
 def l1(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> Saliency:
     """Sum of magnitudes of the channel's slices, as a share of its layer's; producers and consumers."""
     return _of_shares(graph, model, torch.abs)
 
 
-@criterion(source="magnitude pruning: Han et al. 2015, Learning both weights and connections; squared, by channel")
+@criterion(
+    source="magnitude pruning: Han et al. 2015, Learning both weights and connections; squared, by channel",
+    normalise="layers",
+)
 def l2(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> Saliency:
     """Sum of squares of the channel's slices, as a share of its layer's; producers and consumers.
 
@@ -66,7 +69,7 @@ def weight_of(model: torch.nn.Module, member: Member) -> torch.Tensor:
     return model.get_parameter(member.parameter).detach().double()
 
 
-@criterion(source="He et al. 2019, Filter pruning via geometric median: Σ_j |x - x_j|₂")
+@criterion(source="He et al. 2019, Filter pruning via geometric median: Σ_j |x - x_j|₂", normalise="layers")
 def fpgm(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) -> Saliency:
     """Sum of distances from the channel's filter to all filters of its layer, as a share of the layer's; producers.
 

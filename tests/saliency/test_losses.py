@@ -98,7 +98,7 @@ def test_block_influence_by_hand() -> None:
     model, graph, data = turned()
     found = score("block_influence", graph, model, data)
     assert found.blocks == {"0": pytest.approx(1 - np.sqrt(0.5), rel=1e-6)}
-    shares = score("l2", graph, model).channels
+    shares = score("l2", graph, model, normalise="none").channels
     for group in graph.groups:
         np.testing.assert_allclose(found.channels[group.id], shares[group.id] * found.blocks["0"], rtol=1e-6)
 
@@ -133,7 +133,7 @@ def test_channels_of_blocks() -> None:
     """Inside a block: its value, by the number of its groups; outside, an average block's."""
     model, graph = residual()
     found = score("block_loss", graph, model, pictures())
-    shares = score("l2", graph, model).channels
+    shares = score("l2", graph, model, normalise="none").channels
     (block,) = graph.blocks
     for group in graph.groups:
         np.testing.assert_allclose(found.channels[group.id], shares[group.id] * found.blocks[block.id], rtol=1e-9)

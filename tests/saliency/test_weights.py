@@ -18,14 +18,14 @@ pytestmark = pytest.mark.unit
 def test_l1_by_hand() -> None:
     """Rows of the first layer: 2, 2, 2 of 6; columns of the second: 4, 0, 2 of 6."""
     model, graph = sequence([[0.0, 0.0]], FIRST, SECOND)
-    values = score("l1", graph, model).channels[HIDDEN]
+    values = score("l1", graph, model, normalise="none").channels[HIDDEN]
     np.testing.assert_allclose(values, [(1 / 3 + 4 / 6) / 2, (1 / 3 + 0) / 2, (1 / 3 + 2 / 6) / 2], rtol=1e-12)
 
 
 def test_fpgm_by_hand() -> None:
     """Filters (1, 1), (0, 2), (2, 0): distances √2, √2 and √8; the first lies between the others."""
     model, graph = sequence([[0.0, 0.0]], FIRST, SECOND)
-    values = score("fpgm", graph, model).channels[HIDDEN]
+    values = score("fpgm", graph, model, normalise="none").channels[HIDDEN]
     np.testing.assert_allclose(values, [2 / 8, 3 / 8, 3 / 8], rtol=1e-6)
 
 
@@ -74,7 +74,9 @@ def test_bn_scale_by_hand() -> None:
     (stream,) = (g.id for g in graph.groups if g.num_channels == 2)
     np.testing.assert_allclose(found.channels[stream], [(2 + 4 + 2) / 3, (3 + 1 + 5) / 3], rtol=1e-6)
     (middle,) = (g.id for g in graph.groups if g.num_channels == 3)
-    np.testing.assert_allclose(found.channels[middle], 3 * score("l2", graph, model).channels[middle], rtol=1e-12)
+    np.testing.assert_allclose(
+        found.channels[middle], 3 * score("l2", graph, model, normalise="none").channels[middle], rtol=1e-12
+    )
     assert found.channels[middle].mean() == pytest.approx(1.0)
 
 
@@ -99,5 +101,7 @@ def test_shares_of_coupled_members_count_alike() -> None:
     """The stream of `residual`: two producers and two consumers, each with shares that sum to 1."""
     model, graph = residual()
     for name in ("l1", "l2", "fpgm"):
-        for values in score(name, graph, model).channels.values():
+        for values in score(name, graph, model, normalise="none").channels.values():
             assert values.sum() == pytest.approx(1.0)
+        stream = max(score(name, graph, model).channels.values(), key=lambda values: float(values.sum()))
+        assert stream.sum() == pytest.approx(4.0), "it is worth the four layers that it couples"
