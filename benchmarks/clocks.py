@@ -18,6 +18,7 @@ from edgeprune.graph import ModelGraph
 from edgeprune.measurement import HOT
 from edgeprune.preparing import Silent, measured_table
 from edgeprune.references import load_references
+from edgeprune.table import shipped_path, table_path
 from edgeprune.transport import open_session
 
 
@@ -31,6 +32,12 @@ class Candidate:
 
 
 Clock: TypeAlias = Callable[[Mapping[str, Candidate]], dict[str, list[float]]]  # name to [ratio to dense, low, high]
+
+
+def known_tables(device: Device) -> list[Path]:
+    """The table that comes with edgeprune and the user's, in the device's first precision."""
+    precision = device.precisions[0]
+    return [shipped_path(device, precision), table_path(device, precision)]
 
 
 def cost_of(graph: ModelGraph, model: torch.nn.Module, example: tuple[torch.Tensor, ...], device: Device) -> CostModel:

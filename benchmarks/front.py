@@ -138,7 +138,8 @@ def main() -> int:
         shares = ", ".join(f"{share:.3f}x" for share in row["measured"])
         lines.append(
             f"| {row['ratio']:g}x | {row['predicted']:.3f}x ± {row['half_width']:.3f} | {shares} "
-            f"| {row['predicted'] / np.mean(row['measured']) - 1:+.1%} | {row['value']:.1%} | {row['gap']:.2%} "
+            f"| {row['predicted'] / np.mean(row['measured']) - 1:+.1%} | {row['value']:.1%} "
+            f"| {'not proven' if row['gap'] is None else format(row['gap'], '.2%')} "
             f"| {len(row['dropped'])} | {row['seconds']:.2f} |"
         )
     lines += [f"| {point.ratio:g}x | {point.why} | | | | | | |" for point in points if point.choice is None]

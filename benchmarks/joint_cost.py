@@ -69,6 +69,7 @@ def in_steps(cost: Any, saliency: Any, target_us: float, steps: int) -> Any:
 
 def chosen(name: str, device: Any, budgets: list[float], steps: int) -> tuple[Any, dict[str, dict[str, Any]]]:
     """The source of the engines and every case's network: what each cost states of it, and what it keeps."""
+    from benchmarks.clocks import known_tables
     from benchmarks.prediction.networks import build
     from edgeprune.calibration import Source
     from edgeprune.choice import dense_choice
@@ -77,11 +78,11 @@ def chosen(name: str, device: Any, budgets: list[float], steps: int) -> tuple[An
     from edgeprune.errors import BudgetError
     from edgeprune.graph import trace
     from edgeprune.saliency import score
-    from edgeprune.table import read_table, table_path
+    from edgeprune.table import read_table
 
     model, inputs = build(name)
     graph = trace(model, inputs)
-    cost = cost_model(graph, read_table(table_path(device, device.precisions[0]), allow_other=True))
+    cost = cost_model(graph, read_table(known_tables(device), allow_other=True))
     saliency = score("l2", graph, model)
     dense = dense_choice(cost, saliency)
     floor = least_choice(cost, saliency).predicted_us

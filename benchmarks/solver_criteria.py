@@ -86,15 +86,16 @@ def main() -> int:
 def models_of(network: str, device_name: str) -> tuple[Any, Any, Any]:
     """(model, graph, cost model)."""
     import edgeprune as ep
+    from benchmarks.clocks import known_tables
     from benchmarks.prediction.networks import build
     from edgeprune.cost import cost_model
     from edgeprune.graph import trace
-    from edgeprune.table import read_table, table_path
+    from edgeprune.table import read_table
 
     device = ep.load_device(device_name)
     model, inputs = build(network)
     graph = trace(model, inputs)
-    return model, graph, cost_model(graph, read_table(table_path(device, device.precisions[0]), allow_other=True))
+    return model, graph, cost_model(graph, read_table(known_tables(device), allow_other=True))
 
 
 def rows_of(network: str, criteria: list[str], budgets: list[float], device: str) -> Iterator[Row]:

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 import edgeprune as ep
+from benchmarks.clocks import known_tables
 from benchmarks.prediction.networks import build
 from benchmarks.solver_problems import FOLDER, unit_us
 from edgeprune.cost import CostModel, cost_model
 from edgeprune.graph import Block, ModelGraph, trace
 from edgeprune.surface import Surface
-from edgeprune.table import read_table, table_path
+from edgeprune.table import read_table
 from edgeprune.unit import Unit
 from edgeprune.units import shape_key
 
@@ -39,7 +40,7 @@ def main() -> None:
     for name in options.names:
         model, inputs = build(name)
         graph = trace(model, inputs)
-        cost = cost_model(graph, read_table(table_path(device, device.precisions[0]), allow_other=True))
+        cost = cost_model(graph, read_table(known_tables(device), allow_other=True))
         document = snapshot(name, graph, cost, options.device)
         print(f"{name}: largest relative difference to the cost model {check(document, cost):.1e}")
         path = FOLDER / f"solver_{name}.json"
