@@ -3,7 +3,7 @@
 A Gaussian process on the logarithm of latency (kriging; Rasmussen and Williams 2006, chapter 2), around a mean that is
 linear in the widths and their product. Legend: X widths that are worked on [n, 3], with a fourth coordinate for rough
 ones and the logarithm of their penalty as the fifth; m(X) the mean; r = log us - log m. How much slower rough widths
-are is not the family's alone: on ONNX Runtime 5 times for one depthwise convolution, 14 times for another.
+are is not the family's alone: on ONNX Runtime 5 times for one depthwise convolution, 27 times for another.
 """
 
 from __future__ import annotations
