@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,11 @@ def two_at_once(sshd: Sshd, folder: Path) -> str:
     }
     begun = time.perf_counter()
     at_once(
-        {name: lambda d=d, n=name: profile(kernels, d, table_path=folder / f"{n}.jsonl") for name, d in devices.items()}
-    )  # type: ignore[misc]
+        {
+            name: partial(profile, kernels, device, table_path=folder / f"{name}.jsonl")
+            for name, device in devices.items()
+        }
+    )
     both = time.perf_counter() - begun
     return (
         f"Alone {alone['slower']:.1f} s and {alone['faster']:.1f} s, together {both:.1f} s: "

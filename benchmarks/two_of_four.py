@@ -177,7 +177,8 @@ def layer_errors(case: Case) -> dict[str, dict[str, float]]:
 
 def whole(cases: list[Case], cifar: Path) -> Iterator[str]:
     """All layers sparse, one after another: the network's output beside the dense one's, and what ResNet-56 knows."""
-    images, labels = (part[:TEST_PICTURES] for part in test_images(cifar))
+    pictures, classes = test_images(cifar)
+    images, labels = pictures[:TEST_PICTURES], classes[:TEST_PICTURES]
     yield "## Whole networks, no training"
     yield ""
     yield "||a - b||² / ||b - mean(b)||² of the outputs on the half of the samples that nothing was fitted to."

@@ -31,7 +31,7 @@ class Case:
         found = []
         for path, layer in self.model.named_modules():
             is_conv = isinstance(layer, torch.nn.Conv2d) and layer.groups == 1
-            if (is_conv or isinstance(layer, torch.nn.Linear)) and layer.weight.shape[1] % GROUP == 0:  # type: ignore
+            if (is_conv or isinstance(layer, torch.nn.Linear)) and layer.weight.shape[1] % GROUP == 0:
                 found.append(f"{path}.weight")
         return tuple(found)
 

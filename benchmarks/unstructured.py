@@ -51,7 +51,7 @@ from edgeprune.errors import InputError
 from edgeprune.folders import write_atomically
 from edgeprune.local_channel import LocalChannel
 from edgeprune.measurement import Loaded, Measurement, NodeTimes, Timing, joined
-from edgeprune.profiling import load_references
+from edgeprune.references import load_references
 from edgeprune.transport import Session
 
 SHARES = (0.5, 0.67, 0.8, 0.9, 0.95)
@@ -140,7 +140,9 @@ def _lines(
     for key, (share, form) in rows.items():
         base = f"{plain} {share}"
         error = "" if key in (DENSE, base) or base not in files else f"{found.error(key, base):.1e}"
-        cells = [name, f"{share:.0%}", form, f"{len(files[key]) / 1e6:.1f}", f"{found.us(key) / 1e3:.3f}"]
+        file = files[key]
+        size = len(file) if isinstance(file, bytes) else file.stat().st_size
+        cells = [name, f"{share:.0%}", form, f"{size / 1e6:.1f}", f"{found.us(key) / 1e3:.3f}"]
         cells += ["" if key == DENSE else found.ratio(key), error, found.listing(key)]
         yield f"| {' | '.join(cells)} |"
 

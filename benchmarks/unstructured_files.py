@@ -61,7 +61,8 @@ def _conv(file: TfliteFile, x: int, weight: Array, shape: tuple[int, ...], **opt
 
 def _drawn(shape: tuple[int, ...]) -> Array:
     rng = np.random.default_rng(sum(shape))
-    return rng.standard_normal(shape, dtype=np.float32) * np.float32((2 / np.prod(shape[1:])) ** 0.5)
+    drawn: Array = rng.standard_normal(shape, dtype=np.float32) * np.float32((2 / np.prod(shape[1:])) ** 0.5)
+    return drawn
 
 
 def _zeros(file: TfliteFile, count: int) -> int:

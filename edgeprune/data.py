@@ -30,7 +30,7 @@ MOST_CALIBRATION_SAMPLES = 256  # smaller samples: more of them, up to this
 
 log = logging.getLogger(__name__)
 Batch: TypeAlias = tuple[torch.Tensor, "torch.Tensor | None"]
-Sample: TypeAlias = npt.NDArray[np.float32]  # [C, H, W], or the model's own shape without the batch
+Sample: TypeAlias = npt.NDArray[Any]  # float32 [C, H, W], or the model's own shape and type without the batch
 Reader: TypeAlias = "Callable[[int, int, int], Sample | None]"  # item, view, seed; None: can't be read
 
 
@@ -62,6 +62,8 @@ class Data:
         self, batch_size: int = 32, *, views: int = 1, seed: int = 0, limit: int | None = None
     ) -> Iterator[Batch]:
         """Batches (x float32 [N, C, H, W], y int64 [N] or None), the same ones at every call.
+
+        For a model that takes integers x holds such: token ids, int64 [N, length].
 
         View 0 of a picture is the evaluation's crop, views 1, 2, ... are random crops from `seed`; arrays have one
         view. The samples come in `order`, all of view 0 first; `limit` is the most of them.
@@ -138,24 +140,29 @@ def _listed(skipped: Sequence[str]) -> str:
     return "; ".join(skipped[:LISTED_SKIPPED]) + more
 
 
-def load_data(spec: str, preprocessing: Preprocessing | None, shape: Sequence[int]) -> Data:
-    """The data that `--data` names, for a model whose input has `shape` (N, ...).
+def load_data(
+    spec: str, preprocessing: Preprocessing | None, shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> Data:
+    """The data that `--data` names, for a model whose first input has `shape` (N, ...) and `dtype`.
 
     A folder of pictures; a folder of class folders (their order is the label, or their names where all are numbers);
     a CSV of `path,label` or of paths, relative to the file; an npz with `x` and, if there are labels, `y`;
     `pkg.mod:loader`, which is called and gives batches x or (x, y). Pictures go through `preprocessing`, uint8 arrays
-    through its scale, mean and std, float arrays are taken as they are.
+    through its scale, mean and std, float arrays are taken as they are. A model that takes integers (token ids) gets
+    them.
     """
+    if not dtype.is_floating_point:
+        preprocessing = None
     path = Path(spec)
     if path.is_dir():
         return _pictures(path, *_of_folder(path), _for_pictures(preprocessing, shape))
     if path.suffix == ".csv":
         return _pictures(path, *_of_csv(path), _for_pictures(preprocessing, shape))
     if path.suffix == ".npz":
-        return _of_npz(path, preprocessing, shape)
+        return _of_npz(path, preprocessing, shape, dtype)
     module, colon, _ = spec.partition(":")
     if colon and not path.exists() and all(part.isidentifier() for part in module.split(".")):
-        return as_data(call_factory(spec, "data"), preprocessing, shape)
+        return as_data(call_factory(spec, "data"), preprocessing, shape, dtype)
     if not path.exists():
         raise InputError("no such file or folder", file=path)
     raise InputError("expected a folder of pictures, a .csv, an .npz or pkg.mod:loader", file=path)
@@ -172,8 +179,16 @@ def synthetic(shape: Sequence[int], *, seed: int = 0, count: int = 32) -> Data:
     return Data(names=names, labels=None, read=read, items=tuple(range(count)), is_synthetic=True)
 
 
-def as_data(source: object, preprocessing: Preprocessing | None = None, shape: Sequence[int] = ()) -> Data:
-    """A `Data` as it is; any iterable of batches x or (x, y), such as a torch DataLoader, read into memory."""
+def as_data(
+    source: object,
+    preprocessing: Preprocessing | None = None,
+    shape: Sequence[int] = (),
+    dtype: torch.dtype | None = None,
+) -> Data:
+    """A `Data` as it is; any iterable of batches x or (x, y), such as a torch DataLoader, read into memory.
+
+    Samples come in `dtype`; where it isn't told, int64 and int32 as they are and all else as float32.
+    """
     if isinstance(source, Data):
         return source
     if not isinstance(source, Iterable):
@@ -200,14 +215,14 @@ def as_data(source: object, preprocessing: Preprocessing | None = None, shape: S
         x, y = np.concatenate(xs), np.concatenate(labels) if labels else None
     except ValueError as error:
         raise InputError(f"the loader's batches don't fit together: {error}") from None
-    return _arrays(x, y, preprocessing, shape)
+    return _arrays(x, y, preprocessing, shape, dtype)
 
 
 def _array(values: object) -> npt.NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def _of_npz(path: Path, preprocessing: Preprocessing | None, shape: Sequence[int]) -> Data:
+def _of_npz(path: Path, preprocessing: Preprocessing | None, shape: Sequence[int], dtype: torch.dtype) -> Data:
     try:
         with np.load(path, allow_pickle=False) as file:
             if "x" not in file.files:
@@ -215,7 +230,7 @@ def _of_npz(path: Path, preprocessing: Preprocessing | None, shape: Sequence[int
                     f"expected arrays x and, with labels, y; found {', '.join(file.files) or 'none'}", file=path
                 )
             x, y = file["x"], file["y"] if "y" in file.files else None
-        return _arrays(x, y, preprocessing, shape)
+        return _arrays(x, y, preprocessing, shape, dtype)
     except InputError as error:
         raise InputError(error.args[0], file=path) from None
     except Exception as error:  # numpy and zipfile raise many kinds on a broken file
@@ -223,7 +238,11 @@ def _of_npz(path: Path, preprocessing: Preprocessing | None, shape: Sequence[int
 
 
 def _arrays(
-    x: npt.NDArray[Any], y: npt.NDArray[Any] | None, preprocessing: Preprocessing | None, shape: Sequence[int]
+    x: npt.NDArray[Any],
+    y: npt.NDArray[Any] | None,
+    preprocessing: Preprocessing | None,
+    shape: Sequence[int],
+    dtype: torch.dtype | None,
 ) -> Data:
     size = tuple(shape[1:]) or x.shape[1:]
     last_to_first = x.ndim == 4 and len(size) == 3 and x.shape[1:] != size and (x.shape[3], *x.shape[1:3]) == size
@@ -235,15 +254,30 @@ def _arrays(
         raise InputError(f"x is {x.dtype} {x.shape}, expected numbers of shape (N, {', '.join(map(str, size))})")
     if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu" or y.min() < 0):
         raise InputError(f"y is {y.dtype} {y.shape}, expected {len(x)} class numbers from 0")
+    given = _type_of_samples(x, dtype)
 
     def read(item: int, view: int, seed: int) -> Sample:
         if x.dtype != np.uint8 or preprocessing is None or size[0] != preprocessing.num_channels:
-            return np.ascontiguousarray(x[item], np.float32)
+            return np.ascontiguousarray(x[item], given)
         sample: Sample = preprocessing.normalise(np.moveaxis(x[item], 0, -1)[None])[0]
         return sample
 
     labels = None if y is None else tuple(int(label) for label in y)
     return Data(names=tuple(map(str, range(len(x)))), labels=labels, read=read, items=tuple(range(len(x))))
+
+
+def _type_of_samples(x: npt.NDArray[Any], dtype: torch.dtype | None) -> np.dtype[Any]:
+    """What a model of `dtype` is given; `InputError` where it takes integers and x are none."""
+    if dtype is None:
+        return x.dtype if x.dtype in (np.int64, np.int32) else np.dtype(np.float32)
+    if dtype.is_floating_point:
+        return np.dtype(np.float32)
+    wanted: np.dtype[Any] = torch.empty(0, dtype=dtype).numpy().dtype
+    if x.dtype.kind == "f" and not np.array_equal(x, np.trunc(x)):
+        raise InputError(f"x is {x.dtype} with fractions, the model takes {wanted}")
+    if wanted != np.bool_ and (x.min() < np.iinfo(wanted).min or x.max() > np.iinfo(wanted).max):
+        raise InputError(f"x goes from {x.min()} to {x.max()}, more than the {wanted} that the model takes")
+    return wanted
 
 
 def _for_pictures(preprocessing: Preprocessing | None, shape: Sequence[int]) -> Preprocessing:

@@ -129,6 +129,7 @@ def quality_of_bundle(path: Path | str, data_spec: str, *, device: Device | None
         raise InputError(f"device '{device.name}' is modelled: its engine answers nothing that could be judged")
     file = bundle.folder / "preprocessing.json"
     preprocessing = Preprocessing.from_json(file) if file.is_file() else None
-    data = load_data(data_spec, preprocessing, shape_in_torch(bundle.engine))
+    dtype = getattr(torch, bundle.engine.inputs[0].dtype)
+    data = load_data(data_spec, preprocessing, shape_in_torch(bundle.engine), dtype)
     dense = engine_outputs(bundle.dense, device, data) if bundle.dense is not None else None
     return compare(engine_outputs(bundle.engine, device, data), dense), data

@@ -20,6 +20,7 @@ from edgeprune.errors import InputError, did_you_mean
 from edgeprune.graph import ModelGraph
 from edgeprune.plan_json import Plan
 from edgeprune.saliency import Saliency, score
+from edgeprune.saliency.registry import input_type
 from edgeprune.scheduling import ONE_SHOT, Schedule, Stage, before_the_last
 from edgeprune.scopes import SCOPES, Scope
 from edgeprune.sparsity.channel_order import permuted
@@ -55,7 +56,7 @@ def plan(
     if not isinstance(saliency, str) and normalise is not None:
         raise ValueError("normalise is for a criterion's name: these values are normalised already")
     criterion, how = (saliency, normalise) if isinstance(saliency, str) else (saliency.criterion, saliency.normalise)
-    samples = None if data is None else as_data(data)
+    samples = None if data is None else as_data(data, dtype=input_type(graph))
 
     def scored(smaller: ModelGraph, module: torch.nn.Module) -> Saliency:
         return score(criterion, smaller, module, samples, seed=seed, normalise=how)

@@ -35,6 +35,7 @@ from edgeprune.planning import (
 from edgeprune.preprocessing import Preprocessing
 from edgeprune.profiling import profile
 from edgeprune.pruned import Pruned
+from edgeprune.quality import check_takes
 from edgeprune.recovery import repair
 from edgeprune.saliency import Saliency, check_data, score
 from edgeprune.sampling import GOAL, MOST_ROUNDS, interpolation_error, uncertain_kernels
@@ -205,6 +206,9 @@ def prepare(task: Task, reporter: Reporter | None = None) -> Prepared:
     seconds: dict[str, float] = {}
     with timed(seconds, "trace"):
         graph = trace(task.model, task.example_inputs)
+    check_data(task.saliency, task.data, graph)
+    if task.data is not None:
+        check_takes(task.model, task.data, num_inputs=len(task.example_inputs))
     unproven = [refusal for refusal in graph.refused if refusal.operator != "output"]
     units = partition(graph, task.device)
     reporter.say(

@@ -9,7 +9,7 @@ import torch
 
 from edgeprune.data import Data
 from edgeprune.errors import InputError
-from edgeprune.models import ModelFunction, output_tensor
+from edgeprune.models import ModelFunction, evaluating, output_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,38 @@ class Outputs:
 
     values: torch.Tensor
     labels: torch.Tensor | None
+
+
+def check_takes(model: torch.nn.Module, data: Data, *, num_inputs: int = 1) -> None:
+    """`InputError` where the model can't take the data: it has several inputs, or raises on what the data holds.
+
+    Of integers, such as token ids, the model is shown the samples that hold the least and the largest one.
+    """
+    if num_inputs > 1:
+        raise InputError(
+            f"the model takes {num_inputs} inputs, data is for one: wrap the model so that it makes the others itself, "
+            "or give no data and take a saliency that looks at weights alone, like l2"
+        )
+    x = _telling(data)
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(x)
+    except Exception as error:  # the model's own code may raise anything
+        held = "" if x.is_floating_point() else f", {int(x.min())} to {int(x.max())}"
+        shown = f"{str(x.dtype).partition('.')[2]} {tuple(x.shape)}{held}"
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"the model can't take the data ({shown}): {type(error).__name__}: {reason}") from error
+
+
+def _telling(data: Data) -> torch.Tensor:
+    """The first sample; of integers those that hold the least and the largest one."""
+    batches = data.batches()
+    first, _ = next(batches)
+    if first.is_floating_point():
+        return first[:1]
+    x = torch.cat([first, *(x for x, _ in batches)])
+    lows, highs = x.flatten(1).amin(1), x.flatten(1).amax(1)
+    return x[torch.stack([lows.argmin(), highs.argmax()])]
 
 
 def evaluate(

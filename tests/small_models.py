@@ -92,6 +92,25 @@ def pruned(module: nn.Module, shape: tuple[int, ...] = (1, 3, 16, 16), *, empty:
     return Pruned(module=module.eval(), plan=plan, example_inputs=inputs, origin="0" * 64)
 
 
+class Words(nn.Module):
+    """An embedding of 100 words, a residual MLP, mean, linear: token ids [N, 16] to 5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(100, 32)
+        self.up, self.down = nn.Linear(32, 128), nn.Linear(128, 32)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids)
+        logits: torch.Tensor = self.head((x + self.down(torch.relu(self.up(x)))).mean(1))
+        return logits
+
+
+def words() -> nn.Module:
+    return redrawn(Words())
+
+
 def plain() -> nn.Module:
     """Four times conv-norm-relu, mean, linear: 3x32x32 to 10."""
     torch.manual_seed(0)

@@ -192,6 +192,31 @@ def test_npz_floats_as_they_are_and_bytes_normalised(tmp_path: Path) -> None:
     assert everything(load_data(str(file), None, (1, 1, 8, 8)))[0].shape == (2, 1, 8, 8)
 
 
+def test_a_model_that_takes_integers_gets_them(tmp_path: Path) -> None:
+    file = tmp_path / "ids.npz"
+    ids = np.random.default_rng(0).integers(0, 30_000, (5, 16))
+    for kept in (ids, ids.astype(np.int32), ids.astype(np.float64)):
+        np.savez(file, x=kept)
+        data = load_data(str(file), None, (1, 16), torch.int64)
+        x, _ = everything(data)
+        assert x.dtype == torch.int64 and torch.equal(x, torch.from_numpy(ids[data.order]))
+    np.savez(file, x=(ids % 200).astype(np.uint8))
+    assert everything(load_data(str(file), PLAIN, (1, 16), torch.int32))[0].dtype == torch.int32
+    assert everything(load_data(str(file), None, (1, 16)))[0].dtype == torch.float32
+    assert everything(as_data([torch.from_numpy(ids)]))[0].dtype == torch.int64
+    assert everything(as_data([torch.from_numpy(ids)], dtype=torch.float32))[0].dtype == torch.float32
+
+
+def test_what_is_no_integer_of_that_size_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "ids.npz"
+    np.savez(file, x=np.full((2, 4), 0.5))
+    with pytest.raises(InputError, match=r"ids.npz: x is float64 with fractions, the model takes int64"):
+        load_data(str(file), None, (1, 4), torch.int64)
+    np.savez(file, x=np.full((2, 4), 2**40))
+    with pytest.raises(InputError, match=r"x goes from 1099511627776 to 1099511627776, more than the int32"):
+        load_data(str(file), None, (1, 4), torch.int32)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

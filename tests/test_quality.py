@@ -8,7 +8,7 @@ import torch
 
 from edgeprune.data import as_data
 from edgeprune.errors import InputError
-from edgeprune.quality import divergence, evaluate, outputs, squared_difference
+from edgeprune.quality import check_takes, divergence, evaluate, outputs, squared_difference
 
 pytestmark = pytest.mark.unit
 
@@ -25,6 +25,21 @@ def test_top1_agreement_and_divergence_by_hand() -> None:
     assert quality.kl == pytest.approx(float((p * np.log(p / q)).sum(1).mean()))
     assert quality.relative_error == pytest.approx((4 * (1 + 16) / 30) ** 0.5)
     assert quality.to_json()["top1"] == 0.25
+
+
+def test_data_that_a_model_cannot_take_is_told_before_anything_runs() -> None:
+    words = torch.nn.Embedding(10, 2)
+    ids = torch.zeros(200, 3, dtype=torch.int64)
+    check_takes(words, as_data([ids]))
+    ids[150, 1] = 10  # far from the first sample
+    with pytest.raises(
+        InputError, match=r"can't take the data \(int64 \(2, 3\), 0 to 10\): IndexError: index out of range"
+    ):
+        check_takes(words, as_data([ids]))
+    with pytest.raises(InputError, match="the model takes 2 inputs, data is for one: wrap the model"):
+        check_takes(words, as_data([ids]), num_inputs=2)
+    with pytest.raises(InputError, match=r"can't take the data \(float32 \(1, 2\)\): RuntimeError"):
+        check_takes(torch.nn.Linear(3, 1), DATA)
 
 
 def test_the_dense_model_agrees_with_itself() -> None:

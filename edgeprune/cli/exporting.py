@@ -70,6 +70,7 @@ def command(
     from edgeprune.folders import check_writable
     from edgeprune.models import example_inputs, resolve
     from edgeprune.parity import samples as parity_samples
+    from edgeprune.quality import check_takes
     from edgeprune.ranges import batches_of
 
     device = device_of(device_name, precision=precision, allow_modelled=allow_modelled)
@@ -80,7 +81,10 @@ def command(
     pruned = _pruned(module, examples, plan_path, folder)
     shape = tuple(examples[0].shape)
     preprocessing = preprocessing_of(preprocess, model["model"], shape, weights=model["weights"])
-    calibration = batches_of(load_data(data, preprocessing, shape), examples) if data else ()
+    given = load_data(data, preprocessing, shape, examples[0].dtype) if data else None
+    if given and len(examples) == 1:
+        check_takes(module, given)
+    calibration = batches_of(given, examples) if given else ()
     named: dict[str, Any] = {"device_name": device_name, "precision": precision, "store": store}
     named |= {"allow_modelled": allow_modelled, "data": data, "preprocess": preprocess}
     with tempfile.TemporaryDirectory(prefix="edgeprune-export-") as scratch:

@@ -149,7 +149,7 @@ def make_task(
         name=model,
         example_inputs=examples,
         device=device,
-        data=load_data(data, preprocessing, size) if data else None,
+        data=load_data(data, preprocessing, size, examples[0].dtype) if data else None,
         preprocessing=preprocessing,
         saliency=saliency,
         normalise=normalise,

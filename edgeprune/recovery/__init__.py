@@ -79,7 +79,7 @@ def repair(
     """
     if method not in _STEPS:
         raise ValueError(f"method {method!r} is none of {', '.join(_STEPS)}")
-    samples = as_data(data)
+    samples = as_data(data, dtype=pruned.example_inputs[0].dtype)
     if method == "none":
         return pruned, RepairReport(chosen="none", differences={}, num_fit=0, num_held_out=0)
     if dense is None:

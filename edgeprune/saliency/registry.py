@@ -108,7 +108,7 @@ def score(
     """
     from edgeprune.saliency.normalising import find_normalisation, normalised
 
-    found = check_data(name, data)
+    found = check_data(name, data, graph)
     how = find_normalisation(normalise or found.normalise)
     if data is None:
         data = synthetic((1,) if found.data == "none" else input_shape(graph), seed=seed)
@@ -124,8 +124,11 @@ def find_criterion(name: str) -> Criterion:
     return CRITERIA[name]
 
 
-def check_data(name: str, data: Data | None) -> Criterion:
-    """The criterion of that name; `InputError` where it needs labels that the data lacks."""
+def check_data(name: str, data: Data | None, graph: ModelGraph | None = None) -> Criterion:
+    """The criterion of that name; `InputError` where it needs labels that the data lacks, or any data at all.
+
+    Which integers a model takes isn't known, so with the `graph` of one that takes them samples have to be given.
+    """
     found = find_criterion(name)
     if found.data == "labels" and (data is None or data.labels is None):
         given = "no data is given" if data is None else f"the data is {data.describe()}"
@@ -133,7 +136,26 @@ def check_data(name: str, data: Data | None) -> Criterion:
             f"saliency '{name}' needs labels and {given}: give class folders, a CSV path,label, an npz with y or "
             "batches (x, y), or take a saliency that needs none, like taylor_output"
         )
+    if found.data != "none" and data is None and graph is not None:
+        check_random_input(name, graph)
     return found
+
+
+def check_random_input(name: str, graph: ModelGraph) -> None:
+    """`InputError` where a model takes integers, for a criterion that would make its input itself."""
+    dtype = input_type(graph)
+    if not dtype.is_floating_point:
+        raise InputError(
+            f"saliency '{name}' looks at samples, and which values of {str(dtype).partition('.')[2]} the model takes "
+            "isn't known: give data, or take a saliency that looks at weights alone, like l2"
+        )
+
+
+def input_type(graph: ModelGraph) -> torch.dtype:
+    """Of the model's first input, which data is for."""
+    first = next(node for node in graph.program.graph.nodes if node.name == graph.program.inputs[0])
+    dtype: torch.dtype = first.meta["val"].dtype
+    return dtype
 
 
 def input_shape(graph: ModelGraph) -> tuple[int, ...]:
