@@ -11,8 +11,8 @@ from benchmarks.conditions import conditions
 
 RESULTS = Path(__file__).parent.parent / "results"
 HEADER = (
-    "| network | runtime | arithmetic | weights | parity | dense ms | pruned ms | ratio (95 %) | MB | top-1 "
-    "| agreement | rel. error |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| network | runtime | arithmetic | weights | parity | dense ms | pruned ms | ratio (95 %) | time in it | MB | top-1 "
+    "| agreement | rel. error |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 Row = dict[str, Any]
 
@@ -26,6 +26,7 @@ def report(work: Path) -> Path:
         "`python -m benchmarks.formats`: each network pruned once, to 0.7x of its latency by the prediction below, "
         "repaired, and exported in every form. *parity*: largest max|a - b| / max|b| to the pruned torch "
         "module. Latencies: one thread, batch 1, pruned beside dense of the same form, interleaved, two processes. "
+        "*time in it*: share of the pruned engine's time that the runtime's listing has in that arithmetic. "
         "*MB*: what is deployed. Quality: of the pruned engine; agreement and relative error to dense in torch.",
         "",
         f"{conditions()}.",
@@ -40,11 +41,11 @@ def report(work: Path) -> Path:
     judged, timed = _by_key(found["judge"]), _by_key(found["time"])
     for row in found["judge"]:
         if row["device"] == "torch":
-            lines.append(f"| {row['network']} | torch, {row['weights']} | fp32 | fp32 | | | | | | {_quality(row)} |")
+            lines.append(f"| {row['network']} | torch, {row['weights']} | fp32 | fp32 | | | | | | | {_quality(row)} |")
     for row in found["export"]:
         key = _key(row)
         if "error" in row:
-            lines.append(f"| {' | '.join(key)} | {row['error']} | | | | | | | |")
+            lines.append(f"| {' | '.join(key)} | {row['error']} | | | | | | | | |")
         else:
             lines.append(_line(row, judged.get(key, {}), timed.get(key, {})))
     faults = [row for row in found["export"] if "parity_fault" in row]
@@ -70,9 +71,12 @@ def _within(judged: dict[tuple[str, ...], Row]) -> list[str]:
 
 
 def _line(row: Row, judged: Row, timed: Row) -> str:
-    ms = "| | "
+    ms = "| | | "
     if timed:
-        ms = f"{timed['dense_ms']:.3f} | {timed['pruned_ms']:.3f} | {timed['ratio']:.3f} (≤ {timed['ratio_upper']:.3f})"
+        ran = timed.get("ran_in") or {}
+        share = f"{ran[row['precision']]:.0%}" if row["precision"] in ran else ""
+        latencies = f"{timed['dense_ms']:.3f} | {timed['pruned_ms']:.3f}"
+        ms = f"{latencies} | {timed['ratio']:.3f} (≤ {timed['ratio_upper']:.3f}) | {share}"
     size = f"{row['pruned_bytes'] / 1e6:.2f} of {row['dense_bytes'] / 1e6:.2f}"
     return f"| {' | '.join(_key(row))} | {row['parity']:.2g} | {ms} | {size} | {_quality(judged)} |"
 

@@ -20,6 +20,7 @@ from edgeprune.budget import parse_budget
 from edgeprune.device import Device, in_precision
 from edgeprune.engine import Engine
 from edgeprune.errors import EdgepruneError, QualityError
+from edgeprune.executed import executed
 from edgeprune.exporting import as_pruned, export
 from edgeprune.gating import engine_outputs
 from edgeprune.measurement import TensorSpec
@@ -279,6 +280,7 @@ def time_one(bench: Bench, name: str) -> None:
                 print(f"{key}: {error}; not timed, try again", flush=True)
                 continue
             assert found.dense is not None and found.pruned.ratio is not None
+            ran = executed(cut, device)
             bench.add(
                 "time",
                 {
@@ -289,6 +291,7 @@ def time_one(bench: Bench, name: str) -> None:
                     "ratio_upper": found.pruned.ratio.upper,
                     "n": found.pruned.n,
                     "disturbed": found.disturbed_rounds,
+                    "ran_in": dict(ran.shares) if ran else None,
                 },
             )
 
