@@ -12,7 +12,7 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +53,7 @@ def onnx_from_module(module: torch.nn.Module, example_inputs: tuple[torch.Tensor
             raise EdgepruneError(f"torch.export cannot trace {type(module).__name__}: {first_line(error)}") from error
         parameters = dict(program.graph_signature.inputs_to_parameters)
         operators = {node.name: name for node, name in canonical_names(program.graph).items()}
+        means = names_of_means(program)
         fold_batch_norms(program)
         try:
             exported = torch.onnx.export(
@@ -69,7 +70,7 @@ def onnx_from_module(module: torch.nn.Module, example_inputs: tuple[torch.Tensor
         assert exported is not None
         model: onnx.ModelProto = exported.model_proto
         drop_zero_adds(model)
-        name_operators(model, operators)
+        name_operators(model, operators, means)
         names = name_contractions(model, parameters)
         weights = _take_weights(model)
         model = onnxslim.slim(model, skip_optimizations=["weight_tying"], skip_fusion_patterns=["FusionGemm"])
@@ -183,19 +184,39 @@ def _zero_values(graph: onnx.GraphProto) -> set[str]:
     return zeros
 
 
-def name_operators(model: onnx.ModelProto, operators: Mapping[str, str]) -> None:
+def name_operators(model: onnx.ModelProto, operators: Mapping[str, str], means: Sequence[str] = ()) -> None:
     """Name each node `operator/k` as the k-th that the traced operator became, in place.
 
-    `operators`: node of the exported program to its name in every trace of the model.
+    `operators`: node of the exported program to its name in every trace of the model; `means`: such names of all that
+    torch makes a mean of, in order.
     """
+    calls = [_call(node) for node in model.graph.node]
+    made = sorted({call for call in calls if re.fullmatch(r"mean(_\d+)?", call)}, key=lambda call: int(call[5:] or 0))
+    known = {**operators, **(dict(zip(made, means, strict=True)) if len(made) == len(means) else {})}
     seen: Counter[str] = Counter()
-    for node in model.graph.node:
-        notes = {entry.key: entry.value for entry in node.metadata_props}
-        call = re.match(r"%(\w+) :", notes.get("pkg.torch.onnx.fx_node", ""))
-        if call is not None:
-            name = operators.get(call[1], call[1])
+    for node, call in zip(model.graph.node, calls, strict=True):
+        if call:
+            name = known.get(call, call)
             node.name = f"{name}/{seen[name]}"
             seen[name] += 1
+
+
+def _call(node: onnx.NodeProto) -> str:
+    """The call of the decomposed program that it was made from, `` where that isn't noted."""
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    found = re.match(r"%(\w+) :", notes.get("pkg.torch.onnx.fx_node", ""))
+    return found[1] if found else ""
+
+
+def names_of_means(program: ExportedProgram) -> list[str]:
+    """All that torch makes a mean of, in order, by the names of the trace: means, and pools over whole pictures."""
+    aten = torch.ops.aten
+    found = []
+    for node, name in canonical_names(program.graph).items():
+        is_pool = node.target is aten.adaptive_avg_pool2d.default
+        if node.target in (aten.mean.dim, aten.mean.default) or (is_pool and {*node.args[1]} == {1}):  # type: ignore
+            found.append(name)
+    return found
 
 
 def _take_weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

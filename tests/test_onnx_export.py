@@ -178,3 +178,17 @@ def test_large_weights_come_back_and_operators_bear_the_names_of_the_trace() -> 
     assert others["LayerNormalization"].partition("/")[0] == "layer_norm"
     assert others["Gelu"].partition("/")[0] == "gelu"
     assert off(run(model, x)[0], net(x)) < 1e-5
+
+
+class Pools(nn.Module):
+    """Two means, and between them a pool over whole pictures, of which torch makes another mean."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scaled = x * x.mean((2, 3), keepdim=True).sigmoid()
+        gated = scaled * nn.functional.adaptive_avg_pool2d(scaled, 1).relu()
+        return gated.mean(1)
+
+
+def test_a_pool_over_whole_pictures_is_called_as_in_the_trace() -> None:
+    means = [node.name for node in onnx_from_module(Pools(), (X,)).graph.node if node.op_type == "ReduceMean"]
+    assert means == ["mean/0", "adaptive_avg_pool2d/0", "mean_1/0"]

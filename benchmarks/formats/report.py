@@ -11,8 +11,8 @@ from benchmarks.conditions import conditions
 
 RESULTS = Path(__file__).parent.parent / "results"
 HEADER = (
-    "| network | runtime | arithmetic | weights | parity | dense ms | pruned ms | ratio (95 %) | time in it | MB | top-1 "
-    "| agreement | rel. error |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| network | runtime | arithmetic | weights | parity | dense ms | pruned ms | ratio (95 %) | time in it | MB "
+    "| top-1 | agreement | rel. error |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 Row = dict[str, Any]
 

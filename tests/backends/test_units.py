@@ -24,8 +24,23 @@ pytestmark = pytest.mark.contract
 QUICK = Timing(warmup_ms=1, burst_ms=0.5, min_rounds=3, max_rounds=3)
 
 
+class Excited(nn.Module):
+    """Squeeze-and-excite: torch makes a mean of the pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.squeeze, self.excite = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        pooled = nn.functional.adaptive_avg_pool2d(x, 1)
+        scaled: torch.Tensor = x * self.excite(self.squeeze(pooled).relu()).sigmoid()
+        return scaled.mean((2, 3))
+
+
 @pytest.mark.parametrize(
-    ("model", "shape"), [(Net, (2, 3, 16, 16)), (Transformer, (2, 3, 64, 64)), (SpelledOut, (5, 9, 16))]
+    ("model", "shape"),
+    [(Excited, (1, 3, 40, 40)), (Net, (2, 3, 16, 16)), (Transformer, (2, 3, 64, 64)), (SpelledOut, (5, 9, 16))],
 )
 def test_whatever_openvino_executes_belongs_to_a_unit(
     model: Callable[[], nn.Module], shape: tuple[int, ...], require: Callable[[str], None], tmp_path: Path
