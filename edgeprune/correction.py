@@ -51,6 +51,7 @@ APART: Column = ("apart", "")
 NARROW: Column = ("narrow", "")
 EVERY: Column = ("cold every", "")
 BESIDE: Column = ("beside each", "")
+TOLD = "told"
 PRIOR = {
     "all": 0.12,
     "family": 0.2,
@@ -78,6 +79,7 @@ PRIOR = {
     "beside each": 0.05,
     "constant": 2.0,
     "own constant": 0.02,
+    "told": 0.2,
 }
 """Standard deviation of every kind before anything is measured; chosen by hand, wide enough for what was seen.
 
@@ -86,7 +88,7 @@ Those of `TYPICAL` are in the median of all tabled times.
 TYPICAL = frozenset({"cold every", "cold each", "cold ragged each", "each", "rough each", "beside each", "constant"})
 UNSEEN = frozenset({"beside", "beside each", "apart", "narrow"})
 """Kinds that no node of a unit is told with, so that only totals teach them: copies, what is done between nodes."""
-COLD = frozenset({"weights", "cold every", "cold each", "cold ragged each"})
+COLD = frozenset({"bytes", "beside", "weights", "cold every", "cold each", "cold ragged each"})
 """Kinds that a network pays only as far as it is cold."""
 CAPACITIES = tuple(2.0**power for power in range(19, 26))
 """Bytes beyond which a network is cold: what may be found."""
@@ -200,7 +202,7 @@ class Correction:
     def terms(self, structure: str, work: Work) -> Iterable[tuple[Column, float]]:
         """The columns that a unit's time depends on in a cold network, with their values."""
         family = regime_of(work.kernel)
-        traffic_us = work.kernel.num_bytes * self.bytes_us.get(family, 0.0)
+        traffic_us = min(work.us, work.kernel.num_bytes * self.bytes_us.get(family, 0.0))
         yield ALL, work.us
         yield ("family", family), work.us
         yield ("structure", structure), work.us
@@ -285,7 +287,7 @@ def learn(
     prior = _prior(observations, stairs, known)
     if not observations:
         return prior
-    equations = [_equations(prior, observation) for observation in observations]
+    equations = [_equations(prior, number, observation) for number, observation in enumerate(observations)]
     prior = replace(prior, capacity=_likeliest_capacity(prior, observations, equations))
     parts = _weighted(prior, equations, [prior.cold(o.works) for o in observations])
     gram, moment = _squares(parts)
@@ -343,6 +345,8 @@ def _prior(
         for work in works:
             for column, _ in prior.terms(structure, work):
                 columns.setdefault(column, len(columns))
+    for number in range(len(observations)):
+        columns[TOLD, str(number)] = len(columns)
     deviations = [PRIOR[kind] * (prior.typical_us if kind in TYPICAL else 1.0) for kind, _ in columns]
     return replace(
         prior,
@@ -414,7 +418,7 @@ def _weighted(
     return list(zip(np.split(shown, ends), np.split(left * weights, ends), strict=True))
 
 
-def _equations(prior: Correction, observation: Observation) -> Equations:
+def _equations(prior: Correction, number: int, observation: Observation) -> Equations:
     """One for each node that was told, one for the total; of a cold network."""
     works = observation.works
     rows = prior._rows(observation.structure, works)
@@ -422,11 +426,13 @@ def _equations(prior: Correction, observation: Observation) -> Equations:
     nodes = np.array([works[i].node_us for i in told], dtype=np.float64)
     seen = np.array([kind not in UNSEEN for kind, _ in prior.columns])
     around = rows.sum(axis=0) + prior._around(observation.structure)
+    rows[told] *= seen
+    rows[told, prior.columns[TOLD, str(number)]] = [works[i].us for i in told]
     noise = np.hypot(NODE_NOISE, [works[i].error for i in told]) * nodes + NODE_NOISE_TYPICAL * prior.typical_us
     tabled = np.array([work.us * work.error for work in works])
     total_noise = np.hypot(observation.noise * observation.total_us, float(np.sqrt(np.sum(tabled**2))))
     return (
-        np.concatenate([rows[told] * seen, around[None]]),
+        np.concatenate([rows[told], around[None]]),
         np.append(nodes, observation.total_us),
         np.append(noise, total_noise),
     )

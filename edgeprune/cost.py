@@ -156,12 +156,14 @@ def cost_model(graph: ModelGraph, table: LatencyTable, *, formats: Sequence[str]
     if TWO_OF_FOUR in formats:
         units = with_formats(units, graph)
     latency_us = {entry.kernel: table.latency_us(entry.kernel, node=True) for entry in table}
+    doubts = {entry.kernel: entry.doubt for entry in table}
     stairs = find_staircase(latency_us, precision)
     return cost_model_from(
         graph,
         units,
         width_options(graph, units, stairs.steps()),
         latency_us,
+        doubts=doubts,
         origin=table.origin,
         stairs=stairs,
         networks=table.networks,
@@ -177,6 +179,7 @@ def cost_model_from(
     latency_us: Mapping[Kernel, float],
     *,
     origin: str,
+    doubts: Mapping[Kernel, float] | None = None,
     stairs: Staircase | None = None,
     networks: Sequence[NetworkEntry] = (),
     references_us: Mapping[str, float] | None = None,
@@ -184,8 +187,9 @@ def cost_model_from(
 ) -> CostModel:
     """Surfaces from compute times of kernels in us and a correction from networks, on the table's clock.
 
-    Without `references_us` the ratios of networks are microseconds. A kernel that could not be measured narrows the
-    surface it belongs to; `TableError` names the unit for which nothing remains.
+    `doubts` are relative standard errors of kernels. Without `references_us` the ratios of networks are microseconds. A
+    kernel that could not be measured narrows the surface it belongs to; `TableError` names the unit for which nothing
+    remains.
     """
     stairs = stairs or Staircase()
     boxes = _boxes(units, options, latency_us)
@@ -199,7 +203,7 @@ def cost_model_from(
                 measured[key][kernel] = us
     measured = {key: kernels for key, kernels in measured.items() if kernels}
     ranges = {key: _range(kernels) for key, kernels in measured.items()}
-    everywhere = surfaces_of(measured, ranges, stairs)
+    everywhere = surfaces_of(measured, ranges, stairs, doubts)
     surfaces = {key: replace(everywhere[key], low=low, high=high) for key, (low, high) in boxes.items()}
     covered = _covered(units, options, surfaces)  # names a unit that is not there at full width, before it is asked
     dense = works_of(units, graph.dense_widths, surfaces)

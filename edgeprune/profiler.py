@@ -6,6 +6,7 @@ import logging
 import secrets
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,7 @@ from edgeprune.measurement import ConnectionLost, Loaded, Measurement, NodeTimes
 from edgeprune.modelled import backend_of
 from edgeprune.precision import refusal, shares_of
 from edgeprune.references import COMPUTE, MEMORY, load_references
+from edgeprune.table import doubt_of
 from edgeprune.table_lines import FailureLine, FingerprintLine, RowLine, SessionLine
 from edgeprune.table_log import TableLog
 from edgeprune.transport import MOST_CUTS, PATIENCE_SECONDS, open_session
@@ -34,6 +36,8 @@ LOG = logging.getLogger("edgeprune")
 BATCH = 8
 STARTS = 3  # of the device program, before it counts as gone
 MOST_LOST_REFERENCES = 2  # in a row
+DOUBTFUL = 0.05  # relative standard error from which on a kernel is measured again
+MOST_LOOKS = 3
 MAX_DISTURBED = 0.5  # share of rounds above which a batch is measured once more
 
 Progress = Callable[[int, int], None]
@@ -55,6 +59,7 @@ class Profiler:
         self.references: tuple[str, ...] = ()
         self.reference_us: dict[str, list[float]] = {COMPUTE: [], MEMORY: []}
         self.batches = 0
+        self.looks: Counter[Kernel] = Counter()
         self.suspects: set[Kernel] = set()  # a session was lost while they ran
         self.machine: dict[str, Any] | None = None  # what the device told about itself when the first one began
         self.slowed: dict[str, None] = {}  # what slowed it down so far
@@ -103,16 +108,20 @@ class Profiler:
             LOG.warning("device '%s' was started anew", self.device.name)
 
     def measure(self, kernels: Sequence[Kernel], log: TableLog, on_progress: Progress) -> None:
-        """All kernels, in batches that mix sizes as they come; one that loses the session twice costs itself alone."""
+        """All kernels, in batches that mix sizes as they come; one that loses the session twice costs itself alone.
+
+        Those whose rounds were too far apart come once more at the end, up to `MOST_LOOKS` times in all.
+        """
         self.write_fingerprint(log)
-        queue = [list(kernels[i : i + BATCH]) for i in range(0, len(kernels), BATCH)]
-        done = 0
-        on_progress(done, len(kernels))
+        queue = _batches(kernels)
+        done, total = 0, len(kernels)
+        doubtful: list[Kernel] = []
+        on_progress(done, total)
         try:
             while queue:
                 batch = queue.pop(0)
                 try:
-                    self._batch(batch, log)
+                    doubtful += self._batch(batch, log)
                 except MeasurementError as error:
                     again = self._blame(batch, error, log)
                     queue[:0] = again
@@ -122,11 +131,13 @@ class Profiler:
                         self.session.unload(*(kernel.key for kernel in batch))
                     done -= sum(map(len, again))
                 done += len(batch)
-                on_progress(done, len(kernels))
+                if not queue:  # another time, when whoever disturbed them may have gone
+                    queue, total, doubtful = _batches(doubtful), total + len(doubtful), []
+                on_progress(done, total)
         except KeyboardInterrupt:
-            raise Interrupted(f"interrupted; {done} of {len(kernels)} kernels are saved in {log.path}") from None
+            raise Interrupted(f"interrupted; {done} of {total} kernels are saved in {log.path}") from None
         except (DeviceError, MeasurementError, StorageError) as error:
-            saved = f"{done} of {len(kernels)} kernels are saved in {log.path}; run it again to go on"
+            saved = f"{done} of {total} kernels are saved in {log.path}; run it again to go on"
             raise type(error)(f"{error}; {saved}") from error
 
     def _go_on(self, error: SessionLost, log: TableLog) -> None:
@@ -186,11 +197,12 @@ class Profiler:
         log.append([self._failure(guilty[0], str(error))])
         return others
 
-    def _batch(self, batch: Sequence[Kernel], log: TableLog) -> None:
+    def _batch(self, batch: Sequence[Kernel], log: TableLog) -> list[Kernel]:
+        """Measures a batch; gives the kernels that are to be measured again."""
         self.load_references()
         loaded = self._loaded(batch, log)
         if not loaded:
-            return
+            return []
         measured, nodes = self._time(list(loaded))
         session = self.note_references(measured)
         lines = [self._line(kernel, measured, nodes.get(kernel.key), loaded[kernel]) for kernel in loaded]
@@ -202,6 +214,9 @@ class Profiler:
             self._go_on(error, log)
         for path in self.folder.iterdir():
             path.unlink()
+        self.looks.update(loaded.keys())
+        vague = {kernel for kernel, line in zip(loaded, lines, strict=True) if _is_vague(line)}
+        return [kernel for kernel in loaded if kernel in vague and self.looks[kernel] < MOST_LOOKS]
 
     def _loaded(self, batch: Sequence[Kernel], log: TableLog) -> dict[Kernel, Loaded]:
         """Build and load what can be; what can't is written down."""
@@ -266,6 +281,14 @@ class Profiler:
             machine=self.machine or None,
             slowed=list(self.slowed) or None,
         )
+
+
+def _batches(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
+    return [list(kernels[i : i + BATCH]) for i in range(0, len(kernels), BATCH)]
+
+
+def _is_vague(line: RowLine | FailureLine) -> bool:
+    return isinstance(line, RowLine) and doubt_of(line.reference_ratio, line.ratio_ci) > DOUBTFUL
 
 
 def statistics_of(key: str, measured: Measurement) -> dict[str, Any]:

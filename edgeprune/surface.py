@@ -24,6 +24,8 @@ from edgeprune.staircase import FloatArray, Staircase
 
 LEAST_US = 0.05
 """Times below this (work that the runtime found a way around) count as this."""
+SCATTER = 0.05
+"""How far points lie from a surface's mean, about: what is less doubtful than this counts like the others there."""
 ROUGH_APART = 4.0
 """What is learned of rough widths says as much of the others as of those this many times as wide."""
 ROUGH_DOUBT = 0.3
@@ -47,20 +49,25 @@ CANDIDATES = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Measurements of the kernels of one shape: `Kernel.sizes` [n, 3], latencies [n] in us, the widest kernel."""
+    """Measurements of the kernels of one shape: `Kernel.sizes` [n, 3], latencies [n] in us, the widest kernel.
+
+    `doubt` [n] are their relative standard errors, as the rounds of each tell.
+    """
 
     kernel: Kernel
     sizes: FloatArray
     us: FloatArray
+    doubt: FloatArray
 
     @classmethod
-    def of(cls, latency_us: Mapping[Kernel, float]) -> Points:
+    def of(cls, latency_us: Mapping[Kernel, float], doubts: Mapping[Kernel, float]) -> Points:
         """From kernels of one shape, in ascending order of their sizes."""
         kernels = sorted(latency_us, key=lambda kernel: kernel.sizes)
         return cls(
             kernel=kernels[-1],
             sizes=np.array([kernel.sizes for kernel in kernels], dtype=np.float64),
             us=np.array([max(latency_us[kernel], LEAST_US) for kernel in kernels]),
+            doubt=np.array([doubts.get(kernel, 0.0) for kernel in kernels]),
         )
 
 
@@ -76,6 +83,7 @@ class Surface:
     roughness: Roughness
     worked: FloatArray
     residual: FloatArray
+    doubt: FloatArray
     weights: FloatArray
     factor: Any
 
@@ -97,7 +105,7 @@ class Surface:
         added = self._evaluate(sizes)[1]
         worked = np.concatenate([self.worked, added])
         guess = np.concatenate([self.residual, self._covariance(added, self.worked) @ self.weights])
-        return _surface(self, worked, guess)
+        return _surface(self, worked, guess, np.append(self.doubt, np.zeros(len(added))))
 
     def covers(self, sizes: npt.ArrayLike) -> bool:
         """Whether all points lie inside the measured range."""
@@ -131,24 +139,27 @@ def surfaces_of(
     latency_us: Mapping[Kernel, Mapping[Kernel, float]],
     boxes: Mapping[Kernel, tuple[tuple[int, int, int], tuple[int, int, int]]],
     stairs: Staircase,
+    doubts: Mapping[Kernel, float] | None = None,
 ) -> dict[Kernel, Surface]:
     """One surface a shape key: `latency_us[key]` are its measured kernels, `boxes[key]` the corners of its range.
+
+    `doubts` are relative standard errors of kernels: one that other work hit in every round counts the less.
 
     How rough a family is is told by its own points: the candidate under which each point is likeliest given the others
     (leave one out; Rasmussen and Williams 2006, equations 5.10 to 5.12), over all surfaces of the family.
     """
-    points = {key: Points.of(kernels) for key, kernels in latency_us.items()}
+    points = {key: Points.of(kernels, doubts or {}) for key, kernels in latency_us.items()}
     worked, means, residuals = {}, {}, {}
     for key, own in points.items():
         worked[key], ragged = _placed(stairs, own.kernel, own.sizes)
-        means[key] = _fitted_mean(worked[key], own.us / ragged)
+        means[key] = _fitted_mean(worked[key], own.us / ragged, own.doubt)
         residuals[key] = np.log(own.us / ragged / _mean(worked[key], means[key]))
     families: dict[str, list[Kernel]] = {}
     for key, own in points.items():
         families.setdefault(own.kernel.family, []).append(key)
     found = {}
     for keys in families.values():
-        roughness = likeliest([(worked[key], residuals[key]) for key in keys])
+        roughness = likeliest([(worked[key], residuals[key], points[key].doubt) for key in keys])
         for key in keys:
             low, high = boxes[key]
             empty = Surface(
@@ -160,34 +171,42 @@ def surfaces_of(
                 roughness=roughness,
                 worked=worked[key],
                 residual=residuals[key],
+                doubt=points[key].doubt,
                 weights=np.zeros(0),
                 factor=None,
             )
-            found[key] = _surface(empty, worked[key], residuals[key])
+            found[key] = _surface(empty, worked[key], residuals[key], points[key].doubt)
     return found
 
 
-def _surface(like: Surface, worked: FloatArray, residual: FloatArray) -> Surface:
-    noise = like.roughness.noise**2 + 1e-10
-    factor = cho_factor(covariance(worked, worked, like.roughness) + noise * np.eye(len(worked)), lower=True)
-    return replace(like, worked=worked, residual=residual, weights=cho_solve(factor, residual), factor=factor)
+def _surface(like: Surface, worked: FloatArray, residual: FloatArray, doubt: FloatArray) -> Surface:
+    factor = cho_factor(_of_measured(worked, doubt, like.roughness), lower=True)
+    weights = cho_solve(factor, residual)
+    return replace(like, worked=worked, residual=residual, doubt=doubt, weights=weights, factor=factor)
 
 
-def likeliest(surfaces: Iterable[tuple[FloatArray, FloatArray]]) -> Roughness:
-    """The candidate under which the residuals [n] at X [n, 3] of all surfaces are likeliest, each point left out once.
+def _of_measured(worked: FloatArray, doubt: FloatArray, roughness: Roughness) -> FloatArray:
+    """Covariance of what was measured: noise of the family, and of each where its rounds tell of more."""
+    noise = np.square(np.maximum(doubt, roughness.noise)) + 1e-10
+    result: FloatArray = covariance(worked, worked, roughness) + np.diag(noise)
+    return result
+
+
+def likeliest(surfaces: Iterable[tuple[FloatArray, FloatArray, FloatArray]]) -> Roughness:
+    """The candidate under which the residuals [n] at X [n, 5] of all surfaces, each with its doubt [n], are likeliest,
+    each point left out once.
 
     Surfaces of fewer than four points say nothing; without any other the default stands.
     """
-    telling = [(worked, residual) for worked, residual in surfaces if len(residual) >= 4]
+    telling = [(worked, residual, doubt) for worked, residual, doubt in surfaces if len(residual) >= 4]
     if not telling:
         return Roughness()
     return max(CANDIDATES, key=lambda roughness: sum(_left_out(*own, roughness) for own in telling))
 
 
-def _left_out(worked: FloatArray, residual: FloatArray, roughness: Roughness) -> float:
+def _left_out(worked: FloatArray, residual: FloatArray, doubt: FloatArray, roughness: Roughness) -> float:
     """Log-likelihood of the points, each predicted from the others."""
-    matrix = covariance(worked, worked, roughness) + (roughness.noise**2 + 1e-10) * np.eye(len(worked))
-    inverse = np.linalg.inv(matrix)
+    inverse = np.linalg.inv(_of_measured(worked, doubt, roughness))
     variance = 1 / np.diag(inverse)
     error = inverse @ residual * variance
     return float(-0.5 * np.sum(np.log(variance) + error**2 / variance))
@@ -211,10 +230,11 @@ def _mean(worked: FloatArray, coefficients: FloatArray) -> FloatArray:
     return result
 
 
-def _fitted_mean(worked: FloatArray, us: FloatArray) -> FloatArray:
-    """Coefficients, none negative, of least relative error."""
+def _fitted_mean(worked: FloatArray, us: FloatArray, doubt: FloatArray) -> FloatArray:
+    """Coefficients, none negative, of least relative error; a doubtful point counts less."""
     columns = _columns(worked)
     scale = columns.max(axis=0)
-    coefficients, _ = nnls(columns / scale / us[:, None], np.ones(len(us)))
+    certainty = 1 / np.hypot(SCATTER, doubt)
+    coefficients, _ = nnls(columns / scale * (certainty / us)[:, None], certainty)
     result: FloatArray = coefficients / scale
     return result

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from edgeprune.device import Device
 
 CONTRADICTION = 0.10
+LEAST_DOUBT = 0.01
+"""Rows that are more certain than this count alike: their rounds don't tell of what changes between sessions."""
 STALE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """All rows of one kernel as one: medians of their ratios. `n` and `rounds` are sums."""
+    """All rows of one kernel as one: medians of their ratios, by certainty. `n` and `rounds` are sums."""
 
     kernel: Kernel
     reference: str
@@ -51,9 +53,20 @@ class Entry:
     origin: str
 
     @property
+    def doubt(self) -> float:
+        """Relative standard error of the ratio, as its rounds tell."""
+        return doubt_of(self.ratio, self.ratio_ci)
+
+    @property
     def best_ratio(self) -> float:
         """Of the compute node where the runtime tells it, else from end to end."""
         return self.ratio if self.node_ratio is None else self.node_ratio
+
+
+def doubt_of(ratio: float, interval: tuple[float, float]) -> float:
+    """Relative standard error, from an interval of 95 %."""
+    low, high = interval
+    return (high - low) / (2 * 1.96 * ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +265,8 @@ def select(file: TableFile, fingerprint: str) -> LatencyTable:
     for kernel, rows in by_kernel.items():
         rows = list({(row.session, row.median_us, row.n): row for row in rows}.values())  # a file merged with itself
         ratios = [row.reference_ratio for row in rows]
-        if max(ratios) > (1 + CONTRADICTION) * min(ratios):
+        apart = max(row.ratio_ci[0] for row in rows) > min(row.ratio_ci[1] for row in rows)
+        if apart and max(ratios) > (1 + CONTRADICTION) * min(ratios):
             range_ = f"{min(ratios):.4g} to {max(ratios):.4g}"
             warnings.append(
                 f"kernel '{kernel.key}': {len(rows)} rows contradict each other, {range_}; the median counts"
@@ -291,20 +305,29 @@ def network_entries(lines: Iterable[NetworkLine]) -> Iterator[NetworkEntry]:
 def _merge(kernel: Kernel, rows: Sequence[RowLine]) -> Entry:
     latest = rows[-1]
     rows = [row for row in rows if row.reference == latest.reference and row.origin == latest.origin]
-    nodes = [row.node_ratio for row in rows if row.node_ratio is not None]
+    told = [row for row in rows if row.node_ratio is not None]
     return Entry(
         kernel=kernel,
         reference=latest.reference,
-        ratio=float(np.median([row.reference_ratio for row in rows])),
-        ratio_ci=(float(np.median([r.ratio_ci[0] for r in rows])), float(np.median([r.ratio_ci[1] for r in rows]))),
-        node_ratio=float(np.median(nodes)) if nodes else None,
-        spread=float(np.median([row.spread for row in rows])),
+        ratio=_median([row.reference_ratio for row in rows], rows),
+        ratio_ci=(_median([row.ratio_ci[0] for row in rows], rows), _median([row.ratio_ci[1] for row in rows], rows)),
+        node_ratio=_median([row.node_ratio or 0.0 for row in told], told) if told else None,
+        spread=_median([row.spread for row in rows], rows),
         n=sum(row.n for row in rows),
         rounds=sum(row.rounds for row in rows),
         disturbed=sum(row.disturbed for row in rows),
         rows=len(rows),
         origin=latest.origin,
     )
+
+
+def _median(values: Sequence[float], rows: Sequence[RowLine]) -> float:
+    """Weighted by how certain each row is: one that other work hit in every round counts little beside a quiet one."""
+    doubts = [max(LEAST_DOUBT, doubt_of(row.reference_ratio, row.ratio_ci)) for row in rows]
+    order = np.argsort(values, kind="stable")
+    weights = (1 / np.square(doubts))[order]
+    middles = np.cumsum(weights) - weights / 2
+    return float(np.interp(weights.sum() / 2, middles, np.asarray(values)[order]))
 
 
 def staleness(table: LatencyTable) -> list[str]:

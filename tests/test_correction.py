@@ -82,12 +82,11 @@ def test_before_any_network_the_table_is_believed_with_a_wide_error() -> None:
     traffic = {"conv": a + b, "linear": head}  # bytes are scaled to the time of their family
     whole = (PRIOR[kind] for kind in ("all", "structure", "own constant"))
     expected = (sum(deviation**2 for deviation in whole) + TOTAL_NOISE**2) * us**2
-    expected += (PRIOR["family"] ** 2 + PRIOR["bytes"] ** 2 + PRIOR["beside"] ** 2) * sum(
-        time**2 for time in traffic.values()
-    )
-    expected += PRIOR["unit"] ** 2 * (a**2 + b**2 + head**2)
     typical, cold = np.median([a, b, head]), uncorrected("net", works, BARE).cold(works)
     assert 0 < cold < 1
+    of_traffic = cold**2 * (PRIOR["bytes"] ** 2 + PRIOR["beside"] ** 2)
+    expected += (PRIOR["family"] ** 2 + of_traffic) * sum(time**2 for time in traffic.values())
+    expected += PRIOR["unit"] ** 2 * (a**2 + b**2 + head**2)
     expected += (PRIOR["constant"] * typical) ** 2 + (PRIOR["beside each"] * typical * 3) ** 2
     expected += (PRIOR["each"] * typical) ** 2 * (2**2 + 1**2)
     expected += (cold * PRIOR["cold every"] * typical) ** 2 * 3**2  # all three are off together
@@ -133,6 +132,18 @@ def test_node_times_tell_a_factor_for_each_family_and_totals_what_is_beside_them
     assert correction.total("net", UNSEEN)[0] == pytest.approx(total, rel=0.005)
 
 
+def test_nodes_that_were_told_in_a_calmer_moment_say_how_a_network_is_shared_not_how_long_it_takes() -> None:
+    """All nodes of each network were told at two thirds of what they took when the whole was timed."""
+    observations = []
+    for widths in WIDTHS:
+        calm = measured(network(*widths), lambda work: FACTORS[work.kernel.family])
+        calm_works = tuple(replace(work, node_us=(work.node_us or 0.0) * 2 / 3) for work in calm.works)
+        observations.append(replace(calm, works=calm_works))
+    taught = learn(observations, BARE, known=[("net", network())])
+    expected = sum(FACTORS[work.kernel.family] * work.us for work in UNSEEN)
+    assert taught.total("net", UNSEEN)[0] == pytest.approx(expected, rel=0.01)
+
+
 def test_one_unit_of_its_own_kind_keeps_its_factor_to_itself() -> None:
     """`b` takes 1.4 times as long; `c`, of its family, is believed to take a little longer, `head` is not."""
     observations = [measured(network(*widths), lambda w: 1.4 if w.name == "b" else 1.0) for widths in 2 * MANY]
@@ -167,6 +178,7 @@ def posterior_by_least_squares(
 
 def equations_by_hand(
     correction: Correction,
+    number: int,
     observation: Observation,
     bytes_us: Mapping[str, float],
     weights_us: float,
@@ -184,14 +196,15 @@ def equations_by_hand(
             ("family", family): work.us,
             ("structure", "net"): work.us,
             ("unit", f"net/{work.name}"): work.us,
-            ("bytes", family): work.kernel.num_bytes * bytes_us[family],
+            ("bytes", family): cold * min(work.us, work.kernel.num_bytes * bytes_us[family]),
             ("weights", ""): cold * work.kernel.weight_bytes * weights_us,
             ("each", family): 1.0,
             ("cold every", ""): cold,
             ("cold each", family): cold,
         }
         assert work.node_us is not None
-        rows.append(np.array([values.get(column, 0.0) for column in correction.columns]))
+        nodes = {("told", str(number)): work.us}  # in what nodes tell alone
+        rows.append(np.array([(values | nodes).get(column, 0.0) for column in correction.columns]))
         us.append(work.node_us)
         beside["beside", family] = beside.get(("beside", family), 0.0) + values["bytes", family]
         noise.append(NODE_NOISE * us[-1] + NODE_NOISE_TYPICAL * correction.typical_us)
@@ -200,7 +213,8 @@ def equations_by_hand(
         ("own constant", "net"): dense_us,
         **beside,
     }
-    rows.append(np.sum(rows, axis=0) + [around.get(column, 0.0) for column in correction.columns])
+    in_both = np.array([kind != "told" for kind, _ in correction.columns])
+    rows.append(np.sum(rows, axis=0) * in_both + [around.get(column, 0.0) for column in correction.columns])
     return np.array(rows), [*us, observation.total_us], [*noise, TOTAL_NOISE * observation.total_us]
 
 
@@ -220,7 +234,8 @@ def test_the_posterior_is_that_of_least_squares_drawn_to_the_prior() -> None:
         own = [work for work in every if work.kernel.family == family]
         bytes_us[family] = sum_us(own) / sum(work.kernel.num_bytes for work in own)
     weights_us = sum_us(every) / sum(work.kernel.weight_bytes for work in every)
-    parts = [equations_by_hand(correction, o, bytes_us, weights_us, sum_us(works[0])) for o in observations]
+    dense_us = sum_us(works[0])
+    parts = [equations_by_hand(correction, i, o, bytes_us, weights_us, dense_us) for i, o in enumerate(observations)]
 
     def fitted(numbers: Sequence[int]) -> tuple[FloatArray, FloatArray]:
         rows = np.concatenate([parts[i][0] for i in numbers])
@@ -384,7 +399,8 @@ def factors_of(factors: Mapping[str, float]) -> Callable[[Work], float]:
 
 @pytest.mark.parametrize("capacity", [2.0**21, 2.0**23])
 def test_the_capacity_is_the_one_that_explains_what_networks_take_for_their_weights(capacity: float) -> None:
-    """A megabyte of weights costs 1 ms, but only in networks beyond the capacity."""
+    """A megabyte of weights costs 1 ms, but only in networks beyond the capacity: found to a factor of two, since what
+    traffic costs there explains some of it as well; what networks take is found to 1 %."""
     deep = {f"x{i}": CONV for i in range(8)} | {"head": LINEAR}
     cold = Correction(stairs=BARE, capacity=capacity)
     observations = []
@@ -394,7 +410,7 @@ def test_the_capacity_is_the_one_that_explains_what_networks_take_for_their_weig
         factors = {work.name: 1 + extra * work.kernel.weight_bytes / work.us for work in works}
         observations.append(measured(works, factors_of(factors)))
     found = learn(observations, BARE, known=[("net", network(256, 256, units=deep))])
-    assert found.capacity == capacity
+    assert capacity / 2 <= found.capacity <= 2 * capacity
     for observation in observations:
         assert found.total("net", observation.works)[0] == pytest.approx(observation.total_us, rel=0.01)
 

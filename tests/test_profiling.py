@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,37 @@ def test_a_lost_reference_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.M
         profile(KERNELS[:2], NULL, table_path=tmp_path / "t.jsonl")
     assert read_lines([tmp_path / "t.jsonl"]).failures == ()
     assert tried == 3  # as often it is tried again
+
+
+def test_a_kernel_whose_rounds_are_far_apart_comes_again_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other work hits one kernel the first time, and another one every time: measured twice, and three times in all."""
+    real = Session.measure
+    seen: list[str] = []
+
+    def measure(self: Session, *arguments: Any, **options: Any) -> Measurement:
+        answer = real(self, *arguments, **options)
+        times = {key: [list(burst) for burst in bursts] for key, bursts in answer.times_us.items()}
+        for key in times:
+            if (key == KERNELS[0].key and key not in seen) or key == KERNELS[9].key:
+                times[key] = [[(1 + i % 3) * value for value in burst] for i, burst in enumerate(times[key])]
+        seen.extend(key for key in times if key not in ("compute", "memory"))
+        return replace(answer, times_us=times)
+
+    monkeypatch.setattr(Session, "measure", measure)
+    told: list[tuple[int, int]] = []
+
+    def count(done: int, total: int) -> None:
+        told.append((done, total))
+
+    table = profile(KERNELS[:10], NULL, table_path=tmp_path / "t.jsonl", on_progress=count)
+    assert len(set(seen)) == 10
+    assert seen[10:] == [KERNELS[0].key, KERNELS[9].key, KERNELS[9].key]
+    assert told == [(0, 10), (8, 10), (10, 12), (12, 13), (13, 13)]
+    quiet = profile(KERNELS[:10], NULL, table_path=tmp_path / "u.jsonl")
+    first = table.look_up(KERNELS[0])
+    assert first.rows == 2 and first.ratio == pytest.approx(quiet.look_up(KERNELS[0]).ratio, rel=0.01)
 
 
 def test_disturbed_rounds_are_those_of_the_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,13 +226,28 @@ def test_the_likeliest_roughness_is_the_one_under_which_each_point_follows_best_
             total -= float(multivariate_normal(cov=full[np.ix_(rest, rest)]).logpdf(residual[rest]))
         return total
 
-    found = likeliest([(np.array(sizes, dtype=np.float64), residual)])
+    found = likeliest([(np.array(sizes, dtype=np.float64), residual, np.zeros(len(sizes)))])
     assert found == max(CANDIDATES, key=left_out)
+
+
+def test_a_doubtful_point_gives_way_to_its_neighbours() -> None:
+    """Twice the time it should take: believed where its rounds agreed, hardly where they were 40 % apart."""
+    us = on_grid(bilinear, (8, 16, 32, 64, 128), (8, 32, 128))
+    us[1, 32, 32] *= 2
+    truth = bilinear(32, 32)
+    kernels = {LINEAR.resized(size): value for size, value in us.items()}
+    box = {LINEAR: ((1, 8, 8), (1, 128, 128))}
+    off = {}
+    for doubt in (0.0, 0.4):
+        (surface,) = surfaces_of({LINEAR: kernels}, box, Staircase(), {LINEAR.resized((1, 32, 32)): doubt}).values()
+        off[doubt] = surface.at([(1, 32, 32)])[0] / truth - 1
+    assert off[0.0] > 0.5
+    assert abs(off[0.4]) < 0.05
 
 
 def test_few_points_say_nothing_about_roughness() -> None:
     three = np.array([[1.0, 8, 8], [1, 16, 8], [1, 32, 8]])
-    assert likeliest([(three, np.array([0.0, 0.5, 0.0]))]) == Roughness()
+    assert likeliest([(three, np.array([0.0, 0.5, 0.0]), np.zeros(3))]) == Roughness()
     assert likeliest([]) == Roughness()
 
 
@@ -247,7 +262,7 @@ def test_shapes_of_one_family_share_its_roughness() -> None:
 
 
 def test_a_kernel_that_takes_no_time_counts_as_next_to_nothing() -> None:
-    points = Points.of({LINEAR.resized((1, 16, 8)): 0.0, LINEAR.resized((1, 8, 8)): 3.0})
+    points = Points.of({LINEAR.resized((1, 16, 8)): 0.0, LINEAR.resized((1, 8, 8)): 3.0}, {})
     assert points.sizes.tolist() == [[1, 8, 8], [1, 16, 8]]
     assert points.us.tolist() == [3.0, LEAST_US]
 

@@ -251,6 +251,17 @@ def test_contradicting_rows_are_told(tmp_path: Path) -> None:
     assert "3 rows contradict each other, 2 to 3" in table.warnings[0]
 
 
+def test_a_row_that_other_work_hit_in_every_round_counts_little_beside_a_quiet_one(tmp_path: Path) -> None:
+    """4 ± 40 % and 2 ± 1 % count 1 to 1,600; halves of that weight meet next to 2."""
+    vague = row(4.0).model_copy(update={"ratio_ci": (4 - 1.96 * 1.6, 4 + 1.96 * 1.6)})
+    quiet = row(2.0, session="s2").model_copy(update={"ratio_ci": (2 - 1.96 * 0.02, 2 + 1.96 * 0.02)})
+    table = read_table(written(tmp_path / "t.jsonl", vague, quiet))
+    entry = table.look_up(KERNEL)
+    assert entry.ratio == pytest.approx(2.0, rel=2e-3) and entry.rows == 2
+    assert entry.doubt == pytest.approx(0.01, rel=0.1)
+    assert not table.warnings, "the quiet one lies in the interval of the other: they don't contradict each other"
+
+
 def test_the_fullest_line_of_a_session_counts(tmp_path: Path) -> None:
     path = written(tmp_path / "t.jsonl", session(rounds=50, compute_us=51.0), row(), session(rounds=5))
     assert read_table(path).references_us["compute"] == 51.0
