@@ -15,12 +15,13 @@ from math import prod
 from typing import Any
 
 from edgeprune.backends import find_backend
-from edgeprune.correction import Correction, Observation, Work, learn
+from edgeprune.correction import Correction, Observation, Work
 from edgeprune.eligibility import DENSE, TWO_OF_FOUR
 from edgeprune.errors import TableError
 from edgeprune.formats import FormatValue, format_values, with_formats
 from edgeprune.graph import ModelGraph
 from edgeprune.kernel import Kernel
+from edgeprune.learning import learn
 from edgeprune.staircase import FloatArray, Staircase, find_staircase
 from edgeprune.surface import Surface, surfaces_of
 from edgeprune.table import LatencyTable, NetworkEntry

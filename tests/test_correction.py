@@ -8,21 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeprune.correction import (
-    NODE_NOISE,
-    NODE_NOISE_TYPICAL,
-    OUTLIER,
-    PRIOR,
-    TOTAL_NOISE,
-    TRUST,
-    TYPICAL,
-    Correction,
-    Observation,
-    Work,
-    learn,
-    uncorrected,
-)
+from edgeprune.correction import PRIOR, TOTAL_NOISE, TYPICAL, Correction, Observation, Work
 from edgeprune.kernel import Kernel
+from edgeprune.learning import NODE_NOISE, NODE_NOISE_TYPICAL, OUTLIER, TRUST, learn, uncorrected
 from edgeprune.staircase import FloatArray, Staircase, Stairs
 
 pytestmark = pytest.mark.unit
