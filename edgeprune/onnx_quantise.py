@@ -10,12 +10,16 @@ its softmax is what quantisation costs most.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgeprune.errors import EdgepruneError, RuntimeMissing, install_line
 from edgeprune.onnx_export import first_line, quiet
+from edgeprune.onnx_int8 import quantised
 
 if TYPE_CHECKING:
     import onnx
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 
 _PASSING = frozenset({"Add", "Cast", "Div", "Expand", "Identity", "Mul", "Reshape", "Squeeze", "Sub", "Where"})
 """Operators between the matmuls of an attention and its softmax: scales, masks and shapes."""
+LEAST_TABLE = 2**16
+"""Bytes of a table of embeddings from which on its size counts."""
 KEPT = 4
 """Batches whose activations are held in memory at once."""
 
@@ -103,6 +109,46 @@ def quantise(model: onnx.ModelProto, calibration: Calibration, form: Form, opera
             return onnx.load(str(target))
         except Exception as error:  # of many kinds, from the quantiser and from the runtime that it calls
             raise EdgepruneError(f"onnxruntime can't quantise the model: {first_line(error)}") from error
+
+
+def quantise_lookups(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which tables that rows are looked up in (embeddings) are int8, with a scale for each column.
+
+    Rows are looked up as integers and made floats behind that: of a run these are few, a table may be most of the file.
+    Tables below `LEAST_TABLE` bytes stay, and those that others read as well.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph = made.graph
+    readers = Counter(name for node in graph.node for name in node.input)
+    tables = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if len(tensor.dims) == 2 and tensor.data_type == onnx.TensorProto.FLOAT and tensor.ByteSize() >= LEAST_TABLE
+    }
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        along_rows = not any(attribute.name == "axis" and attribute.i for attribute in node.attribute)
+        table = tables.get(node.input[0]) if node.op_type == "Gather" and along_rows else None
+        if table is None or readers[table.name] > 1:
+            nodes.append(node)
+            continue
+        integers, scales = quantised(numpy_helper.to_array(table), axis=1)
+        zeros = np.zeros(len(scales), np.int8)
+        table.CopyFrom(numpy_helper.from_array(integers, table.name))
+        added: dict[str, Any] = {f"{table.name}/scale": scales, f"{table.name}/zero": zeros}
+        graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in added.items())
+        (output,) = node.output
+        node.output[0] = f"{output}/integers"
+        nodes.append(node)
+        inputs = [node.output[0], *added]
+        nodes.append(helper.make_node("DequantizeLinear", inputs, [output], name=f"{node.name}/floats", axis=-1))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return made
 
 
 class _Reader:

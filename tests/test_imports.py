@@ -26,9 +26,10 @@ LAYERS = (
     "device_nvidia device_state device_clocks device_statistics device_rounds device_core device_program wire "
     "local_channel remote_channel adb_link ssh_link installing transport fingerprint table_lines table_log table "
     "table_listing table_merging table_comparing table_curve table_export foreign_tables references profiler profiling "
-    "device_probe device_checks self_test robust budget surface correction learning cost sampling saliency solve zero_branch "
-    "comparing surgery recovery sparsity rewinding constraints scopes variables budget_rows climbing choice choosing "
-    "scheduling planning exporting ranges calibration bundle_core bundle_engine parity executed latency verifying "
+    "device_probe device_checks self_test robust budget surface correction learning cost sampling saliency solve "
+    "zero_branch comparing surgery recovery sparsity rewinding constraints scopes variables budget_rows climbing "
+    "choice choosing scheduling planning exporting ranges calibration bundle_core bundle_engine parity executed "
+    "latency verifying "
     "bundle_front bundle_program bundle_document bundle loading benching gating at_once preparing forecasting front "
     "handing_over pipeline reporting cli"
 ).split()

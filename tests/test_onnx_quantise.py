@@ -20,7 +20,7 @@ from edgeprune.measurement import HOT
 from edgeprune.onnx_equivalents import gemms_for_linears, pools_for_means
 from edgeprune.onnx_export import onnx_from_module
 from edgeprune.onnx_half import halve_weights, to_half
-from edgeprune.onnx_quantise import ONNXRUNTIME, TENSORRT, attention_nodes, quantise
+from edgeprune.onnx_quantise import ONNXRUNTIME, TENSORRT, attention_nodes, quantise, quantise_lookups
 from edgeprune.parity import check_parity, samples
 from edgeprune.precision import shares_of
 from edgeprune.ranges import batches_of, drawn_batches
@@ -200,6 +200,37 @@ def test_linears_in_a_row_stay_in_two_dimensions() -> None:
     onnx.checker.check_model(found, full_check=True)
     assert kinds(found)["Gemm"] == 2
     np.testing.assert_allclose(answers(found, x)[0], answers(model, x)[0], rtol=1e-5, atol=1e-6)
+
+
+class Lookups(nn.Module):
+    """A table of words, a small one of positions, and a table that is the last layer's weight as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.tied = nn.Embedding(1000, 32), nn.Embedding(900, 32)
+        self.places = nn.Embedding(10, 32)
+        self.norm = nn.LayerNorm(32)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.words(ids) + self.tied(ids) + self.places(ids % 10))
+        return nn.functional.linear(x, self.tied.weight)
+
+
+def test_embeddings_are_looked_up_as_integers_where_nothing_else_reads_them() -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 900, (1, 12))
+    model = onnx_from_module(Lookups().eval(), (ids,))
+    found = quantise_lookups(model)
+    onnx.checker.check_model(found, full_check=True)
+    types = {tensor.name: tensor.data_type for tensor in found.graph.initializer}
+    assert types["words.weight"] == onnx.TensorProto.INT8
+    assert types["places.weight"] == types["tied.weight"] == onnx.TensorProto.FLOAT
+    assert model.ByteSize() - found.ByteSize() == pytest.approx(1000 * 32 * 3, rel=0.02), "a byte instead of four"
+    a, b = answers(found, ids)[0], answers(model, ids)[0]
+    assert 0 < np.abs(a - b).max() / np.abs(b).max() < 0.01
+    assert [n.name for n in found.graph.node if n.op_type == "Gather"] == [
+        n.name for n in model.graph.node if n.op_type == "Gather"
+    ]
 
 
 class NoBias(nn.Module):

@@ -59,8 +59,9 @@ def quantised(model: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPro
     """The float32 model in the form that the runtime computes in int8, with ranges found on batches of its inputs."""
     from edgeprune import onnx_int8
     from edgeprune.onnx_equivalents import gemms_for_linears, pools_for_means
-    from edgeprune.onnx_quantise import ONNXRUNTIME, ONNXRUNTIME_LAYER_NORMS, quantise
+    from edgeprune.onnx_quantise import ONNXRUNTIME, ONNXRUNTIME_LAYER_NORMS, quantise, quantise_lookups
 
     if has_layer_norm_in_onnx(model):
-        return quantise(gemms_for_linears(model), calibration, onnx_int8.ONNXRUNTIME, ONNXRUNTIME_LAYER_NORMS)
+        made = quantise(gemms_for_linears(model), calibration, onnx_int8.ONNXRUNTIME, ONNXRUNTIME_LAYER_NORMS)
+        return quantise_lookups(made)
     return quantise(pools_for_means(model), calibration, onnx_int8.ONNXRUNTIME, ONNXRUNTIME)
