@@ -37,6 +37,7 @@ def errors(row: Row) -> list[Row]:
         still = [ratio / float(then(ratio)) for ratio, then in zip(ratios, drifts, strict=True)]
         us, share, ours = float(np.mean(ratios)) * clock, float(np.mean(shares)), float(np.mean(still)) * clock
         entry: Row = {"network": row["network"], "case": case, "share": share}
+        entry["measured error"] = float(np.std(still, ddof=1) / len(still) ** 0.5 / np.mean(still))
         entry["noise"], entry["noise to dense"], entry["noise cancelled"] = map(_halves, (ratios, shares, still))
         for way, key in WAYS.items():
             entry[f"{way}, to dense"] = predicted[key] / cases["dense"][key] / share - 1
@@ -97,6 +98,9 @@ def write(rows: list[Row], folder: Path) -> Path:
     for label, part in (("random widths", random), ("chosen by the solver", chosen)):
         for kind in ("cancelled", "to dense", "clock"):
             parts.append(line(f"cost model, {label}, {kind}", [e[f"cost model, {kind}"] for e in part]))
+    unsure = [e["measured error"] for e in pruned]
+    parts += ["", f"Standard error of what was measured, from its passes: median {median(unsure):.1%}, "]
+    parts[-1] += f"95th percentile {np.quantile(unsure, 0.95):.1%}."
     parts += ["", "Intervals of 90 %:", ""]
     for way, prefix in (("cost model", ""), ("table only", "table only ")):
         held = float(np.mean([e[f"{prefix}held"] for e in pruned]))
