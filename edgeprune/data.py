@@ -151,9 +151,12 @@ def load_data(
     through its scale, mean and std, float arrays are taken as they are. A model that takes integers (token ids) gets
     them.
     """
+    path = Path(spec)
     if not dtype.is_floating_point:
         preprocessing = None
-    path = Path(spec)
+        if path.is_dir() or path.suffix == ".csv":
+            kind = str(dtype).partition(".")[2]
+            raise InputError(f"the model takes {kind}, pictures are made float32: give --data as npz or pkg.mod:loader")
     if path.is_dir():
         return _pictures(path, *_of_folder(path), _for_pictures(preprocessing, shape))
     if path.suffix == ".csv":
@@ -187,7 +190,8 @@ def as_data(
 ) -> Data:
     """A `Data` as it is; any iterable of batches x or (x, y), such as a torch DataLoader, read into memory.
 
-    Samples come in `dtype`; where it isn't told, int64 and int32 as they are and all else as float32.
+    For a model of floats samples are float32, for one of integers of its `dtype`; where that isn't told, int64 and
+    int32 stay as they are and all else becomes float32.
     """
     if isinstance(source, Data):
         return source
@@ -270,12 +274,18 @@ def _type_of_samples(x: npt.NDArray[Any], dtype: torch.dtype | None) -> np.dtype
     """What a model of `dtype` is given; `InputError` where it takes integers and x are none."""
     if dtype is None:
         return x.dtype if x.dtype in (np.int64, np.int32) else np.dtype(np.float32)
+    if dtype.is_complex:
+        raise InputError(f"the model takes {dtype}, data is for floats and integers")
     if dtype.is_floating_point:
         return np.dtype(np.float32)
     wanted: np.dtype[Any] = torch.empty(0, dtype=dtype).numpy().dtype
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise InputError(f"x is {x.dtype} with values that are no numbers, the model takes {wanted}")
     if x.dtype.kind == "f" and not np.array_equal(x, np.trunc(x)):
         raise InputError(f"x is {x.dtype} with fractions, the model takes {wanted}")
-    if wanted != np.bool_ and (x.min() < np.iinfo(wanted).min or x.max() > np.iinfo(wanted).max):
+    with np.errstate(invalid="ignore"):
+        fits = np.array_equal(x.astype(wanted), x)
+    if not fits or (x.dtype.kind == "f" and np.abs(x).max() >= 2.0**63):
         raise InputError(f"x goes from {x.min()} to {x.max()}, more than the {wanted} that the model takes")
     return wanted
 

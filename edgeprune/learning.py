@@ -178,7 +178,7 @@ def _likeliest_capacity(
 def _weighted(
     prior: Correction, equations: Sequence[Equations], colds: Sequence[float], *, of_cold: bool = False
 ) -> list[tuple[FloatArray, FloatArray]]:
-    """Rows and what is left of the measured times, over their noise; outliers are weighed down, in three rounds.
+    """Rows and what is left of the measured times, over their noise; outliers are weighed down, in two rounds.
 
     The rows are those of the networks as cold as they are, or as if they were cold (`of_cold`).
     """

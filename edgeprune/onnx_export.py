@@ -13,7 +13,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -192,7 +192,10 @@ def name_operators(model: onnx.ModelProto, operators: Mapping[str, str], means: 
     """
     calls = [_call(node) for node in model.graph.node]
     made = sorted({call for call in calls if re.fullmatch(r"mean(_\d+)?", call)}, key=lambda call: int(call[5:] or 0))
-    known = {**operators, **(dict(zip(made, means, strict=True)) if len(made) == len(means) else {})}
+    if len(made) == len(means):
+        known = {**operators, **dict(zip(made, means, strict=True))}
+    else:  # of something else too: no name, rather than that of another one
+        known = {**operators, **{call: f"decomposed_{call}" for call in made}}
     seen: Counter[str] = Counter()
     for node, call in zip(model.graph.node, calls, strict=True):
         if call:
@@ -202,21 +205,22 @@ def name_operators(model: onnx.ModelProto, operators: Mapping[str, str], means: 
 
 
 def _call(node: onnx.NodeProto) -> str:
-    """The call of the decomposed program that it was made from, `` where that isn't noted."""
+    """The call of the decomposed program that it was made from; empty where that isn't noted."""
     notes = {entry.key: entry.value for entry in node.metadata_props}
     found = re.match(r"%(\w+) :", notes.get("pkg.torch.onnx.fx_node", ""))
     return found[1] if found else ""
 
 
 def names_of_means(program: ExportedProgram) -> list[str]:
-    """All that torch makes a mean of, in order, by the names of the trace: means, and pools over whole pictures."""
+    """All that torch makes a mean of, in order, by the names of the trace: means, RMS norms, pools over all places."""
     aten = torch.ops.aten
-    found = []
-    for node, name in canonical_names(program.graph).items():
-        is_pool = node.target is aten.adaptive_avg_pool2d.default
-        if node.target in (aten.mean.dim, aten.mean.default) or (is_pool and {*node.args[1]} == {1}):  # type: ignore
-            found.append(name)
-    return found
+    means = {aten.mean.dim, aten.mean.default, aten.rms_norm.default}
+    pools = {aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default}
+    return [
+        name
+        for node, name in canonical_names(program.graph).items()
+        if node.target in means or (node.target in pools and {*cast("list[int]", node.args[1])} == {1})
+    ]
 
 
 def _take_weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

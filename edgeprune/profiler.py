@@ -135,10 +135,15 @@ class Profiler:
                     queue, total, doubtful = _batches(doubtful), total + len(doubtful), []
                 on_progress(done, total)
         except KeyboardInterrupt:
-            raise Interrupted(f"interrupted; {done} of {total} kernels are saved in {log.path}") from None
+            saved = min(done, len(kernels))
+            raise Interrupted(f"interrupted; {saved} of {len(kernels)} kernels are saved in {log.path}") from None
         except (DeviceError, MeasurementError, StorageError) as error:
-            saved = f"{done} of {total} kernels are saved in {log.path}; run it again to go on"
-            raise type(error)(f"{error}; {saved}") from error
+            if done >= len(kernels) and not isinstance(error, StorageError):
+                LOG.warning("%s; all kernels are measured, some might have been more certain", error)
+                return
+            saved = min(done, len(kernels))
+            told = f"{saved} of {len(kernels)} kernels are saved in {log.path}; run it again to go on"
+            raise type(error)(f"{error}; {told}") from error
 
     def _go_on(self, error: SessionLost, log: TableLog) -> None:
         """A new session after one that was lost; it may be under another fingerprint, in another power mode say."""
@@ -288,7 +293,7 @@ def _batches(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
 
 
 def _is_vague(line: RowLine | FailureLine) -> bool:
-    return isinstance(line, RowLine) and doubt_of(line.reference_ratio, line.ratio_ci) > DOUBTFUL
+    return isinstance(line, RowLine) and doubt_of(line.reference_ratio, line.ratio_ci, line.rounds) > DOUBTFUL
 
 
 def statistics_of(key: str, measured: Measurement) -> dict[str, Any]:

@@ -49,12 +49,16 @@ def check_takes(model: torch.nn.Module, data: Data, *, num_inputs: int = 1) -> N
             f"the model takes {num_inputs} inputs, data is for one: wrap the model so that it makes the others itself, "
             "or give no data and take a saliency that looks at weights alone, like l2"
         )
-    x = _telling(data)
+    check_runs(model, _telling(data))
+
+
+def check_runs(model: torch.nn.Module, x: torch.Tensor, *others: torch.Tensor) -> None:
+    """`InputError` where the model raises on a batch of the data, x, with the `others` of its inputs."""
     try:
         with torch.no_grad(), evaluating(model):
-            model(x)
+            model(x, *others)
     except Exception as error:  # the model's own code may raise anything
-        held = "" if x.is_floating_point() else f", {int(x.min())} to {int(x.max())}"
+        held = "" if x.is_floating_point() or x.dtype == torch.bool else f", {int(x.min())} to {int(x.max())}"
         shown = f"{str(x.dtype).partition('.')[2]} {tuple(x.shape)}{held}"
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"the model can't take the data ({shown}): {type(error).__name__}: {reason}") from error
@@ -67,8 +71,8 @@ def _telling(data: Data) -> torch.Tensor:
     if first.is_floating_point():
         return first[:1]
     x = torch.cat([first, *(x for x, _ in batches)])
-    lows, highs = x.flatten(1).amin(1), x.flatten(1).amax(1)
-    return x[torch.stack([lows.argmin(), highs.argmax()])]
+    flat = x.flatten(1).long()
+    return x[torch.stack([flat.amin(1).argmin(), flat.amax(1).argmax()])]
 
 
 def evaluate(

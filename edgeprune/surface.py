@@ -25,7 +25,7 @@ from edgeprune.staircase import FloatArray, Staircase
 LEAST_US = 0.05
 """Times below this (work that the runtime found a way around) count as this."""
 SCATTER = 0.05
-"""How far points lie from a surface's mean, about: what is less doubtful than this counts like the others there."""
+"""How far points lie from a surface's mean, about: a point of more doubt than this counts less for it."""
 ROUGH_APART = 4.0
 """What is learned of rough widths says as much of the others as of those this many times as wide."""
 ROUGH_DOUBT = 0.3

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from edgeprune.errors import TableError
 from edgeprune.fingerprint import describe
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from edgeprune.device import Device
 
 CONTRADICTION = 0.10
+UNTOLD = 0.1
 LEAST_DOUBT = 0.01
 """Rows that are more certain than this count alike: their rounds don't tell of what changes between sessions."""
 STALE = 0.05
@@ -55,7 +57,7 @@ class Entry:
     @property
     def doubt(self) -> float:
         """Relative standard error of the ratio, as its rounds tell."""
-        return doubt_of(self.ratio, self.ratio_ci)
+        return doubt_of(self.ratio, self.ratio_ci, self.rounds)
 
     @property
     def best_ratio(self) -> float:
@@ -63,10 +65,15 @@ class Entry:
         return self.ratio if self.node_ratio is None else self.node_ratio
 
 
-def doubt_of(ratio: float, interval: tuple[float, float]) -> float:
-    """Relative standard error, from an interval of 95 %."""
+def doubt_of(ratio: float, interval: tuple[float, float], rounds: int) -> float:
+    """Relative standard error, from an interval of 95 % that is normal; wider by Student's factor for few rounds.
+
+    Fewer than three rounds don't tell: they count as off by `UNTOLD`.
+    """
     low, high = interval
-    return (high - low) / (2 * 1.96 * ratio)
+    if rounds < 3:
+        return UNTOLD
+    return float((high - low) / (2 * 1.96 * ratio) * stdtrit(rounds - 1, 0.975) / 1.96)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,12 +329,17 @@ def _merge(kernel: Kernel, rows: Sequence[RowLine]) -> Entry:
 
 
 def _median(values: Sequence[float], rows: Sequence[RowLine]) -> float:
-    """Weighted by how certain each row is: one that other work hit in every round counts little beside a quiet one."""
-    doubts = [max(LEAST_DOUBT, doubt_of(row.reference_ratio, row.ratio_ci)) for row in rows]
+    """Weighted by how certain each row is: one that other work hit in every round counts little beside a quiet one.
+
+    The least value up to which half of all weight lies; where that is exactly half, the mean of it and the next.
+    """
+    doubts = [max(LEAST_DOUBT, doubt_of(row.reference_ratio, row.ratio_ci, row.rounds)) for row in rows]
     order = np.argsort(values, kind="stable")
     weights = (1 / np.square(doubts))[order]
-    middles = np.cumsum(weights) - weights / 2
-    return float(np.interp(weights.sum() / 2, middles, np.asarray(values)[order]))
+    below = np.cumsum(weights) / weights.sum()
+    first, next_ = (int(np.searchsorted(below, 0.5 + shift)) for shift in (-1e-9, 1e-9))
+    ordered = np.asarray(values)[order]
+    return float((ordered[first] + ordered[next_]) / 2)
 
 
 def staleness(table: LatencyTable) -> list[str]:

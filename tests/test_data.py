@@ -212,6 +212,12 @@ def test_what_is_no_integer_of_that_size_is_refused(tmp_path: Path) -> None:
     np.savez(file, x=np.full((2, 4), 0.5))
     with pytest.raises(InputError, match=r"ids.npz: x is float64 with fractions, the model takes int64"):
         load_data(str(file), None, (1, 4), torch.int64)
+    for wrong, message in ((np.nan, "values that are no numbers"), (2.0**63, "goes from 9.22")):
+        np.savez(file, x=np.full((2, 4), wrong))
+        with pytest.raises(InputError, match=message):
+            load_data(str(file), None, (1, 4), torch.int64)
+    with pytest.raises(InputError, match="the model takes uint8, pictures are made float32"):
+        load_data(str(tmp_path), PLAIN, SHAPE, torch.uint8)
     np.savez(file, x=np.full((2, 4), 2**40))
     with pytest.raises(InputError, match=r"x goes from 1099511627776 to 1099511627776, more than the int32"):
         load_data(str(file), None, (1, 4), torch.int32)

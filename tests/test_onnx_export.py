@@ -192,3 +192,23 @@ class Pools(nn.Module):
 def test_a_pool_over_whole_pictures_is_called_as_in_the_trace() -> None:
     means = [node.name for node in onnx_from_module(Pools(), (X,)).graph.node if node.op_type == "ReduceMean"]
     assert means == ["mean/0", "adaptive_avg_pool2d/0", "mean_1/0"]
+
+
+class Norm(nn.Module):
+    """An RMS norm, of which torch makes a mean as well, and a mean behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = self.norm(x)
+        return normed.mean((2, 3))
+
+
+def test_no_mean_bears_the_name_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [node.name for node in onnx_from_module(Norm(), (X,)).graph.node if node.op_type == "ReduceMean"]
+    assert len(names) == 2 and names[1] == "mean/0" and names[0] != "mean/0"
+    monkeypatch.setattr("edgeprune.onnx_export.names_of_means", lambda program: ["mean"])  # one of two is known
+    names = [node.name for node in onnx_from_module(Norm(), (X,)).graph.node if node.op_type == "ReduceMean"]
+    assert names == ["decomposed_mean/0", "decomposed_mean_1/0"]

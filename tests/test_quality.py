@@ -36,6 +36,9 @@ def test_data_that_a_model_cannot_take_is_told_before_anything_runs() -> None:
         InputError, match=r"can't take the data \(int64 \(2, 3\), 0 to 10\): IndexError: index out of range"
     ):
         check_takes(words, as_data([ids]))
+    flags = torch.zeros(4, 3, dtype=torch.bool)
+    flags[2] = True
+    check_takes(torch.nn.Identity(), as_data([flags], dtype=torch.bool))
     with pytest.raises(InputError, match="the model takes 2 inputs, data is for one: wrap the model"):
         check_takes(words, as_data([ids]), num_inputs=2)
     with pytest.raises(InputError, match=r"can't take the data \(float32 \(1, 2\)\): RuntimeError"):

@@ -258,7 +258,7 @@ def test_a_row_that_other_work_hit_in_every_round_counts_little_beside_a_quiet_o
     table = read_table(written(tmp_path / "t.jsonl", vague, quiet))
     entry = table.look_up(KERNEL)
     assert entry.ratio == pytest.approx(2.0, rel=2e-3) and entry.rows == 2
-    assert entry.doubt == pytest.approx(0.01, rel=0.1)
+    assert entry.doubt == pytest.approx(0.01 * 2.262 / 1.96, rel=0.01), "Student's factor for ten rounds"
     assert not table.warnings, "the quiet one lies in the interval of the other: they don't contradict each other"
 
 

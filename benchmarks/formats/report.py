@@ -73,8 +73,8 @@ def _within(judged: dict[tuple[str, ...], Row]) -> list[str]:
 def _line(row: Row, judged: Row, timed: Row) -> str:
     ms = "| | | "
     if timed:
-        ran = timed.get("ran_in") or {}
-        share = f"{ran[row['precision']]:.0%}" if row["precision"] in ran else ""
+        ran = timed.get("ran_in")
+        share = f"{ran.get(row['precision'], 0.0):.0%}" if ran else ""
         latencies = f"{timed['dense_ms']:.3f} | {timed['pruned_ms']:.3f}"
         ms = f"{latencies} | {timed['ratio']:.3f} (≤ {timed['ratio_upper']:.3f}) | {share}"
     size = f"{row['pruned_bytes'] / 1e6:.2f} of {row['dense_bytes'] / 1e6:.2f}"

@@ -276,11 +276,11 @@ def time_one(bench: Bench, name: str) -> None:
             cut, dense = (bench.engine(name, device, precision, weights, kind, pruned) for kind in ("pruned", "dense"))
             try:
                 found = measure_pair(cut, dense, device=in_precision(device, precision))
+                ran = executed(cut, device)
             except EdgepruneError as error:
                 print(f"{key}: {error}; not timed, try again", flush=True)
                 continue
             assert found.dense is not None and found.pruned.ratio is not None
-            ran = executed(cut, device)
             bench.add(
                 "time",
                 {

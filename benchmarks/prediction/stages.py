@@ -237,8 +237,10 @@ def measure_plans(plans: Mapping[str, Plan], source: Source, device: Device, fol
                 session.load(list(paths)[place], list(paths.values())[place])
             measured = session.measure(list(paths), references, timing=TIMING, seed=number)
             without = measured.disturbed()
-            if len(without) == len(measured.rounds[COMPUTE]) and number < 2 * PASSES:
-                continue  # every round was disturbed
+            if len(without) == len(measured.rounds[COMPUTE]):
+                if number >= 2 * PASSES:
+                    raise SystemExit(f"every round of {number + 1} passes was disturbed: a calmer machine is needed")
+                continue
             passes.append(
                 {
                     "disturbed": len(without),

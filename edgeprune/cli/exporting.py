@@ -70,7 +70,7 @@ def command(
     from edgeprune.folders import check_writable
     from edgeprune.models import example_inputs, resolve
     from edgeprune.parity import samples as parity_samples
-    from edgeprune.quality import check_takes
+    from edgeprune.quality import check_runs
     from edgeprune.ranges import batches_of
 
     device = device_of(device_name, precision=precision, allow_modelled=allow_modelled)
@@ -82,9 +82,9 @@ def command(
     shape = tuple(examples[0].shape)
     preprocessing = preprocessing_of(preprocess, model["model"], shape, weights=model["weights"])
     given = load_data(data, preprocessing, shape, examples[0].dtype) if data else None
-    if given and len(examples) == 1:
-        check_takes(module, given)
     calibration = batches_of(given, examples) if given else ()
+    if calibration:
+        check_runs(module, *calibration[0])
     named: dict[str, Any] = {"device_name": device_name, "precision": precision, "store": store}
     named |= {"allow_modelled": allow_modelled, "data": data, "preprocess": preprocess}
     with tempfile.TemporaryDirectory(prefix="edgeprune-export-") as scratch:

@@ -23,7 +23,7 @@ from edgeprune.saliency.blocks import measured_drops
 from edgeprune.saliency.gates import cotangent, gate_derivatives
 from edgeprune.saliency.members import from_channels, gated, slices, total_slices
 from edgeprune.saliency.reading import Look, frozen, look_at
-from edgeprune.saliency.registry import Saliency, Values, check_random_input, criterion, input_shape
+from edgeprune.saliency.registry import Saliency, Values, criterion, input_shape, input_type
 
 Tensors = Mapping[str, torch.Tensor]  # by parameter name, each like the parameter
 
@@ -192,7 +192,8 @@ def synflow(graph: ModelGraph, model: torch.nn.Module, data: Data, seed: int) ->
     and lose their mean. Computed in float64. All that reads a channel carries what all that makes it does, so consumers
     alone are counted.
     """
-    check_random_input("synflow", graph)
+    if not input_type(graph).is_floating_point:
+        raise InputError("saliency 'synflow' sends ones through the model, which takes integers: take another, like l2")
     shape = input_shape(graph)
     with frozen(model):
         parameters = {name: p.detach().double().abs().requires_grad_() for name, p in model.named_parameters()}

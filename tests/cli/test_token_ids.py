@@ -46,7 +46,7 @@ def test_an_engine_in_int8_is_calibrated_and_judged_on_token_ids(ids: str, tmp_p
     ("options", "message"),
     [
         ([], "saliency 'taylor_output' looks at samples, and which values of int64 the model takes isn't known"),
-        (["--saliency", "synflow"], "saliency 'synflow' looks at samples"),
+        (["--saliency", "synflow"], "saliency 'synflow' sends ones through the model, which takes integers"),
         (["--data", "strange.npz"], "the model can't take the data (int64 (2, 16), 0 to 100): IndexError"),
         (["--data", "fractions.npz"], "fractions.npz: x is float64 with fractions, the model takes int64"),
     ],
