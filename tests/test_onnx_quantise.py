@@ -267,13 +267,14 @@ class Rms(nn.Module):
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(16), nn.RMSNorm(16), Rms(), nn.Identity(), nn.Sigmoid()])
 def test_graph_and_onnx_agree_on_whether_there_is_a_layer_norm(norm: nn.Module) -> None:
-    from edgeprune.backends.onnxruntime.quantising import has_layer_norm, has_layer_norm_in_onnx
     from edgeprune.graph import trace
+    from edgeprune.layer_norms import has_layer_norm, has_layer_norm_in_module, has_layer_norm_in_onnx
 
     net = nn.Sequential(nn.Linear(16, 16), norm, nn.Linear(16, 4)).eval()
     x = (torch.randn(1, 5, 16),)
     wanted = not isinstance(norm, nn.Identity | nn.Sigmoid)
     assert has_layer_norm(trace(net, x)) == wanted
+    assert has_layer_norm_in_module(net, x) == wanted
     assert has_layer_norm_in_onnx(onnx_from_module(net, x)) == wanted
 
 

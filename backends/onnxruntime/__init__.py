@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.backends.onnxruntime.exporting import export as export
-from edgeprune.backends.onnxruntime.quantising import has_layer_norm
 from edgeprune.engine import ONNX_PACKAGES
 from edgeprune.errors import not_installed
 from edgeprune.fusion import fuse
+from edgeprune.layer_norms import has_layer_norm
 from edgeprune.precision import ACTIVATIONS, KINDS, check_computes
 from edgeprune.unit import Unit
 

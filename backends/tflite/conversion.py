@@ -122,11 +122,18 @@ def convert(
 
 
 def quantise(
-    content: bytes, name: str, *, samples: Sequence[Sample] = (), signature: str = "", floats: Sequence[str] = ()
+    content: bytes,
+    name: str,
+    *,
+    samples: Sequence[Sample] = (),
+    signature: str = "",
+    floats: Sequence[str] = (),
+    contractions_alone: bool = False,
 ) -> bytes:
     """The file with weights in int8; with `samples` its activations too, by the ranges that these have.
 
-    `floats` names outputs of operators that stay in float then. `name` is that of the network, for messages.
+    `floats` names outputs of operators that stay in float then, `contractions_alone` leaves all but convolutions and
+    linears in float. `name` is that of the network, for messages.
     """
     with tempfile.TemporaryDirectory(prefix="edgeprune-tflite-") as folder:
         source, target, arrays = (Path(folder, file) for file in ("float.tflite", "int8.tflite", "samples.npz"))
@@ -136,6 +143,7 @@ def quantise(
             named: dict[str, Any] = {f"{i}.{name}": a for i, sample in enumerate(samples) for name, a in sample.items()}
             np.savez(arrays, **named)
             asked |= {"kind": "static", "samples": str(arrays), "signature": signature, "float": list(floats)}
+            asked["contractions_alone"] = contractions_alone
         return _answer(asked, target, f"ai_edge_quantizer cannot quantise {name}")
 
 

@@ -2,8 +2,8 @@
 
 `{"do": "convert", "source": IN.pt2, "target": OUT.tflite, "wide": false}` (`wide` keeps 64-bit types), or
 `{"do": "quantise", "source": IN.tflite, "target": OUT.tflite, "kind": "dynamic" or "static"}`, for `static` with
-`"samples": IN.npz` (arrays `<sample>.<input>`), `"signature"` and `"float"`, names of tensors whose operators stay in
-float. Imports nothing of edgeprune.
+`"samples": IN.npz` (arrays `<sample>.<input>`), `"signature"`, `"float"`, names of tensors whose operators stay in
+float, and `"contractions_alone"`, whether all but convolutions and linears does. Imports nothing of edgeprune.
 
 A process of its own, because `litert_torch` brings JAX and the compiler of TensorFlow: their threads, which forbid to
 fork, their memory, what they print, and an abort instead of an exception for some networks all stay here.
@@ -64,9 +64,13 @@ def _static(made: Any, content: bytes, request: dict[str, Any]) -> Any:
     from ai_edge_quantizer.utils import qsv_utils
 
     kinds, never = qtyping.TFLOperationName, algorithm_manager.AlgorithmName.NO_QUANTIZE
-    made.load_quantization_recipe(recipe.static_wi8_ai8())
-    for kind in (kinds.INPUT, kinds.OUTPUT, kinds.BATCH_MATMUL, kinds.SOFTMAX):
-        made.update_quantization_recipe(".*", kind, algorithm_key=never)
+    if request["contractions_alone"]:
+        for kind in (kinds.CONV_2D, kinds.DEPTHWISE_CONV_2D, kinds.FULLY_CONNECTED):
+            made.add_static_config(".*", kind, 8, 8)
+    else:
+        made.load_quantization_recipe(recipe.static_wi8_ai8())
+        for kind in (kinds.INPUT, kinds.OUTPUT, kinds.BATCH_MATMUL, kinds.SOFTMAX):
+            made.update_quantization_recipe(".*", kind, algorithm_key=never)
     for name in request["float"]:
         made.update_quantization_recipe(f"^{re.escape(name)};?$", kinds.ALL_SUPPORTED, algorithm_key=never)
     manager = recipe_manager.RecipeManager()

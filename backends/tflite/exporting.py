@@ -20,6 +20,7 @@ from edgeprune.backends.tflite.sparse import store_sparse
 from edgeprune.backends.tflite.versions import declare, least_runtime
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError, did_you_mean
+from edgeprune.layer_norms import has_layer_norm_in_module
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,14 @@ def export(
     content, names = convert(pruned.module, pruned.example_inputs, channels_last=last)
     if precision == "int8":
         samples = _samples(content, pruned.example_inputs, calibration, channels_last=last)
-        content = quantise(content, name, samples=samples, signature=_signature(content), floats=floats(content))
+        content = quantise(
+            content,
+            name,
+            samples=samples,
+            signature=_signature(content),
+            floats=floats(content),
+            contractions_alone=has_layer_norm_in_module(pruned.module, pruned.example_inputs),
+        )
     elif weights == "int8":
         content = quantise(content, name)
     model = parsed(content)
