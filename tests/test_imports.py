@@ -19,19 +19,19 @@ PACKAGE = Path(ep.__file__).parent
 FILES = [path for part in (PACKAGE, PACKAGE / "backends") for path in part.rglob("*.py")]  # rglob follows no links
 # Each may import those before it. Backends: the data they are given, nothing of the stages.
 LAYERS = (
-    "errors folders machine measurement kernel eligibility precision roofline graph pattern plan_json weights pruned "
-    "engine kernel_sizes attention unit fusion layer_norms kernel_weights onnx_int8 kernel_onnx tflite_file "
-    "tflite_int8 kernel_tflite unsupported onnx_export onnx_half onnx_equivalents onnx_quantise runtime_versions backends device "
-    "device_entries modelled staircase units formats models preprocessing data quality device_boot device_store "
-    "device_nvidia device_state device_clocks device_statistics device_rounds device_core device_program wire "
-    "local_channel remote_channel adb_link ssh_link installing transport fingerprint table_lines table_log table "
-    "table_listing table_merging table_comparing table_curve table_export foreign_tables references profiler profiling "
-    "device_probe device_checks self_test robust budget surface correction learning cost sampling saliency solve "
-    "zero_branch comparing surgery recovery sparsity rewinding constraints scopes variables budget_rows climbing "
-    "choice choosing scheduling planning exporting ranges calibration bundle_core bundle_engine parity executed "
-    "latency verifying "
-    "bundle_front bundle_program bundle_document bundle loading benching gating at_once preparing forecasting front "
-    "handing_over pipeline reporting cli"
+    "errors folders machine measurement kernel eligibility precision roofline graph pattern plan_json weights "
+    "pruned engine kernel_sizes attention unit fusion layer_norms kernel_weights onnx_int8 kernel_onnx "
+    "tflite_file tflite_int8 kernel_tflite unsupported onnx_export onnx_half onnx_equivalents onnx_quantise "
+    "runtime_versions backends device device_entries modelled staircase units formats models preprocessing data "
+    "quality device_boot device_store device_nvidia device_state device_clocks device_statistics device_rounds "
+    "device_core device_program wire local_channel remote_channel adb_link ssh_link installing transport "
+    "fingerprint table_lines table_log table table_listing table_merging table_comparing table_curve table_export "
+    "foreign_tables references profiler profiling device_probe device_checks self_test robust budget surface "
+    "correction learning cost sampling saliency solve zero_branch comparing surgery recovery sparsity rewinding "
+    "constraints scopes variables budget_rows climbing choice choosing scheduling planning exporting ranges "
+    "calibration bundle_core bundle_engine parity executed latency verifying bundle_front bundle_program "
+    "bundle_document bundle loading benching gating at_once preparing forecasting front handing_over pipeline "
+    "reporting cli"
 ).split()
 
 
