@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.backends import tflite
+from edgeprune.backends import find_backend, tflite
 from edgeprune.device import Device
 from edgeprune.engine import Engine
 from edgeprune.errors import InputError, MeasurementError
 from edgeprune.exporting import as_pruned, export
+from edgeprune.graph import trace
 from edgeprune.measurement import Loaded
 from edgeprune.parity import check_parity, samples
 from edgeprune.transport import open_session
@@ -189,6 +190,29 @@ def test_a_norm_over_a_width_stays_in_floats_and_the_mean_of_a_picture_does_not(
     assert {made[name] for name in ("MEAN", "SQUARED_DIFFERENCE", "RSQRT")} == {"float32"}
     assert made["FULLY_CONNECTED"] == results(engines["int8"])["MEAN"] == "int8"
     assert error(answers(engine, batch)[1], batch, module) <= 2e-2
+
+
+class Streamed(nn.Module):
+    """A residual branch behind a layer norm, as in a transformer, with a GELU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(24), nn.Linear(24, 48), nn.Linear(48, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return y
+
+
+def test_beside_layer_norms_linears_alone_are_integers_in_the_file_and_in_the_plan(tmp_path: Path) -> None:
+    shape = (1, 9, 24)
+    module = redrawn(Streamed())
+    made = results(written(tmp_path, "int8", module, shape, calibration=[(drawn(16, shape),)]))
+    assert (made["FULLY_CONNECTED"], made["ADD"], made["GELU"]) == ("int8", "float32", "float32")
+    units = find_backend("tflite").partition(trace(module, (torch.randn(shape),)), "int8")
+    precisions = {unit.name: unit.dense.precision for unit in units}
+    assert {name for name, precision in precisions.items() if precision == "int8"} == {"up", "down"}
+    assert len(precisions) > 2
 
 
 def test_what_makes_up_a_norm_is_found_with_a_scale_and_reshapes_on_the_way() -> None:
