@@ -96,8 +96,9 @@ class Bench:
         if "fp32" not in wanted:
             return
         stored = importlib.import_module(f"edgeprune.backends.{device.backend}.exporting")
-        for weights in getattr(stored, "WEIGHTS", ("fp32",)):
-            if weights != "fp32":
+        known: Any = getattr(stored, "WEIGHTS", ("fp32",))
+        for weights in known["fp32"] if isinstance(known, dict) else known:
+            if weights not in ("fp32", "sparse"):  # zeros are another matter: benchmarks.unstructured
                 yield "fp32", weights
 
     def pruned(self, name: str) -> Pruned:
