@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from edgeprune.fusion import LAYER_NORMS
-from edgeprune.graph.program import operator_name
-from edgeprune.graph.tracing import trace_program
 
 if TYPE_CHECKING:
     import onnx
@@ -32,6 +30,9 @@ def has_layer_norm(graph: ModelGraph) -> bool:
 
 def has_layer_norm_in_module(module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> bool:
     """Whether a module calls one."""
+    from edgeprune.graph.program import operator_name
+    from edgeprune.graph.tracing import trace_program
+
     nodes = {node.name: node for node in trace_program(module, example_inputs).graph.nodes}
     return _among(nodes, operator_name, lambda node: (each.name for each in node.all_input_nodes))
 

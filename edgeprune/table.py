@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from edgeprune.device import Device
 
 CONTRADICTION = 0.10
-UNTOLD = 0.1
 LEAST_DOUBT = 0.01
 """Rows that are more certain than this count alike: their rounds don't tell of what changes between sessions."""
 STALE = 0.05
@@ -68,12 +67,11 @@ class Entry:
 def doubt_of(ratio: float, interval: tuple[float, float], rounds: int) -> float:
     """Relative standard error, from an interval of 95 % that is normal; wider by Student's factor for few rounds.
 
-    Fewer than three rounds don't tell: they count as off by `UNTOLD`.
+    One or two (of a runtime that times itself, many runs each) tell no spread.
     """
     low, high = interval
-    if rounds < 3:
-        return UNTOLD
-    return float((high - low) / (2 * 1.96 * ratio) * stdtrit(rounds - 1, 0.975) / 1.96)
+    factor = stdtrit(rounds - 1, 0.975) / 1.96 if rounds > 2 else 1.0
+    return float((high - low) / (2 * 1.96 * ratio) * factor)
 
 
 @dataclass(frozen=True, kw_only=True)

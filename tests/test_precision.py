@@ -98,7 +98,7 @@ class Mixed(nn.Module):
         ("openvino", "int8", {"conv": "int8", "mean": "int8", "layer_norm": "fp32", "linear": "int8"}),
         ("openvino", "bf16", {"conv": "bf16", "mean": "fp32", "layer_norm": "fp32", "linear": "bf16"}),
         ("onnxruntime", "int8", {"conv": "int8", "linear": "int8", "activation": "fp32", "softmax": "fp32"}),
-        ("tflite", "int8", {"conv": "int8", "activation": "int8", "layer_norm": "fp32", "softmax": "int8"}),
+        ("tflite", "int8", {"conv": "int8", "linear": "int8", "activation": "fp32", "softmax": "fp32"}),
         ("tensorrt", "int8", {"conv": "int8", "activation": "fp32", "mean": "fp32", "linear": "int8"}),
         ("null", "int8", {"conv": "int8", "layer_norm": "int8", "softmax": "int8"}),
     ],
