@@ -238,7 +238,8 @@ def _of_npz(path: Path, preprocessing: Preprocessing | None, shape: Sequence[int
     except InputError as error:
         raise InputError(error.args[0], file=path) from None
     except Exception as error:  # numpy and zipfile raise many kinds on a broken file
-        raise InputError(f"not an npz file of arrays: {error}", file=path) from None
+        reason = "it holds what only a pickle could, which is never loaded" if "pickle" in str(error) else str(error)
+        raise InputError(f"not an npz file of arrays: {reason}", file=path) from None
 
 
 def _arrays(
