@@ -102,7 +102,7 @@ def test_the_runtime_lists_what_computes_in_which(
 
 
 def test_xnnpacks_own_profile_says_so_too(engines: Mapping[str, Engine]) -> None:
-    """QD8: quantised as they come; QC8: weights with a scale a channel."""
+    """QD8, QDU8 (unsigned, where the CPU multiplies such): quantised as they come; QC8: weights with a scale a channel."""
     runner: Any = importlib.import_module("edgeprune.backends.tflite.runner")
     if not runner.version().startswith(runner.PROFILED_VERSIONS):
         pytest.skip(f"the C interface of {runner.version()} is not known")
@@ -112,7 +112,7 @@ def test_xnnpacks_own_profile_says_so_too(engines: Mapping[str, Engine]) -> None
         return [tag for tag in tags if tag.startswith(runner.WEIGHTED_TAGS)]
 
     assert len(contractions("int8")) == 6 and all("QC8" in tag for tag in contractions("int8"))
-    dynamic = [tag for tag in contractions("dynamic") if "QD8" in tag]
+    dynamic = [tag for tag in contractions("dynamic") if "QD8" in tag or "QDU8" in tag]
     assert len(dynamic) == 4 and all("QC8W" in tag for tag in dynamic)
     assert not any("Q" in tag for form in ("fp32", "fp16") for tag in contractions(form))
 
