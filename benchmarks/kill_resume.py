@@ -1,15 +1,18 @@
 """kill -9 of a profile at random moments: no finished row is lost, and the next run goes on from there.
 
-    python benchmarks/kill_resume.py                           # 20 kills, null device
-    python benchmarks/kill_resume.py --device host-openvino    # the same on a real runtime
+    python -m benchmarks.kill_resume                                                 # 20 kills, null device
+    python -m benchmarks.kill_resume --kills 50 --kernels 1200 --device host-openvino   # 50 on a real runtime
 
 A child profiles into one table and prints each time how many kernels are done (they are on disk by then); it is killed
-after a random time, over and over, then left to end. Exit code 1 when a row that was reported done is missing.
+after a random time, over and over, then left to end. Exit code 1 when a row that was reported done is missing, or the
+table's set of kernels is not that of a profile that nobody interrupts. Writes
+benchmarks/results/kill_resume_<device>_<date>.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import signal
 import subprocess
@@ -17,8 +20,10 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
+from benchmarks.conditions import conditions
 from edgeprune.device import Device, load_device
 from edgeprune.kernel import Kernel
 from edgeprune.measurement import KERNELS
@@ -26,6 +31,7 @@ from edgeprune.profiling import profile
 from edgeprune.table import read_lines
 
 NULL = Device(name="null", backend="null", options={"sleep_ms": 0.02})  # slow enough to be hit in the middle
+RESULTS = Path(__file__).parent / "results"
 BRIEF = replace(KERNELS, warmup_ms=0.5, burst_ms=0.5)
 
 
@@ -35,7 +41,12 @@ def main() -> int:
         _child(options.device, options.kernels, options.table)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        return _kill_again_and_again(options, Path(folder) / "table.jsonl")
+        told, is_well = _kill_again_and_again(options, Path(folder) / "table.jsonl")
+    command = " ".join(["python -m benchmarks.kill_resume", *sys.argv[1:]])
+    head = f"# Kills of a profile on {options.device}, {date.today()}\n\n`{command}`, {conditions()}.\n\n"
+    path = options.out or RESULTS / f"kill_resume_{options.device}_{date.today()}.md"
+    path.write_text(head + "".join(f"    {line}\n" for line in told), encoding="utf-8")
+    return 0 if is_well else 1
 
 
 def _options() -> argparse.Namespace:
@@ -45,22 +56,29 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kernels", type=int, default=400)
     parser.add_argument("--longest", type=float, default=1.0, help="seconds until a kill, at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the report")
     parser.add_argument("--table", type=Path, help=argparse.SUPPRESS)  # marks the child
     return parser.parse_args()
 
 
 def _child(name: str, count: int, table: Path) -> None:
-    kernels = [Kernel(operator="linear", c_in=16 + n, c_out=64, epilogue=("bias",)) for n in range(count)]
     device = NULL if name == "null" else load_device(name)
     timing = BRIEF if name == "null" else KERNELS
+    kernels = _kernels(count)
     profile(kernels, device, table_path=table, timing=timing, on_progress=lambda done, _: print(done, flush=True))
 
 
-def _kill_again_and_again(options: argparse.Namespace, table: Path) -> int:
-    command = [sys.executable, __file__, "--device", options.device, "--kernels", str(options.kernels)]
-    command += ["--table", str(table)]
+def _kernels(count: int) -> list[Kernel]:
+    return [Kernel(operator="linear", c_in=16 + n, c_out=64, epilogue=("bias",)) for n in range(count)]
+
+
+def _kill_again_and_again(options: argparse.Namespace, table: Path) -> tuple[list[str], bool]:
+    """What was seen, and whether nothing was lost."""
+    command = [sys.executable, "-m", "benchmarks.kill_resume", "--device", options.device]
+    command += ["--kernels", str(options.kernels), "--table", str(table)]
     draw = random.Random(options.seed)
     lost = kills = 0
+    told = []
     for attempt in range(10 * options.kills):
         before = _rows(table)
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -76,18 +94,31 @@ def _kill_again_and_again(options: argparse.Namespace, table: Path) -> int:
         killed = child.returncode == -signal.SIGKILL
         kills += killed
         state = "killed" if killed else f"ended with {child.returncode}"
-        print(f"run {attempt + 1}: {state}, {rows} of {options.kernels} kernels in the table, {promised} promised")
+        told.append(
+            f"run {attempt + 1}: {state}, {rows} of {options.kernels} kernels in the table, {promised} promised"
+        )
+        print(told[-1], flush=True)
         if not killed:
             break
-    torn, rows = len(read_lines([table]).warnings), _rows(table)
-    print(
-        f"{kills} kills: lost {lost} finished rows, {torn} torn lines skipped, {rows} of {options.kernels} at the end"
+    torn = len(read_lines([table]).warnings)
+    found, expected = (
+        _measured(table),
+        {json.dumps(kernel.to_json(), sort_keys=True) for kernel in _kernels(options.kernels)},
     )
-    return 0 if not lost and rows == options.kernels and kills else 1
+    same = "the kernels of" if found == expected else "not the kernels of"
+    told.append(
+        f"{kills} kills: lost {lost} finished rows, {torn} torn lines skipped; in the end {same} a whole profile"
+    )
+    print(told[-1])
+    return told, bool(kills) and not lost and found == expected
+
+
+def _measured(table: Path) -> set[str]:
+    return {json.dumps(row.kernel, sort_keys=True) for row in read_lines([table]).rows} if table.exists() else set()
 
 
 def _rows(table: Path) -> int:
-    return len({str(row.kernel) for row in read_lines([table]).rows}) if table.exists() else 0
+    return len(_measured(table))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Do two independent profiles of one model tell the same latencies?
 
-    python benchmarks/repeatability.py [--device host-openvino]... [--network mobilenet_v2]
+    python -m benchmarks.repeatability [--device host-openvino]... [--network mobilenet_v2]
 
 Each profile is a process of its own on an empty table (`edgeprune profile`). Compared are the ratios to the reference
 kernel, which cancel the machine's drift, kernel by kernel, and the microseconds as they were, which do not. Writes
@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.conditions import conditions
 from edgeprune.table import LatencyTable, read_table
 
 MOST_DIFFERENCE = 0.03
@@ -71,19 +70,16 @@ def main() -> int:
     parser.add_argument("--device", action="append", default=[])
     parser.add_argument("--network", default="mobilenet_v2")
     options = parser.parse_args()
-    packages = {"host-openvino": "openvino", "host-onnxruntime": "onnxruntime", "host-tflite": "ai-edge-litert"}
     parts = [f"# Two profiles of {options.network}, {date.today()}", ""]
-    parts += [f"`{' '.join(['python', 'benchmarks/repeatability.py', *sys.argv[1:]])}` on {platform.machine()}.", ""]
+    parts += [f"`{' '.join(['python -m benchmarks.repeatability', *sys.argv[1:]])}`, {conditions()}.", ""]
     worst = 0.0
     for device in options.device or ["host-openvino"]:
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
             (first, took), (second, again) = (profiled(device, options.network, Path(cache)) for cache in (one, two))
         lines, difference = compare(first, second)
         worst = max(worst, difference)
-        package = packages.get(device)
-        version = f" ({package} {metadata.version(package)})" if package else ""
         parts += [
-            f"## {device}{version}",
+            f"## {device}",
             "",
             f"{len(first)} and {len(second)} kernels in {took:.0f} and {again:.0f} s.",
             "",

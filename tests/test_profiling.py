@@ -325,12 +325,13 @@ def test_disturbed_rounds_are_those_of_the_references(tmp_path: Path, monkeypatc
     assert row.p99_us > 1.5 * row.median_us
 
 
-def test_killed_at_random_moments_it_loses_nothing() -> None:
-    script = ROOT / "benchmarks" / "kill_resume.py"
-    command = [sys.executable, str(script), "--kills", "3", "--kernels", "48", "--longest", "0.4"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def test_killed_at_random_moments_it_loses_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.kill_resume", "--kills", "3", "--kernels", "48", "--longest", "0.4"]
+    report = ["--out", str(tmp_path / "report.md")]
+    done = subprocess.run([*command, *report], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "lost 0 finished rows" in done.stdout
+    assert "lost 0 finished rows" in done.stdout and "the kernels of a whole profile" in done.stdout
+    assert "lost 0 finished rows" in (tmp_path / "report.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", ["host-openvino", "host-onnxruntime", "host-tflite"])

@@ -102,7 +102,7 @@ def test_the_runtime_lists_what_computes_in_which(
 
 
 def test_xnnpacks_own_profile_says_so_too(engines: Mapping[str, Engine]) -> None:
-    """QD8, QDU8 (unsigned, where the CPU multiplies such): quantised as they come; QC8: weights with a scale a channel."""
+    """QD8, or QDU8 where the CPU multiplies unsigned: quantised as they come; QC8: weights with a scale a channel."""
     runner: Any = importlib.import_module("edgeprune.backends.tflite.runner")
     if not runner.version().startswith(runner.PROFILED_VERSIONS):
         pytest.skip(f"the C interface of {runner.version()} is not known")
