@@ -352,6 +352,20 @@ def test_a_table_gives_the_same_cost_model_each_time_on_its_own_clock() -> None:
     assert cost_model(plain.graph, slower).predict(UNSEEN).us == pytest.approx(2 * one.predict(UNSEEN).us, rel=0.01)
 
 
+def test_node_times_are_known_to_three_tenths_of_a_microsecond_those_from_end_to_end_as_their_rounds_tell() -> None:
+    """Runtimes count a node's time in whole microseconds: a kernel of 3 us is in doubt, one of 300 is not."""
+    plain, table = model_of(Net()), table_of([])
+    for entries, coarse_us in (
+        (table.entries, 0.3),
+        ({kernel: replace(entry, node_ratio=None) for kernel, entry in table.entries.items()}, 0.0),
+    ):
+        own = replace(table, entries=entries)
+        for key, surface in cost_model(plain.graph, own).surfaces.items():
+            kernels = sorted((k for k in entries if shape_key(k) == key), key=lambda kernel: kernel.sizes)
+            expected = [coarse_us / own.latency_us(kernel, node=True) for kernel in kernels]
+            assert surface.doubt == pytest.approx(expected)
+
+
 def test_a_network_over_a_reference_that_no_session_timed_is_an_error_not_a_microsecond() -> None:
     plain = model_of(Net())
     entry = replace(network_entry(plain, {}, lambda _: 1.0), reference="memory")
