@@ -4,12 +4,12 @@ In a network a unit takes
 
     us = s (a + a_f + a_n + d_u + i_f [c_in ragged] + o_f [c_out ragged] + j_f [rough] + i_n [ragged] + j_n [rough])
          + m (q_f [ragged] + k_f [rough]) + t k_n [rough] + e_f + l_f [rough]
-         + x (m b_f + w v + e' + e'_f + r_f [ragged])
-         + p c_j [cat] + p c_a [parts apart] + r c_n [narrow] + x m h_f + h
+         + x (m b_f + t b + w v + e' + e'_f + r_f [ragged])
+         + p c_j [cat] + p c_a [parts apart] + r c_n [narrow] + x (m h_f + t h) + h'
 
 with s the tabled time of its kernel, f its family (`regime_of`), u its name in one structure n of network, m its memory
-traffic scaled to the family's times (s at the most: to copy is part of what a kernel does), t that scaled to all times,
-w the bytes of its weights scaled to all times, x how cold the network is, p and r bytes that are copied
+traffic scaled to the family's times, t that scaled to all times (both s at the most: to copy is part of what a kernel
+does), w the bytes of its weights scaled to all times, x how cold the network is, p and r bytes that are copied
 (`_layout_terms`); a network takes the sum of its units, c, and c_n times the dense sum of s of its structure. All
 coefficients are normal before anything is measured, about 1 (a) or 0; `learning` makes them certain. So one network
 says something about the families of every other one, and a runtime that tells no node times is corrected by totals
@@ -43,6 +43,8 @@ WEIGHTS: Column = ("weights", "")
 JOINED: Column = ("joined", "")
 APART: Column = ("apart", "")
 NARROW: Column = ("narrow", "")
+MOVED: Column = ("bytes every", "")
+MOVED_BESIDE: Column = ("beside every", "")
 EVERY: Column = ("cold every", "")
 BESIDE: Column = ("beside each", "")
 PRIOR = {
@@ -53,7 +55,8 @@ PRIOR = {
     "ragged_in": 0.05,
     "ragged_out": 0.05,
     "own ragged": 0.05,
-    "bytes": 0.15,
+    "bytes": 0.06,
+    "bytes every": 0.15,
     "ragged bytes": 0.15,
     "weights": 0.15,
     "cold every": 0.2,
@@ -68,7 +71,8 @@ PRIOR = {
     "joined": 0.5,
     "apart": 0.5,
     "narrow": 0.5,
-    "beside": 0.15,
+    "beside": 0.06,
+    "beside every": 0.15,
     "beside each": 0.05,
     "constant": 2.0,
     "own constant": 0.02,
@@ -79,7 +83,9 @@ PRIOR = {
 Those of `TYPICAL` are in the median of all tabled times.
 """
 TYPICAL = frozenset({"cold every", "cold each", "cold ragged each", "each", "rough each", "beside each", "constant"})
-COLD = frozenset({"bytes", "beside", "weights", "cold every", "cold each", "cold ragged each"})
+COLD = frozenset(
+    {"bytes", "bytes every", "beside", "beside every", "weights", "cold every", "cold each", "cold ragged each"}
+)
 """Kinds that a network pays only as far as it is cold."""
 CAPACITIES = tuple(2.0**power for power in range(19, 26))
 """Bytes beyond which a network is cold: what may be found."""
@@ -187,16 +193,19 @@ class Correction:
         """The columns that a unit's time depends on in a cold network, with their values."""
         family = regime_of(work.kernel)
         traffic_us = min(work.us, work.kernel.num_bytes * self.bytes_us.get(family, 0.0))
+        moved_us = min(work.us, work.kernel.num_bytes * self.moved_us)
         yield ALL, work.us
         yield ("family", family), work.us
         yield ("structure", structure), work.us
         yield ("unit", f"{structure}/{work.name}"), work.us
         yield ("bytes", family), traffic_us
+        yield MOVED, moved_us
         yield WEIGHTS, work.kernel.weight_bytes * self.weights_us
         yield ("each", family), 1.0
         yield EVERY, 1.0
         yield ("cold each", family), 1.0
         yield ("beside", family), traffic_us
+        yield MOVED_BESIDE, moved_us
         yield BESIDE, 1.0
         own = self.stairs.of(work.kernel.family)
         ragged = [
@@ -216,7 +225,7 @@ class Correction:
         yield from self._layout_terms(work.kernel, own)
         if self.stairs.has_rough_size(work.kernel):
             yield ("own rough", structure), work.us
-            yield ("own rough bytes", structure), work.kernel.num_bytes * self.moved_us
+            yield ("own rough bytes", structure), moved_us
             yield ("rough", family), work.us
             yield ("rough bytes", family), traffic_us
             yield ("rough each", family), 1.0

@@ -73,6 +73,9 @@ def test_before_any_network_the_table_is_believed_with_a_wide_error() -> None:
     typical, cold = np.median([a, b, head]), uncorrected("net", works, BARE).cold(works)
     assert 0 < cold < 1
     of_traffic = cold**2 * (PRIOR["bytes"] ** 2 + PRIOR["beside"] ** 2)
+    bytes_all = sum(work.kernel.num_bytes for work in works)
+    moved = sum(min(work.us, work.kernel.num_bytes * us / bytes_all) for work in works)  # scaled to the time of all
+    expected += cold**2 * (PRIOR["bytes every"] ** 2 + PRIOR["beside every"] ** 2) * moved**2
     expected += (PRIOR["family"] ** 2 + of_traffic) * sum(time**2 for time in traffic.values())
     expected += PRIOR["unit"] ** 2 * (a**2 + b**2 + head**2)
     expected += (PRIOR["constant"] * typical) ** 2 + (PRIOR["beside each"] * typical * 3) ** 2
@@ -115,7 +118,7 @@ def test_node_times_tell_a_factor_for_each_family_and_totals_what_is_beside_them
     ]
     correction = learn(observations, BARE, known=[("net", network())])
     for work, us in zip(UNSEEN, correction.unit_us("net", UNSEEN, correction.cold(UNSEEN)), strict=True):
-        assert us / work.us == pytest.approx(FACTORS[work.kernel.family], abs=0.05), work.name
+        assert us / work.us == pytest.approx(FACTORS[work.kernel.family], abs=0.03), work.name
     total = constant + sum(FACTORS[work.kernel.family] * work.us for work in UNSEEN)
     assert correction.total("net", UNSEEN)[0] == pytest.approx(total, rel=0.005)
 
@@ -169,6 +172,7 @@ def equations_by_hand(
     number: int,
     observation: Observation,
     bytes_us: Mapping[str, float],
+    moved_us: float,
     weights_us: float,
     dense_us: float,
 ) -> tuple[FloatArray, list[float], list[float]]:
@@ -185,6 +189,7 @@ def equations_by_hand(
             ("structure", "net"): work.us,
             ("unit", f"net/{work.name}"): work.us,
             ("bytes", family): cold * min(work.us, work.kernel.num_bytes * bytes_us[family]),
+            ("bytes every", ""): cold * min(work.us, work.kernel.num_bytes * moved_us),
             ("weights", ""): cold * work.kernel.weight_bytes * weights_us,
             ("each", family): 1.0,
             ("cold every", ""): cold,
@@ -195,6 +200,7 @@ def equations_by_hand(
         rows.append(np.array([(values | nodes).get(column, 0.0) for column in correction.columns]))
         us.append(work.node_us)
         beside["beside", family] = beside.get(("beside", family), 0.0) + values["bytes", family]
+        beside["beside every", ""] = beside.get(("beside every", ""), 0.0) + values["bytes every", ""]
         noise.append(NODE_NOISE * us[-1] + NODE_NOISE_TYPICAL * correction.typical_us)
     around = {
         ("constant", ""): 1.0,
@@ -221,9 +227,11 @@ def test_the_posterior_is_that_of_least_squares_drawn_to_the_prior() -> None:
     for family in ("conv", "linear"):
         own = [work for work in every if work.kernel.family == family]
         bytes_us[family] = sum_us(own) / sum(work.kernel.num_bytes for work in own)
+    moved_us = sum_us(every) / sum(work.kernel.num_bytes for work in every)
     weights_us = sum_us(every) / sum(work.kernel.weight_bytes for work in every)
     dense_us = sum_us(works[0])
-    parts = [equations_by_hand(correction, i, o, bytes_us, weights_us, dense_us) for i, o in enumerate(observations)]
+    scales = (bytes_us, moved_us, weights_us, dense_us)
+    parts = [equations_by_hand(correction, i, o, *scales) for i, o in enumerate(observations)]
 
     def fitted(numbers: Sequence[int]) -> tuple[FloatArray, FloatArray]:
         rows = np.concatenate([parts[i][0] for i in numbers])
