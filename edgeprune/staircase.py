@@ -1,7 +1,8 @@
 """Latency is a staircase in the widths: at which multiples each kernel family runs at full rate, found by measuring.
 
 Legend: s step of an axis; e(w) the width that is worked on, w rounded up to a multiple of s; *ragged*: w is none; g
-grain, a few channels; *rough*: w is no multiple of g, and the runtime falls back to another implementation.
+grain, a few channels; *rough*: w is no multiple of g, and the runtime falls back to another implementation; *half*: the
+last step of w is at most half full, and the runtime takes tiles of half the width for all of it.
 """
 
 from __future__ import annotations
@@ -41,17 +42,28 @@ NARROW_SHARE = 0.9
 EVIDENCE = 10.0
 """How much lower the Bayesian information criterion of a step has to be than that of no step."""
 MOST_PENALTY = 1.0
+LEAST_HALF = 0.05
+"""Half and narrow widths that are slower by less are not told apart."""
 MOST_ROUGH = 20.0
 
 
-class Axis(NamedTuple):
-    """Step, ragged penalty, grain, rough penalty, and whether widths below the step are padded to it."""
+class Rise(NamedTuple):
+    """Step, ragged penalty and half penalty (0 where tiles are never halved) of one axis."""
 
-    step: int
-    ragged: float
+    step: int = 1
+    ragged: float = 0.0
+    half: float = 0.0
+
+
+class Axis(NamedTuple):
+    """Its rise, grain, rough penalty, whether widths below the step are padded to it, and how much slower they are if
+    they are padded to half of it (0 where they are not)."""
+
+    rise: Rise
     grain: int
     rough: float
     pads: bool
+    narrow: float = 0.0
 
     @property
     def least(self) -> int:
@@ -59,7 +71,17 @@ class Axis(NamedTuple):
 
         1 stands for a size that follows from others.
         """
-        return 1 if self.pads else self.step
+        return 1 if self.pads else self.rise.step
+
+    def worked_on(self, size: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """e(w), and the factor for ragged, half or narrow widths: float64 [n] each for sizes [n]."""
+        step, ragged, half = self.rise
+        wide = size > self.least
+        is_half = wide & _is_half(size, step) & (half > 0)
+        is_narrow = (size < self.least) & (self.narrow > 0)
+        worked = np.ceil(size / step) * step - np.where(is_half, step / 2, 0.0)
+        worked = np.where(is_narrow, np.ceil(size / (step / 2)) * (step / 2), np.where(wide, worked, size))
+        return worked, 1 + ragged * (wide & (size % step > 0)) + half * is_half + self.narrow * is_narrow
 
     def is_rough(self, size: FloatArray) -> npt.NDArray[np.bool_]:
         """bool [n] for sizes [n]."""
@@ -71,27 +93,34 @@ class Axis(NamedTuple):
 class Stairs:
     """Steps of one kernel family along c_in and c_out, and the share by which a ragged width is slower than e(w).
 
-    Grains too, and the share by which a rough width is slower still; `pads` is false where widths below the step are
-    not padded to it.
+    Or a half one: then e(w) is a multiple of half a step for it. Grains too, and the share by which a rough width is
+    slower still; `pads` is false where widths below the step are not padded to it, but, where there is a `narrow` share
+    by which they are slower, to half of it.
     """
 
     c_in: int = 1
     c_out: int = 1
     ragged_in: float = 0.0
     ragged_out: float = 0.0
+    half_in: float = 0.0
+    half_out: float = 0.0
     grain_in: int = 1
     grain_out: int = 1
     rough_in: float = 0.0
     rough_out: float = 0.0
     pads_in: bool = True
     pads_out: bool = True
+    narrow_in: float = 0.0
+    narrow_out: float = 0.0
 
     def axes(self, *, is_depthwise: bool) -> tuple[tuple[int, Axis], ...]:
         """Each with its place in `Kernel.sizes`; channels of a depthwise convolution are its groups."""
-        out = Axis(self.c_out, self.ragged_out, self.grain_out, self.rough_out, self.pads_out)
+        rise_out = Rise(self.c_out, self.ragged_out, self.half_out)
+        out = Axis(rise_out, self.grain_out, self.rough_out, self.pads_out, self.narrow_out)
         if is_depthwise:
             return ((0, out),)
-        return (1, Axis(self.c_in, self.ragged_in, self.grain_in, self.rough_in, self.pads_in)), (2, out)
+        rise_in = Rise(self.c_in, self.ragged_in, self.half_in)
+        return (1, Axis(rise_in, self.grain_in, self.rough_in, self.pads_in, self.narrow_in)), (2, out)
 
     @property
     def step(self) -> int:
@@ -117,15 +146,13 @@ class Staircase:
         return found
 
     def worked_on(self, kernel: Kernel, sizes: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """e(w) of every size and the factor for ragged and rough ones: float64 [n, 3] and [n], for sizes [n, 3]."""
+        """e(w) of every size and the factor for those that are slower: float64 [n, 3] and [n], for sizes [n, 3]."""
         sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 3)
         worked, factor, rough = sizes.copy(), np.ones(len(sizes)), np.zeros(len(sizes))
         for place, axis in self.of(kernel.family).axes(is_depthwise=kernel.is_depthwise):
-            size = sizes[:, place]
-            wide = size > axis.least
-            worked[:, place] = np.where(wide, np.ceil(size / axis.step) * axis.step, size)
-            factor *= 1 + axis.ragged * (wide & (size % axis.step > 0))
-            rough = np.maximum(rough, axis.rough * axis.is_rough(size))
+            worked[:, place], slower = axis.worked_on(sizes[:, place])
+            factor *= slower
+            rough = np.maximum(rough, axis.rough * axis.is_rough(sizes[:, place]))
         other = self.is_rough(kernel, sizes)  # the implementation that rough widths fall back to pads nothing
         return np.where(other[:, None], sizes, worked), np.where(other, 1 + rough, factor)
 
@@ -155,8 +182,9 @@ def find_staircase(latency_us: Mapping[Kernel, float], precision: str) -> Stairc
     """The stairs that measured latencies show, in any unit; no step along an axis that was not measured.
 
     Along each axis latency is fitted by a + b e(w) + c e(w) [w ragged] for every step s; the step whose Bayesian
-    information criterion (Schwarz 1978) is least counts, if it is below that of a straight line by `EVIDENCE`. Then,
-    over the widths between too, for every grain, which counts by the same rule, by a + b w + d w where w is rough.
+    information criterion (Schwarz 1978) is least counts, if it is below that of a straight line by `EVIDENCE`; and one
+    with half widths in the place of ragged ones, if it is lower by as much again. Then, over the widths between too,
+    for every grain, which counts by the same rule, by a + b w + d w where w is rough.
     Those of grouped convolutions are those inside a group.
     """
     families = {}
@@ -167,56 +195,71 @@ def find_staircase(latency_us: Mapping[Kernel, float], precision: str) -> Stairc
         if family == "grouped":
             families[family] = _stairs_inside(known[0])
             continue
-        steps = [_step_along({w: us for w, us in line.items() if w in PROBED}) for line in known]
-        grains = [_grain_along(line, step) for line, (step, _) in zip(known, steps, strict=True)]
-        pads = [_pads(line, step, *grain) for line, (step, _), grain in zip(known, steps, grains, strict=True)]
-        (c_in, ragged_in), (c_out, ragged_out) = steps if len(steps) == 2 else ((1, 0.0), steps[0])
+        rises = [_rise_along({w: us for w, us in line.items() if w in PROBED}) for line in known]
+        grains = [_grain_along(line, rise) for line, rise in zip(known, rises, strict=True)]
+        pads = [_pads(line, rise, *grain) for line, rise, grain in zip(known, rises, grains, strict=True)]
+        narrow = [
+            0.0 if padded else _narrow(line, rise.step) for line, rise, padded in zip(known, rises, pads, strict=True)
+        ]
+        rise_in, rise_out = rises if len(rises) == 2 else (Rise(), rises[0])
         (grain_in, rough_in), (grain_out, rough_out) = grains if len(grains) == 2 else ((1, 0.0), grains[0])
         families[family] = Stairs(
-            c_in=c_in,
-            c_out=c_out,
-            ragged_in=ragged_in,
-            ragged_out=ragged_out,
+            c_in=rise_in.step,
+            c_out=rise_out.step,
+            ragged_in=rise_in.ragged,
+            ragged_out=rise_out.ragged,
+            half_in=rise_in.half,
+            half_out=rise_out.half,
             grain_in=grain_in,
             grain_out=grain_out,
             rough_in=rough_in,
             rough_out=rough_out,
             pads_in=len(pads) < 2 or pads[0],
             pads_out=pads[-1],
+            narrow_in=narrow[0] if len(narrow) == 2 else 0.0,
+            narrow_out=narrow[-1],
         )
     return Staircase(families=families)
 
 
-def _step_along(line: Mapping[int, float]) -> tuple[int, float]:
-    """The step of one axis and the penalty of ragged widths."""
+def _rise_along(line: Mapping[int, float]) -> Rise:
+    """The step of one axis and the penalty of ragged or of half widths."""
     if len(line) < len(PROBED) - 2:
-        return 1, 0.0
+        return Rise()
     widths = np.array(sorted(line), dtype=np.float64)
     us = np.array([line[int(width)] for width in widths])
     if us.min() <= 0:
-        return 1, 0.0
+        return Rise()
     weights = 1 / us
     straight, _ = _criterion(np.stack([np.ones_like(widths), widths], axis=1), us, weights)
-    best, found = straight - EVIDENCE, (1, 0.0)
+    best, found = straight - EVIDENCE, Rise()
     for step in STEPS:
         value, fitted = _criterion(_columns(widths, step), us, weights)
         if value < best and fitted[1] > 0:
-            best, found = value, (step, _penalty(fitted, widths, step, MOST_PENALTY) if len(fitted) > 2 else 0.0)
+            best = value
+            found = Rise(step, _penalty(fitted, widths, step, MOST_PENALTY) if len(fitted) > 2 else 0.0)
+    best -= EVIDENCE  # halves of a step that take no longer are a step of half the width
+    for step in STEPS[:-1]:
+        value, fitted = _criterion(_columns(widths, step, halves=True), us, weights)
+        half = _penalty(fitted, widths[_is_half(widths, step)], step // 2, MOST_PENALTY)
+        if value < best and fitted[1] > 0 and half > LEAST_HALF:
+            best, found = value, Rise(step, half=half)
     return found
 
 
-def _grain_along(line: Mapping[int, float], step: int) -> tuple[int, float]:
-    """The grain of one axis, its step known, and the penalty of rough widths."""
+def _grain_along(line: Mapping[int, float], rise: Rise) -> tuple[int, float]:
+    """The grain of one axis, its rise known, and the penalty of rough widths."""
     line = {width: us for width, us in line.items() if width not in PROBED_NARROW}
     if len([width for width in line if width in PROBED_BETWEEN]) < len(PROBED_BETWEEN) - 1 or min(line.values()) <= 0:
         return 1, 0.0
     widths = np.array(sorted(line), dtype=np.float64)
     us = np.array([line[int(width)] for width in widths])
-    smooth, _ = _criterion(_columns(widths, step), us, 1 / us)
+    climbing = _columns(widths, rise.step, halves=rise.half > 0)
+    smooth, _ = _criterion(climbing, us, 1 / us)
     best, found = smooth - EVIDENCE, (1, 0.0)
     for grain in GRAINS:
         is_rough = widths % grain > 0
-        columns = _columns(widths, step)
+        columns = climbing.copy()
         columns[is_rough, 1], columns[is_rough, 2:] = widths[is_rough], 0.0
         value, fitted = _criterion(np.column_stack([columns, widths * is_rough]), us, 1 / us)
         if value < best and fitted[1] > 0 and fitted[-1] > 0:
@@ -254,20 +297,44 @@ def _stairs_inside(line: Mapping[int, float]) -> Stairs:
     return found
 
 
-def _pads(line: Mapping[int, float], step: int, grain: int, rough: float) -> bool:
-    """Whether half a step takes as long as a whole one, and a rough width below it longer; also if not measured."""
-    if step == 1 or not {step // 2, step} <= line.keys():
+def _pads(line: Mapping[int, float], rise: Rise, grain: int, rough: float) -> bool:
+    """Whether half a step takes as long as a whole one, and a rough width below it longer; also if not measured.
+
+    Half widths are padded to half a step, below the step too.
+    """
+    step = rise.step
+    if step == 1 or rise.half > 0 or not {step // 2, step} <= line.keys():
         return True
     if grain > 1 and step > NARROW_ROUGH and line.get(NARROW_ROUGH, np.inf) < (1 + rough / 2) * line[step]:
         return False
     return line[step // 2] >= NARROW_SHARE * line[step]
 
 
-def _columns(widths: FloatArray, step: int) -> FloatArray:
-    """1, e(w) and, where there are such, e(w) of the ragged ones."""
+def _narrow(line: Mapping[int, float], step: int) -> float:
+    """How much slower widths below the step are than e(w), if they are padded to half of it; 0 if they are not."""
+    quarter, half = step // 4, step // 2
+    if quarter < LEAST_STEP or not {quarter, half, step, 2 * step} <= line.keys():
+        return 0.0
+    expected = line[step] - (line[2 * step] - line[step]) / 2  # on the line through one and two whole steps
+    if expected <= 0 or line[quarter] < NARROW_SHARE * line[half]:
+        return 0.0
+    share = line[half] / expected - 1
+    return float(min(share, MOST_PENALTY)) if share > LEAST_HALF else 0.0
+
+
+def _is_half(widths: FloatArray, step: int) -> npt.NDArray[np.bool_]:
+    """bool [n]: whether the last step of a width is at most half full."""
+    last = widths % step
+    found: npt.NDArray[np.bool_] = (last > 0) & (last <= step / 2)
+    return found
+
+
+def _columns(widths: FloatArray, step: int, *, halves: bool = False) -> FloatArray:
+    """1, e(w) and, where there are such, e(w) of the ragged ones; or of the half ones, which work on half a step."""
     worked = np.ceil(widths / step) * step
-    ragged = worked * (worked != widths)
-    return np.stack([np.ones_like(widths), worked, *([ragged] if ragged.any() else [])], axis=1)
+    slower = _is_half(widths, step) if halves else worked != widths
+    worked -= step / 2 * (slower & halves)
+    return np.stack([np.ones_like(widths), worked, *([worked * slower] if slower.any() else [])], axis=1)
 
 
 def _penalty(fitted: FloatArray, widths: FloatArray, step: int, most: float) -> float:
