@@ -55,15 +55,24 @@ class Rise(NamedTuple):
     half: float = 0.0
 
 
+class Narrow(NamedTuple):
+    """The implementation that widths below a step take, if it is another: what it pads to, how much slower it is."""
+
+    tile: int = 1
+    slower: float = 0.0
+
+
+NOT_NARROW = Narrow()
+
+
 class Axis(NamedTuple):
-    """Its rise, grain, rough penalty, whether widths below the step are padded to it, and how much slower they are if
-    they are padded to half of it (0 where they are not)."""
+    """Its rise, grain, rough penalty, whether widths below the step are padded to it, and what they take if not."""
 
     rise: Rise
     grain: int
     rough: float
     pads: bool
-    narrow: float = 0.0
+    narrow: Narrow
 
     @property
     def least(self) -> int:
@@ -78,10 +87,10 @@ class Axis(NamedTuple):
         step, ragged, half = self.rise
         wide = size > self.least
         is_half = wide & _is_half(size, step) & (half > 0)
-        is_narrow = (size < self.least) & (self.narrow > 0)
-        worked = np.ceil(size / step) * step - np.where(is_half, step / 2, 0.0)
-        worked = np.where(is_narrow, np.ceil(size / (step / 2)) * (step / 2), np.where(wide, worked, size))
-        return worked, 1 + ragged * (wide & (size % step > 0)) + half * is_half + self.narrow * is_narrow
+        tile = np.where(wide, step, self.narrow.tile)
+        worked = np.ceil(size / tile) * tile - np.where(is_half, step / 2, 0.0)
+        is_narrow = size < self.least
+        return worked, 1 + ragged * (wide & (size % step > 0)) + half * is_half + self.narrow.slower * is_narrow
 
     def is_rough(self, size: FloatArray) -> npt.NDArray[np.bool_]:
         """bool [n] for sizes [n]."""
@@ -94,8 +103,7 @@ class Stairs:
     """Steps of one kernel family along c_in and c_out, and the share by which a ragged width is slower than e(w).
 
     Or a half one: then e(w) is a multiple of half a step for it. Grains too, and the share by which a rough width is
-    slower still; `pads` is false where widths below the step are not padded to it, but, where there is a `narrow` share
-    by which they are slower, to half of it.
+    slower still; `pads` is false where widths below the step are not padded to it but take a `narrow` implementation.
     """
 
     c_in: int = 1
@@ -110,8 +118,8 @@ class Stairs:
     rough_out: float = 0.0
     pads_in: bool = True
     pads_out: bool = True
-    narrow_in: float = 0.0
-    narrow_out: float = 0.0
+    narrow_in: Narrow = NOT_NARROW
+    narrow_out: Narrow = NOT_NARROW
 
     def axes(self, *, is_depthwise: bool) -> tuple[tuple[int, Axis], ...]:
         """Each with its place in `Kernel.sizes`; channels of a depthwise convolution are its groups."""
@@ -199,7 +207,8 @@ def find_staircase(latency_us: Mapping[Kernel, float], precision: str) -> Stairc
         grains = [_grain_along(line, rise) for line, rise in zip(known, rises, strict=True)]
         pads = [_pads(line, rise, *grain) for line, rise, grain in zip(known, rises, grains, strict=True)]
         narrow = [
-            0.0 if padded else _narrow(line, rise.step) for line, rise, padded in zip(known, rises, pads, strict=True)
+            NOT_NARROW if padded else _narrow(line, rise.step)
+            for line, rise, padded in zip(known, rises, pads, strict=True)
         ]
         rise_in, rise_out = rises if len(rises) == 2 else (Rise(), rises[0])
         (grain_in, rough_in), (grain_out, rough_out) = grains if len(grains) == 2 else ((1, 0.0), grains[0])
@@ -216,7 +225,7 @@ def find_staircase(latency_us: Mapping[Kernel, float], precision: str) -> Stairc
             rough_out=rough_out,
             pads_in=len(pads) < 2 or pads[0],
             pads_out=pads[-1],
-            narrow_in=narrow[0] if len(narrow) == 2 else 0.0,
+            narrow_in=narrow[0] if len(narrow) == 2 else NOT_NARROW,
             narrow_out=narrow[-1],
         )
     return Staircase(families=families)
@@ -307,19 +316,23 @@ def _pads(line: Mapping[int, float], rise: Rise, grain: int, rough: float) -> bo
         return True
     if grain > 1 and step > NARROW_ROUGH and line.get(NARROW_ROUGH, np.inf) < (1 + rough / 2) * line[step]:
         return False
-    return line[step // 2] >= NARROW_SHARE * line[step]
+    return NARROW_SHARE <= line[step // 2] / line[step] <= (1 + rise.ragged) / NARROW_SHARE
 
 
-def _narrow(line: Mapping[int, float], step: int) -> float:
-    """How much slower widths below the step are than e(w), if they are padded to half of it; 0 if they are not."""
+def _narrow(line: Mapping[int, float], step: int) -> Narrow:
+    """What widths below the step take: padded to half of it where a quarter takes as long, else as they are.
+
+    How much slower that is, is told by half a step, beside the line through one and two whole ones.
+    """
     quarter, half = step // 4, step // 2
-    if quarter < LEAST_STEP or not {quarter, half, step, 2 * step} <= line.keys():
-        return 0.0
-    expected = line[step] - (line[2 * step] - line[step]) / 2  # on the line through one and two whole steps
-    if expected <= 0 or line[quarter] < NARROW_SHARE * line[half]:
-        return 0.0
-    share = line[half] / expected - 1
-    return float(min(share, MOST_PENALTY)) if share > LEAST_HALF else 0.0
+    if not {half, step, 2 * step} <= line.keys():
+        return NOT_NARROW
+    expected = line[step] - (line[2 * step] - line[step]) / 2
+    slower = line[half] / expected - 1 if expected > 0 else 0.0
+    if slower < LEAST_HALF:
+        return NOT_NARROW
+    pads = quarter in line and line[quarter] >= NARROW_SHARE * line[half]
+    return Narrow(half if pads else 1, float(min(slower, MOST_ROUGH)))
 
 
 def _is_half(widths: FloatArray, step: int) -> npt.NDArray[np.bool_]:

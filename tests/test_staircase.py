@@ -241,6 +241,61 @@ def test_a_rough_width_below_the_step_that_costs_no_more_tells_of_another_implem
         assert (stairs.c_in, stairs.grain_in, stairs.pads_in) == (16, 4, narrow_is_rough)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_a_last_step_that_is_at_most_half_full_may_make_all_of_it_run_in_halves(noise: float) -> None:
+    """XNNPACK's pointwise convolutions with AVX-512: 80 channels run as five slow tiles of 16, 84 as three of 32."""
+    rng = np.random.default_rng(0)
+
+    def us(kernel: Kernel) -> float:
+        is_half = 0 < kernel.c_out % 32 <= 16
+        return kernel.c_in * (1.23 * padded(kernel.c_out, 16) if is_half else padded(kernel.c_out, 32))
+
+    line = {k: us(k) * (1 + noise * rng.standard_normal()) for k in KERNELS if k.family == "pointwise"}
+    found = find_staircase(line, "fp32")
+    stairs = found.of("pointwise")
+    assert (stairs.c_in, stairs.c_out, stairs.ragged_out, stairs.pads_out) == (1, 32, 0.0, True)
+    assert stairs.half_out == pytest.approx(0.23, abs=1e-9 + noise)
+    pointwise = next(iter(line))
+    worked, factor = found.worked_on(pointwise, [(1, 9, out) for out in (8, 24, 64, 70, 80, 84)])
+    assert worked[:, 2].tolist() == [16, 32, 64, 80, 80, 96]
+    assert factor == pytest.approx([1.23, 1.0, 1.0, 1.23, 1.23, 1.0], abs=1e-9 + noise)
+
+
+def test_halves_that_take_no_longer_are_a_step_of_half_the_width() -> None:
+    found = find_staircase(latencies(1, 16), "fp32").of("pointwise")
+    assert (found.c_out, found.half_out) == (16, 0.0)
+
+
+def test_narrow_widths_may_be_padded_to_half_a_step_and_slower() -> None:
+    """XNNPACK's 3x3 convolutions: 24 channels run as two tiles of 16, longer than 32 as one; 40 as two of 32."""
+    us = {
+        k: k.c_in * (1.3 * padded(k.c_out, 16) if k.c_out < 32 else padded(k.c_out, 32))
+        for k in KERNELS
+        if k.family == "conv"
+    }
+    found = find_staircase(us, "fp32")
+    assert found.of("conv").pads_out is False
+    assert found.of("conv").narrow_out.tile == 16 and found.of("conv").narrow_out.slower == pytest.approx(0.3)
+    worked, factor = found.worked_on(CONV, [(1, 9, out) for out in (8, 24, 32, 40)])
+    assert worked[:, 2].tolist() == [16, 32, 32, 64]
+    assert factor == pytest.approx([1.3, 1.3, 1.0, 1.0])
+
+
+def test_narrow_widths_may_take_longer_than_a_whole_step_and_be_padded_to_nothing() -> None:
+    """ONNX Runtime's pointwise convolutions of fewer than 16 input channels: 8 take 1.7 times as long as 16."""
+    us = {
+        k: (3.2 * k.c_in if k.c_in < 16 else padded(k.c_in, 16)) * padded(k.c_out, 16)
+        for k in KERNELS
+        if k.family == "pointwise"
+    }
+    found = find_staircase(us, "fp32")
+    stairs = found.of("pointwise")
+    assert (stairs.c_in, stairs.pads_in, stairs.narrow_in.tile) == (16, False, 1)
+    assert stairs.narrow_in.slower == pytest.approx(2.2)
+    worked, factor = found.worked_on(next(iter(us)), [(1, 8, 16), (1, 13, 16), (1, 16, 16)])
+    assert worked[:, 1].tolist() == [8, 13, 16] and factor == pytest.approx([3.2, 3.2, 1.0])
+
+
 def test_rough_widths_are_slower_still_and_known_as_such() -> None:
     stairs = Staircase(families={"conv": Stairs(c_in=16, ragged_in=0.1, grain_in=4, rough_in=0.4, grain_out=2)})
     sizes = [(1, 16, 8), (1, 20, 8), (1, 18, 8), (1, 16, 7), (1, 18, 7)]
