@@ -92,6 +92,21 @@ class Axis(NamedTuple):
         is_narrow = size < self.least
         return worked, 1 + ragged * (wide & (size % step > 0)) + half * is_half + self.narrow.slower * is_narrow
 
+    def describe(self) -> str:
+        """`steps of 16, ragged 12 % slower`."""
+        step, ragged, half = self.rise
+        told = [f"steps of {step}" if step > 1 else "no steps"]
+        if ragged >= LEAST_HALF:
+            told.append(f"ragged {ragged:.0%} slower")
+        if half:
+            told.append(f"in tiles of {step // 2}, {half:.0%} slower, where the last is at most half full")
+        if self.grain > 1:
+            told.append(f"off multiples of {self.grain} {self.rough:.0%} slower")
+        if not self.pads:
+            tiles = f"in tiles of {self.narrow.tile}" if self.narrow.tile > 1 else "as they are"
+            told.append(f"narrower ones {tiles}, {self.narrow.slower:.0%} slower")
+        return ", ".join(told)
+
     def is_rough(self, size: FloatArray) -> npt.NDArray[np.bool_]:
         """bool [n] for sizes [n]."""
         found: npt.NDArray[np.bool_] = (size > self.least) & (size % self.grain > 0)

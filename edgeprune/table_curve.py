@@ -9,6 +9,7 @@ from textwrap import wrap
 
 from edgeprune.errors import TableError
 from edgeprune.kernel import CONTRACTIONS, Kernel
+from edgeprune.staircase import find_staircase
 from edgeprune.table_listing import Item, Listing
 
 NOISE = 0.02
@@ -37,7 +38,8 @@ class Step:
 class Curve:
     """`latency_us` over `widths` of one axis (`c_in`, `c_out` or `channels`), all else of the kernel fixed.
 
-    `period`: rises come after its multiples, and after each of them; None where no such number is found.
+    `period`: rises come after its multiples, and after each of them; None where no such number is found. `stairs` is
+    what the cost model takes from all probes of the family along this axis, None where they were not measured.
     """
 
     kernel: str  # its key, with * for the width
@@ -49,6 +51,7 @@ class Curve:
     rises: tuple[Step, ...]
     falls: tuple[Step, ...]
     period: int | None
+    stairs: str | None = None
 
     def describe(self) -> str:
         """`steps of 16 channels, after 64, 80, 96, 112`."""
@@ -80,7 +83,22 @@ def curve_of(listing: Listing, kernel: str | None = None, axis: str | None = Non
     if not fitting:
         raise TableError(f"'{listing.name}' has no kernel that was timed at {LEAST_WIDTHS} widths, all else the same")
     found = [_curve(name, base, items) for (name, base), items in fitting.items()]
-    return min(found, key=lambda curve: (-len(curve.widths), -len(curve.rises), curve.kernel, curve.axis))
+    curve = min(found, key=lambda curve: (-len(curve.widths), -len(curve.rises), curve.kernel, curve.axis))
+    (base,) = (base for (name, base), own in zip(fitting, found, strict=True) if own is curve)
+    return replace(curve, stairs=_stairs(listing, base, curve.axis))
+
+
+def _stairs(listing: Listing, base: Kernel, axis: str) -> str | None:
+    """In words, of the family that the shape belongs to."""
+    latency_us = {item.kernel: item.best_us for item in listing.items if item.kernel}
+    family = next(kernel.family for kernel in latency_us if (axis, base) in {each[:2] for each in _axes(kernel)})
+    found = find_staircase(latency_us, base.precision)
+    if family not in found.families or family == "grouped":
+        return None
+    is_depthwise = family == "depthwise"
+    places = {1: "c_in", 2: "c_out", 0: "channels"}
+    named = {places[place]: own for place, own in found.of(family).axes(is_depthwise=is_depthwise)}
+    return f"{family} along {axis}: {named[axis].describe()}" if axis in named else None
 
 
 def _curve(axis: str, base: Kernel, items: dict[int, Item]) -> Curve:
@@ -170,7 +188,8 @@ def draw(curve: Curve, title: str) -> bytes:
     axes.set_xlabel("channels in and out" if curve.axis == "channels" else f"{curve.axis}, channels")
     axes.set_ylabel(f"{curve.origin} latency, {curve.quantity} (µs)")
     lines = "\n".join(wrap(title, LINE))
-    axes.set_title(f"{lines}\n{curve.kernel} ({curve.origin})\n{curve.describe()}", fontsize=9)
+    told = "\n".join(filter(None, [lines, f"{curve.kernel} ({curve.origin})", curve.describe(), curve.stairs]))
+    axes.set_title(told, fontsize=9)
     axes.set_ylim(bottom=0, top=top)
     axes.grid(alpha=0.25)
     buffer = BytesIO()

@@ -20,6 +20,7 @@ from edgeprune.staircase import (
     PROBED_INSIDE,
     PROBED_NARROW,
     STEPS,
+    Narrow,
     Staircase,
     Stairs,
     find_staircase,
@@ -294,6 +295,14 @@ def test_narrow_widths_may_take_longer_than_a_whole_step_and_be_padded_to_nothin
     assert stairs.narrow_in.slower == pytest.approx(2.2)
     worked, factor = found.worked_on(next(iter(us)), [(1, 8, 16), (1, 13, 16), (1, 16, 16)])
     assert worked[:, 1].tolist() == [8, 13, 16] and factor == pytest.approx([3.2, 3.2, 1.0])
+
+
+def test_stairs_in_words() -> None:
+    stairs = Stairs(c_in=16, grain_in=4, rough_in=0.3, pads_in=False, narrow_in=Narrow(1, 2.2), c_out=32, half_out=0.23)
+    (_, along_in), (_, along_out) = stairs.axes(is_depthwise=False)
+    assert along_in.describe() == "steps of 16, off multiples of 4 30% slower, narrower ones as they are, 220% slower"
+    assert along_out.describe() == "steps of 32, in tiles of 16, 23% slower, where the last is at most half full"
+    assert Stairs().axes(is_depthwise=True)[0][1].describe() == "no steps"
 
 
 def test_rough_widths_are_slower_still_and_known_as_such() -> None:

@@ -107,6 +107,8 @@ def plot_command(table: str, out: Path, kernel: str | None, axis: str | None, as
     else:
         _warn(listing)
         click.echo(f"{curve.kernel}: {len(curve.widths)} widths of {curve.axis}, {curve.describe()} ({curve.origin})")
+        if curve.stairs:
+            click.echo(f"  {curve.stairs}")
         for step in curve.falls:
             click.echo(f"  {step.after} is {-step.change:.0%} faster than {step.before}")
         click.echo(str(out))
