@@ -5,7 +5,7 @@
 
 A child profiles into one table and prints each time how many kernels are done (they are on disk by then); it is killed
 after a random time, over and over, then left to end. Exit code 1 when a row that was reported done is missing, or the
-table's set of kernels is not that of a profile that nobody interrupts. Writes
+table has other kernels in the end than were asked for (with those that a runtime refused). Writes
 benchmarks/results/kill_resume_<device>_<date>.md.
 """
 
@@ -44,7 +44,8 @@ def main() -> int:
         told, is_well = _kill_again_and_again(options, Path(folder) / "table.jsonl")
     command = " ".join(["python -m benchmarks.kill_resume", *sys.argv[1:]])
     head = f"# Kills of a profile on {options.device}, {date.today()}\n\n`{command}`, {conditions()}.\n\n"
-    path = options.out or RESULTS / f"kill_resume_{options.device}_{date.today()}.md"
+    path: Path = options.out or RESULTS / f"kill_resume_{options.device}_{date.today()}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(head + "".join(f"    {line}\n" for line in told), encoding="utf-8")
     return 0 if is_well else 1
 
@@ -111,6 +112,10 @@ def _kill_again_and_again(options: argparse.Namespace, table: Path) -> tuple[lis
     )
     print(told[-1])
     return told, bool(kills) and not lost and found == expected
+
+
+def _refused(table: Path) -> set[str]:
+    return {json.dumps(line.kernel, sort_keys=True) for line in read_lines([table]).failures}
 
 
 def _measured(table: Path) -> set[str]:

@@ -12,7 +12,7 @@ from edgeprune.kernel import Kernel
 from edgeprune.staircase import LEAST_STEP
 from edgeprune.surface import Surface
 from edgeprune.unit import Unit
-from edgeprune.units import multiple_near, shape_key
+from edgeprune.units import multiple_near, shape_key, shape_keys
 
 GOAL = 0.008
 """Relative error of whole networks, from interpolating between kernels alone, at which sampling ends."""
@@ -80,8 +80,10 @@ def foreseen_rounds(cost: CostModel, known: Mapping[Kernel, object]) -> list[tup
 
 def _as_certain_as_with(cost: CostModel, kernels: Sequence[Kernel]) -> CostModel:
     sizes: dict[Kernel, list[tuple[int, int, int]]] = {}
-    for kernel in kernels:
-        sizes.setdefault(shape_key(kernel), []).append(kernel.sizes)
+    for kernel in kernels:  # a grouped convolution of one group is measured as the ordinary kernel that it is
+        for key in shape_keys(kernel):
+            if key in cost.surfaces and cost.surfaces[key].covers([kernel.sizes]):
+                sizes.setdefault(key, []).append(kernel.sizes)
     added = {key: cost.surfaces[key].with_points(points) for key, points in sizes.items()}
     return replace(cost, surfaces={**cost.surfaces, **added})
 

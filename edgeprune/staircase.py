@@ -38,9 +38,11 @@ NARROW_ROUGH = 13
 PROBED_NARROW = (8, NARROW_ROUGH, 16, 32)
 """And to see whether a width below the step costs as much as the step, and a rough one more."""
 NARROW_SHARE = 0.9
-"""Half a step that takes less than this share of a whole one is not padded to it."""
+"""Half a step that takes less than this share of a whole one is not padded to it, nor one that takes more than a ragged
+whole one over this; a quarter that takes less of a half is not padded to that."""
 EVIDENCE = 10.0
-"""How much lower the Bayesian information criterion of a step has to be than that of no step."""
+"""How much lower the Bayesian information criterion of a step has to be than that of no step, or of half widths than
+that of ragged ones."""
 MOST_PENALTY = 1.0
 LEAST_HALF = 0.05
 """Half and narrow widths that are slower by less are not told apart."""
@@ -76,7 +78,7 @@ class Axis(NamedTuple):
 
     @property
     def least(self) -> int:
-        """Wider sizes climb the stairs. Narrower ones are another implementation's, without step and grain.
+        """Wider sizes climb the stairs. Narrower ones are another implementation's, without grain, with its own tile.
 
         1 stands for a size that follows from others.
         """
@@ -93,7 +95,7 @@ class Axis(NamedTuple):
         return worked, 1 + ragged * (wide & (size % step > 0)) + half * is_half + self.narrow.slower * is_narrow
 
     def describe(self) -> str:
-        """`steps of 16, ragged 12 % slower`."""
+        """`steps of 16, ragged 12% slower`."""
         step, ragged, half = self.rise
         told = [f"steps of {step}" if step > 1 else "no steps"]
         if ragged >= LEAST_HALF:
@@ -101,10 +103,10 @@ class Axis(NamedTuple):
         if half:
             told.append(f"in tiles of {step // 2}, {half:.0%} slower, where the last is at most half full")
         if self.grain > 1:
-            told.append(f"off multiples of {self.grain} {self.rough:.0%} slower")
+            told.append(f"off multiples of {self.grain}: {self.rough:.0%} slower")
         if not self.pads:
             tiles = f"in tiles of {self.narrow.tile}" if self.narrow.tile > 1 else "as they are"
-            told.append(f"narrower ones {tiles}, {self.narrow.slower:.0%} slower")
+            told.append(f"narrower ones {tiles}" + (f", {self.narrow.slower:.0%} slower" if self.narrow.slower else ""))
         return ", ".join(told)
 
     def is_rough(self, size: FloatArray) -> npt.NDArray[np.bool_]:
@@ -324,10 +326,10 @@ def _stairs_inside(line: Mapping[int, float]) -> Stairs:
 def _pads(line: Mapping[int, float], rise: Rise, grain: int, rough: float) -> bool:
     """Whether half a step takes as long as a whole one, and a rough width below it longer; also if not measured.
 
-    Half widths are padded to half a step, below the step too.
+    Where there are half widths, those of less than half a step are taken for such.
     """
     step = rise.step
-    if step == 1 or rise.half > 0 or not {step // 2, step} <= line.keys():
+    if step == 1 or rise.half > 0 or not {step // 2, step} <= line.keys() or line[step] <= 0:
         return True
     if grain > 1 and step > NARROW_ROUGH and line.get(NARROW_ROUGH, np.inf) < (1 + rough / 2) * line[step]:
         return False
@@ -335,19 +337,18 @@ def _pads(line: Mapping[int, float], rise: Rise, grain: int, rough: float) -> bo
 
 
 def _narrow(line: Mapping[int, float], step: int) -> Narrow:
-    """What widths below the step take: padded to half of it where a quarter takes as long, else as they are.
+    """What widths below the step take: padded to half of it where a quarter, if it was probed, takes as long, else as
+    they are.
 
-    How much slower that is, is told by half a step, beside the line through one and two whole ones.
+    How much slower that is, is told by half a step, beside the line through one and two whole ones, half a whole one at
+    the least.
     """
     quarter, half = step // 4, step // 2
-    if not {half, step, 2 * step} <= line.keys():
+    if not {half, step, 2 * step} <= line.keys() or line[step] <= 0:
         return NOT_NARROW
-    expected = line[step] - (line[2 * step] - line[step]) / 2
-    slower = line[half] / expected - 1 if expected > 0 else 0.0
-    if slower < LEAST_HALF:
-        return NOT_NARROW
+    slower = line[half] / max(line[step] - (line[2 * step] - line[step]) / 2, line[step] / 2) - 1
     pads = quarter in line and line[quarter] >= NARROW_SHARE * line[half]
-    return Narrow(half if pads else 1, float(min(slower, MOST_ROUGH)))
+    return Narrow(half if pads else 1, float(min(slower, MOST_ROUGH)) if slower >= LEAST_HALF else 0.0)
 
 
 def _is_half(widths: FloatArray, step: int) -> npt.NDArray[np.bool_]:

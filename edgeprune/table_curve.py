@@ -9,8 +9,8 @@ from textwrap import wrap
 
 from edgeprune.errors import TableError
 from edgeprune.kernel import CONTRACTIONS, Kernel
-from edgeprune.staircase import find_staircase
-from edgeprune.table_listing import Item, Listing
+from edgeprune.staircase import find_staircase, staircase_kernels
+from edgeprune.table_listing import IMPORTED, Item, Listing
 
 NOISE = 0.02
 """A change of latency below this share is none."""
@@ -19,6 +19,8 @@ STEEPNESS = 1.5
 PERIODS = (4, 8, 16, 32, 64, 128)
 AGREEMENT = 0.8
 LEAST_WIDTHS = 3
+ENOUGH_PROBES = 0.8
+"""Share of a family's probes from which on its stairs are named."""
 MOST_TICKS = 24
 LINE = 100  # characters
 MOST_NAMED = 12
@@ -90,14 +92,15 @@ def curve_of(listing: Listing, kernel: str | None = None, axis: str | None = Non
 
 def _stairs(listing: Listing, base: Kernel, axis: str) -> str | None:
     """In words, of the family that the shape belongs to."""
-    latency_us = {item.kernel: item.best_us for item in listing.items if item.kernel}
-    family = next(kernel.family for kernel in latency_us if (axis, base) in {each[:2] for each in _axes(kernel)})
-    found = find_staircase(latency_us, base.precision)
-    if family not in found.families or family == "grouped":
+    latency_us = {item.kernel: item.best_us for item in listing.items if item.kernel and item.origin != IMPORTED}
+    families = {kernel.family for kernel in latency_us if (axis, base) in {each[:2] for each in _axes(kernel)}}
+    probes = [kernel for kernel in staircase_kernels(base.precision) if kernel.family in families - {"grouped"}]
+    if not probes or len(latency_us.keys() & set(probes)) < ENOUGH_PROBES * len(probes):
         return None
-    is_depthwise = family == "depthwise"
-    places = {1: "c_in", 2: "c_out", 0: "channels"}
-    named = {places[place]: own for place, own in found.of(family).axes(is_depthwise=is_depthwise)}
+    (family,) = families
+    places = {0: "channels", 1: "c_in", 2: "c_out"}
+    axes = find_staircase(latency_us, base.precision).of(family).axes(is_depthwise=family == "depthwise")
+    named = {places[place]: own for place, own in axes}
     return f"{family} along {axis}: {named[axis].describe()}" if axis in named else None
 
 

@@ -71,7 +71,7 @@ def shape_keys(kernel: Kernel) -> tuple[Kernel, ...]:
 def width_options(graph: ModelGraph, units: Sequence[Unit], steps: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """For every group up to 16 widths, ascending and ending dense, on the coarsest step of the kernels it touches.
 
-    A width off the step costs what the next one on it costs, and keeps less.
+    A width off the step costs about what the next one on it costs, and keeps less.
     """
     dense = graph.dense_widths
     touching: dict[str, list[Unit]] = {}

@@ -330,7 +330,7 @@ def test_killed_at_random_moments_it_loses_nothing(tmp_path: Path) -> None:
     report = ["--out", str(tmp_path / "report.md")]
     done = subprocess.run([*command, *report], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "lost 0 finished rows" in done.stdout and "the kernels of a whole profile" in done.stdout
+    assert "lost 0 finished rows" in done.stdout and "the table equals a whole profile's" in done.stdout
     assert "lost 0 finished rows" in (tmp_path / "report.md").read_text("utf-8")
 
 

@@ -18,7 +18,7 @@ from edgeprune.device import load_device
 from edgeprune.graph import trace
 from edgeprune.kernel import Kernel
 from edgeprune.preparing import Silent, measured_table
-from edgeprune.sampling import GOAL, interpolation_error, uncertain_kernels
+from edgeprune.sampling import GOAL, foreseen_rounds, interpolation_error, uncertain_kernels
 from edgeprune.staircase import Staircase, find_staircase, staircase_kernels
 from edgeprune.units import kernels_at, shape_key, width_options
 
@@ -102,6 +102,31 @@ def test_where_there_is_a_grain_some_choices_are_rough() -> None:
     found = uncertain_kernels(grained, known, count=1000)
     assert len(rough(found)) >= 3
     assert all(grained.surfaces[shape_key(kernel)].covers([kernel.sizes]) for kernel in found)
+
+
+class Grouped(nn.Module):
+    """A grouped convolution that may be cut to one channel a group, which is measured as a depthwise one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1, groups=8)
+        self.c = nn.Conv2d(64, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+        return result
+
+
+def test_rounds_are_foreseen_where_a_grouped_convolution_is_measured_as_another_kernel() -> None:
+    graph = trace(Grouped(), (torch.zeros(1, 3, 16, 16),))
+    units = partition(graph, "fp32")
+    known = {kernel: wavy_us(kernel) for kernel in staircase_kernels("fp32")}
+    stairs = find_staircase(known, "fp32")
+    options = dict.fromkeys(width_options(graph, units, stairs.steps()), (1, 2, 4, 8))
+    known |= {kernel: wavy_us(kernel) for kernel in kernels_at(units, options)}
+    cost = cost_model_from(graph, units, options, known, origin="modelled", stairs=stairs)
+    first, *_ = foreseen_rounds(cost, known)
+    assert any(shape_key(kernel) not in cost.surfaces for kernel in first)
 
 
 def test_each_choice_counts_on_those_before_it() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgeprune.errors import InputError, TableError
 from edgeprune.kernel import Kernel
+from edgeprune.staircase import staircase_kernels
 from edgeprune.table_comparing import compare
 from edgeprune.table_curve import Step, curve_of, draw, find_steps
 from edgeprune.table_listing import Listing, find_tables, list_tables, read_listing
@@ -91,6 +93,19 @@ def test_a_staircase_has_a_period(tmp_path: Path) -> None:
     assert curve.describe() == "steps of 16 channels, after 64, 80, 96, 112"
     straight = listing(tmp_path / "u.jsonl", {c_out: float(c_out) for c_out in range(64, 129, 8)})
     assert curve_of(straight).describe() == "no steps found"
+
+
+def test_the_stairs_of_its_family_are_named_where_its_probes_were_measured(tmp_path: Path) -> None:
+    """Those that the cost model takes; of one kernel's few widths nothing is said, nor of what was imported."""
+    probes = {k: k.c_in * -(-k.c_out // 16) / 1e3 for k in staircase_kernels("fp32") if k.family == "conv"}
+    rows = [row(ratio, kernel=kernel) for kernel, ratio in probes.items()]
+    whole = read_listing(str(written(tmp_path / "t.jsonl", fingerprint(), session(), *rows)))
+    assert curve_of(whole, axis="c_out").stairs == "conv along c_out: steps of 16"
+    assert curve_of(whole, axis="c_in").stairs == "conv along c_in: no steps"
+    few = tuple(item for item in whole.items if item.kernel and item.kernel.c_out % 32 == 0)
+    assert curve_of(replace(whole, items=few), axis="c_out").stairs is None
+    foreign = tuple(replace(item, origin="imported") for item in whole.items)
+    assert curve_of(replace(whole, items=foreign), axis="c_out").stairs is None
 
 
 def test_what_has_no_staircase(tmp_path: Path) -> None:
