@@ -159,7 +159,9 @@ def cost_model(graph: ModelGraph, table: LatencyTable, *, formats: Sequence[str]
     if TWO_OF_FOUR in formats:
         units = with_formats(units, graph)
     latency_us = {entry.kernel: table.latency_us(entry.kernel, node=True) for entry in table}
-    coarse_us = {entry.kernel: 0.0 if entry.node_ratio is None else NODE_US for entry in table}
+    coarse_us = {
+        entry.kernel: NODE_US if entry.node_ratio is not None and entry.origin == "measured" else 0.0 for entry in table
+    }
     doubts = {
         entry.kernel: hypot(entry.doubt, coarse_us[entry.kernel] / max(LEAST_US, latency_us[entry.kernel]))
         for entry in table

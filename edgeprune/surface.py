@@ -43,7 +43,7 @@ class Roughness:
 
 CANDIDATES = tuple(
     Roughness(size=size, octaves=octaves, noise=noise)
-    for size, octaves, noise in product((0.03, 0.06, 0.12, 0.25), (0.7, 1.5, 3.0), (0.002, 0.01, 0.02, 0.04, 0.08))
+    for size, octaves, noise in product((0.03, 0.06, 0.12, 0.25), (0.7, 1.5, 3.0), (0.002, 0.01, 0.02, 0.04))
 )
 
 

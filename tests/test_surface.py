@@ -49,7 +49,6 @@ def on_grid(function: Callable[[float, float], float], ins: Sequence[int], outs:
     return {(1, i, o): function(i, o) for i, o in product(ins, outs)}
 
 
-GRID = (8, 16, 32, 64, 128)
 POINTS = [(1, 8, 4), (1, 13, 7), (1, 40, 32), (1, 39, 5)]
 
 
@@ -229,15 +228,6 @@ def test_the_likeliest_roughness_is_the_one_under_which_each_point_follows_best_
 
     found = likeliest([(np.array(sizes, dtype=np.float64), residual, np.zeros(len(sizes)))])
     assert found == max(CANDIDATES, key=left_out)
-
-
-def test_what_a_restless_machine_scatters_is_noise_not_a_rough_surface() -> None:
-    """8 % from point to point, of which their own rounds tell nothing: between them nothing is to be found out."""
-    rng = np.random.default_rng(1)
-    us = {size: time * np.exp(0.08 * rng.standard_normal()) for size, time in on_grid(bilinear, GRID, GRID).items()}
-    surface = surface_of(us)
-    assert surface.roughness.noise == 0.08 and surface.roughness.size == min(each.size for each in CANDIDATES)
-    assert surface.error_at([(1, 40, 40)])[0] < 0.04
 
 
 def test_a_doubtful_point_gives_way_to_its_neighbours() -> None:
