@@ -106,9 +106,9 @@ def _kill_again_and_again(options: argparse.Namespace, table: Path) -> tuple[lis
         _measured(table),
         {json.dumps(kernel.to_json(), sort_keys=True) for kernel in _kernels(options.kernels)},
     )
-    same = "the kernels of" if found == expected else "not the kernels of"
+    same = "equals" if found == expected else "differs from"
     told.append(
-        f"{kills} kills: lost {lost} finished rows, {torn} torn lines skipped; in the end {same} a whole profile"
+        f"{kills} kills: lost {lost} finished rows, {torn} torn lines skipped; the table {same} a whole profile's"
     )
     print(told[-1])
     return told, bool(kills) and not lost and found == expected
