@@ -103,7 +103,7 @@ def _kill_again_and_again(options: argparse.Namespace, table: Path) -> tuple[lis
             break
     torn = len(read_lines([table]).warnings)
     found, expected = (
-        _measured(table),
+        _measured(table) | _refused(table),
         {json.dumps(kernel.to_json(), sort_keys=True) for kernel in _kernels(options.kernels)},
     )
     same = "equals" if found == expected else "differs from"
