@@ -5,7 +5,7 @@ In a network a unit takes
     us = s (a + a_f + a_n + d_u + i_f [c_in ragged] + o_f [c_out ragged] + j_f [rough] + i_n [ragged] + j_n [rough])
          + m (q_f [ragged] + k_f [rough]) + t k_n [rough] + e_f + l_f [rough]
          + x (m b_f + t b + w v + e' + e'_f + r_f [ragged])
-         + p c_j [cat] + p c_a [parts apart] + r c_n [narrow] + x (m h_f + t h) + h'
+         + p c_j [cat] + p c_a [parts apart] + p c_g [gate] + r c_n [narrow] + x (m h_f + t h) + h'
 
 with s the tabled time of its kernel, f its family (`regime_of`), u its name in one structure n of network, m its memory
 traffic scaled to the family's times, t that scaled to all times (both s at the most: to copy is part of what a kernel
@@ -43,6 +43,7 @@ WEIGHTS: Column = ("weights", "")
 JOINED: Column = ("joined", "")
 APART: Column = ("apart", "")
 NARROW: Column = ("narrow", "")
+GATED: Column = ("gated", "")
 MOVED: Column = ("bytes every", "")
 MOVED_BESIDE: Column = ("beside every", "")
 EVERY: Column = ("cold every", "")
@@ -71,6 +72,7 @@ PRIOR = {
     "joined": 0.5,
     "apart": 0.5,
     "narrow": 0.5,
+    "gated": 0.5,
     "beside": 0.06,
     "beside every": 0.15,
     "beside each": 0.05,
@@ -233,12 +235,15 @@ class Correction:
     def _layout_terms(self, kernel: Kernel, own: Stairs) -> Iterable[tuple[Column, float]]:
         """Copies between the plain layout and that in blocks of channels, as wide as the step of a convolution.
 
-        Parts that are no whole blocks are joined in the plain one, and channels that are fewer than a block and not
-        padded to it are read in it.
+        Parts that are no whole blocks are joined in the plain one, channels that are fewer than a block and not padded
+        to it are read in it, and a gate is multiplied in it, where convolutions have a grain, off which they work in it
+        as well.
         """
         block = self.stairs.of("conv").c_out
         if kernel.operator == "cat":
             yield JOINED, kernel.num_bytes * self.moved_us
+        if kernel.operator == "mul" and self.stairs.has_grain(("conv",)):
+            yield GATED, kernel.num_bytes * self.moved_us
         if any(part % block for part in kernel.parts):
             yield APART, kernel.num_bytes * self.moved_us
         if not own.pads_in and kernel.operator == "conv" and kernel.c_in < own.c_in:

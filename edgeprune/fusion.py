@@ -32,10 +32,15 @@ FREE = frozenset(
 )
 """Operators that no runtime spends time on."""
 
+BETWEEN = NORMS | {"getitem", "dropout", "feature_dropout"}
+"""What may stand between a contraction and a residual add that it takes in."""
+
 COPIES = frozenset(
     "permute transpose t movedim slice roll pad constant_pad_nd flip repeat index index_select embedding".split()
 )
 """Operators that move their input about; where its shape and order stay as they were, nothing is done."""
+
+CONTRACTIONS = frozenset({"conv1d", "conv2d", "conv3d", "linear", "mm", "addmm"})
 
 LAYER_NORMS = frozenset({"layer_norm", "native_layer_norm", "rms_norm"})
 
@@ -47,7 +52,8 @@ def fuse(
 ) -> tuple[Unit, ...]:
     """Partition a graph for a runtime that folds norms into contractions and fuses what follows them.
 
-    `activations` are the epilogues it fuses; `adds` whether a residual add goes into the contraction before it. Kernels
+    `activations` are the epilogues it fuses; `adds` whether a residual add goes into a contraction before it that has
+    no activation, the first operand if both are such (so do OpenVINO and ONNX Runtime, by their own listings). Kernels
     are in `precision` where the runtime `computes` such in it (all of them unless told), else in fp32.
     """
     computes = {precision: KINDS} if computes is None else computes
@@ -68,7 +74,6 @@ class _Builder:
         self.computed = computed(graph)
         self.nodes = {node.name: node for node in graph.nodes}
         self.users: dict[str, list[Node]] = {}
-        self.order = {node.name: i for i, node in enumerate(graph.nodes)}
         for node in graph.nodes:
             for source in node.inputs:
                 self.users.setdefault(source, []).append(node)
@@ -81,7 +86,7 @@ class _Builder:
             return self._attention(self.attention[node.name])
         if node.name in self.taken or node.name not in self.computed or node.operator in FREE or not node.shape:
             return None
-        if node.operator in ("conv1d", "conv2d", "conv3d", "linear", "mm", "addmm"):
+        if node.operator in CONTRACTIONS:
             return self._contraction(node)
         if node.operator in MATMULS:
             both = self.computed.issuperset(operands(node)) and not node.parameters
@@ -177,14 +182,22 @@ class _Builder:
         if ACTIVATIONS.get(user.operator) in self.activations:
             return user
         same = user.operator == "add" and len(user.inputs) == 2 and user.shape == node.shape and self.adds
-        if same and "add" not in epilogue:
-            other = next((name for name in user.inputs if name != node.name), node.name)
-            return user if self._is_last(node, other) and self.nodes[other].shape == node.shape else None
+        if same and epilogue == ("bias",):
+            first, second = (self.nodes[name] for name in user.inputs)
+            return user if first.shape == second.shape and (node is first or not self._takes_an_add(first)) else None
         return None
 
-    def _is_last(self, node: Node, other: str) -> bool:
-        """Of the two operands of an add the one computed last fuses it."""
-        return self.order[other] < self.order[node.name]
+    def _takes_an_add(self, operand: Node) -> bool:
+        """Whether a contraction without an activation ends here: of two such operands of an add the first fuses it."""
+        while len(self.users[operand.name]) == 1:
+            if operand.operator in CONTRACTIONS:
+                return True
+            if operand.operator in MATMULS:
+                return bool(operand.parameters)
+            if operand.operator not in BETWEEN or not operand.inputs:
+                return False
+            operand = self.nodes[operand.inputs[0]]
+        return False
 
     def _other(self, node: Node) -> Unit | None:
         source = self.nodes[node.inputs[0]] if node.inputs else node

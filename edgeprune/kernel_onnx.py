@@ -27,6 +27,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 """Precisions that are built: type of all weights and activations, inputs and outputs included."""
 SPARSE_OPERATORS = ("conv", "linear")
+MADE = "edgeprune_made"
+"""Name of the node that makes an input, which is no part of the kernel."""
 
 
 @dataclass
@@ -35,6 +37,7 @@ class _Graph:
 
     rng: np.random.Generator
     dtype: np.dtype[Any]
+    makes_input: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
@@ -43,6 +46,17 @@ class _Graph:
     def input(self, name: str, shape: tuple[int, ...]) -> str:
         self.inputs.append(self.value_info(name, shape))
         return name
+
+    def made_input(self, name: str, shape: tuple[int, ...]) -> str:
+        """An input of [batch, channels, H, W] that comes out of a convolution where the graph `makes_input`."""
+        if not self.makes_input or len(shape) != 4:
+            return self.input(name, shape)
+        from onnx import helper
+
+        weight = self.weight((shape[1], 1, 1, 1))
+        source = self.input(name, (shape[0], 1, *shape[2:]))
+        self.nodes.append(helper.make_node("Conv", [source, weight], [MADE], name=MADE))
+        return MADE
 
     def value_info(self, name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
         from onnx import helper
@@ -78,21 +92,25 @@ class _Graph:
         self.value = output
 
 
-def write_kernel(kernel: Kernel, folder: Path, form: Form | None = None) -> Path:
+def write_kernel(kernel: Kernel, folder: Path, form: Form | None = None, *, makes_input: bool = False) -> Path:
     """`model_from_kernel` as a file in `folder`, named after the kernel."""
     path = folder / f"{kernel.operator}_{zlib.crc32(kernel.key.encode()):08x}.onnx"
-    path.write_bytes(model_from_kernel(kernel, form=form).SerializeToString())
+    path.write_bytes(model_from_kernel(kernel, form=form, makes_input=makes_input).SerializeToString())
     return path
 
 
-def model_from_kernel(kernel: Kernel, seed: int = 0, form: Form | None = None) -> onnx.ModelProto:
+def model_from_kernel(
+    kernel: Kernel, seed: int = 0, form: Form | None = None, *, makes_input: bool = False
+) -> onnx.ModelProto:
     """Input `x` of shape [batch, c_in, *spatial] (`_CHANNELS_LAST`: [batch, *spatial, c_in]), output `y`.
 
     All of it is of the kernel's precision, float32 or float16; of int8 in the `form` that the runtime takes
     (`onnx_int8`; TensorRT's unless told). A 2:4 kernel's weights have the pattern `two_of_four`.
     `residual` (epilogue `add`) and `other` (operator `add`) have the shape of the output, `gate` (`mul`) is
-    [batch, c_out, 1, 1], `key` and `value` (`attention`) are [batch, keys, channels]. `ValueError` for what can't be
-    built.
+    [batch, c_out, 1, 1], `key` and `value` (`attention`) are [batch, keys, channels]. With `makes_input` the
+    residual of a convolution and `x` of a pool, a mean or a product have one channel, which a 1x1 convolution named
+    `MADE` spreads over all: as in a network they come out of a node then, in the layout that the runtime prefers.
+    `ValueError` for what can't be built.
     """
     from onnx import helper
 
@@ -103,7 +121,7 @@ def model_from_kernel(kernel: Kernel, seed: int = 0, form: Form | None = None) -
         )
     if kernel.sparsity == "2:4" and kernel.operator not in SPARSE_OPERATORS:
         raise ValueError(f"{kernel.key}: only {' and '.join(SPARSE_OPERATORS)} kernels have weights to make 2:4")
-    graph = _Graph(rng=np.random.default_rng(seed), dtype=DTYPES[kernel.precision])
+    graph = _Graph(rng=np.random.default_rng(seed), dtype=DTYPES[kernel.precision], makes_input=makes_input)
     _OPERATORS[kernel.operator](graph, kernel)
     for step in kernel.epilogue if kernel.operator != "attention" else ():
         _epilogue(graph, kernel, step)
@@ -223,11 +241,11 @@ def _pool(graph: _Graph, kernel: Kernel) -> None:
             raise ValueError(f"{kernel.key}: an average pool has no dilation")
     elif kernel.dilation:
         attributes["dilations"] = kernel.dilation
-    graph.node(operator, graph.input("x", _shape_in(kernel)), **attributes)
+    graph.node(operator, graph.made_input("x", _shape_in(kernel)), **attributes)
 
 
 def _mean(graph: _Graph, kernel: Kernel) -> None:
-    graph.node("GlobalAveragePool", graph.input("x", _shape_in(kernel)))
+    graph.node("GlobalAveragePool", graph.made_input("x", _shape_in(kernel)))
 
 
 def _add(graph: _Graph, kernel: Kernel) -> None:
@@ -237,7 +255,7 @@ def _add(graph: _Graph, kernel: Kernel) -> None:
 def _mul(graph: _Graph, kernel: Kernel) -> None:
     """The gate of squeeze-and-excitation: one factor per channel."""
     gate = (kernel.batch, kernel.c_out, *(1,) * len(kernel.spatial))
-    graph.node("Mul", graph.input("x", _shape_in(kernel)), graph.input("gate", gate))
+    graph.node("Mul", graph.made_input("x", _shape_in(kernel)), graph.input("gate", gate))
 
 
 def _affine(graph: _Graph, kernel: Kernel) -> None:
@@ -336,7 +354,11 @@ def _epilogue(graph: _Graph, kernel: Kernel, step: str) -> None:
         if not _leads_with_bias(kernel):
             graph.node("Add", x, graph.weight(_per_channel(kernel)))
     elif step == "add":
-        graph.node("Add", x, graph.input("residual", _shape_out(kernel)))
+        is_made = kernel.operator == "conv"
+        residual = (
+            graph.made_input("residual", _shape_out(kernel)) if is_made else graph.input("residual", _shape_out(kernel))
+        )
+        graph.node("Add", x, residual)
     elif step == "relu6":
         graph.node("Clip", x, graph.constant(np.float32(0)), graph.constant(np.float32(6)))
     elif step == "silu":

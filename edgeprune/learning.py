@@ -38,7 +38,7 @@ Equations = tuple[FloatArray, FloatArray, FloatArray]
 
 TOLD = "told"
 """The kind of the columns that are a network's own z."""
-UNSEEN = frozenset({"beside", "beside every", "beside each", "apart", "narrow"})
+UNSEEN = frozenset({"beside", "beside every", "beside each", "apart", "narrow", "gated"})
 """Kinds that no node of a unit is told with, so that only totals teach them: copies, what is done between nodes."""
 NODE_NOISE = 0.25
 """Relative noise of the time of one node; all have `NODE_NOISE_TYPICAL` of the median of all tabled times more."""

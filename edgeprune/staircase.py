@@ -34,6 +34,8 @@ PROBED_INSIDE = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48)
 """Channels of one group, in and out, of the grouped convolutions that are measured, of `PROBED_GROUPS` groups."""
 PROBED_GROUPS = 8
 GRAINS_INSIDE = (16, 8, 4, 2)
+ONE_WIDTH = ("max_pool", "mean", "mul")
+"""Families that read what convolutions write, in its layout: they have grains, of `GRAINS_INSIDE`, and no steps."""
 NARROW_ROUGH = 13
 PROBED_NARROW = (8, NARROW_ROUGH, 16, 32)
 """And to see whether a width below the step costs as much as the step, and a rough one more."""
@@ -138,12 +140,12 @@ class Stairs:
     narrow_in: Narrow = NOT_NARROW
     narrow_out: Narrow = NOT_NARROW
 
-    def axes(self, *, is_depthwise: bool) -> tuple[tuple[int, Axis], ...]:
+    def axes(self, family: str) -> tuple[tuple[int, Axis], ...]:
         """Each with its place in `Kernel.sizes`; channels of a depthwise convolution are its groups."""
         rise_out = Rise(self.c_out, self.ragged_out, self.half_out)
         out = Axis(rise_out, self.grain_out, self.rough_out, self.pads_out, self.narrow_out)
-        if is_depthwise:
-            return ((0, out),)
+        if family == "depthwise" or family in ONE_WIDTH:
+            return ((0 if family == "depthwise" else 1, out),)
         rise_in = Rise(self.c_in, self.ragged_in, self.half_in)
         return (1, Axis(rise_in, self.grain_in, self.rough_in, self.pads_in, self.narrow_in)), (2, out)
 
@@ -174,7 +176,7 @@ class Staircase:
         """e(w) of every size and the factor for those that are slower: float64 [n, 3] and [n], for sizes [n, 3]."""
         sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 3)
         worked, factor, rough = sizes.copy(), np.ones(len(sizes)), np.zeros(len(sizes))
-        for place, axis in self.of(kernel.family).axes(is_depthwise=kernel.is_depthwise):
+        for place, axis in self.of(kernel.family).axes(kernel.family):
             worked[:, place], slower = axis.worked_on(sizes[:, place])
             factor *= slower
             rough = np.maximum(rough, axis.rough * axis.is_rough(sizes[:, place]))
@@ -193,7 +195,7 @@ class Staircase:
         """bool [n] for `Kernel.sizes` [n, 3]: whether any of them is no multiple of its grain."""
         sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 3)
         found = np.zeros(len(sizes), dtype=np.bool_)
-        for place, axis in self.of(kernel.family).axes(is_depthwise=kernel.is_depthwise):
+        for place, axis in self.of(kernel.family).axes(kernel.family):
             found |= axis.is_rough(sizes[:, place])
         return found
 
@@ -220,8 +222,12 @@ def find_staircase(latency_us: Mapping[Kernel, float], precision: str) -> Stairc
         if family == "grouped":
             families[family] = _stairs_inside(known[0])
             continue
+        if family in ONE_WIDTH:
+            grain, rough = _grain_along(known[0], Rise(), GRAINS_INSIDE)
+            families[family] = Stairs(grain_out=grain, rough_out=rough)
+            continue
         rises = [_rise_along({w: us for w, us in line.items() if w in PROBED}) for line in known]
-        grains = [_grain_along(line, rise) for line, rise in zip(known, rises, strict=True)]
+        grains = [_grain_along(line, rise, GRAINS) for line, rise in zip(known, rises, strict=True)]
         pads = [_pads(line, rise, *grain) for line, rise, grain in zip(known, rises, grains, strict=True)]
         narrow = [
             NOT_NARROW if padded else _narrow(line, rise.step)
@@ -273,8 +279,8 @@ def _rise_along(line: Mapping[int, float]) -> Rise:
     return found
 
 
-def _grain_along(line: Mapping[int, float], rise: Rise) -> tuple[int, float]:
-    """The grain of one axis, its rise known, and the penalty of rough widths."""
+def _grain_along(line: Mapping[int, float], rise: Rise, grains: Iterable[int]) -> tuple[int, float]:
+    """The grain of one axis, one of `grains`, its rise known, and the penalty of rough widths."""
     line = {width: us for width, us in line.items() if width not in PROBED_NARROW}
     if len([width for width in line if width in PROBED_BETWEEN]) < len(PROBED_BETWEEN) - 1 or min(line.values()) <= 0:
         return 1, 0.0
@@ -283,7 +289,7 @@ def _grain_along(line: Mapping[int, float], rise: Rise) -> tuple[int, float]:
     climbing = _columns(widths, rise.step, halves=rise.half > 0)
     smooth, _ = _criterion(climbing, us, 1 / us)
     best, found = smooth - EVIDENCE, (1, 0.0)
-    for grain in GRAINS:
+    for grain in grains:
         is_rough = widths % grain > 0
         columns = climbing.copy()
         columns[is_rough, 1], columns[is_rough, 2:] = widths[is_rough], 0.0
@@ -381,7 +387,7 @@ def _criterion(columns: FloatArray, us: FloatArray, weights: FloatArray) -> tupl
 
 
 def _lines(precision: str) -> dict[str, tuple[dict[int, Kernel], ...]]:
-    """Family to its probed lines, along c_in and c_out (depthwise: along both at once): width to kernel."""
+    """Family to its probed lines, along c_in and c_out (along both at once where they are one): width to kernel."""
     probed = sorted({*PROBED, *PROBED_BETWEEN, *PROBED_NARROW})
     conv = Kernel(
         operator="conv",
@@ -415,4 +421,8 @@ def _lines(precision: str) -> dict[str, tuple[dict[int, Kernel], ...]]:
     grouped = {
         w: replace(conv, c_in=PROBED_GROUPS * w, c_out=PROBED_GROUPS * w, groups=PROBED_GROUPS) for w in PROBED_INSIDE
     }
-    return {**lines, "depthwise": (depthwise,), "grouped": (grouped,)}
+    plain = Kernel(operator="mean", c_in=1, c_out=1, spatial=(56, 56), precision=precision)
+    pool = replace(plain, operator="max_pool", window=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1))
+    ones = {"mean": plain, "max_pool": pool, "mul": replace(plain, operator="mul")}
+    beside = {family: ({w: replace(ones[family], c_in=w, c_out=w) for w in probed},) for family in ONE_WIDTH}
+    return {**lines, "depthwise": (depthwise,), "grouped": (grouped,), **beside}

@@ -99,7 +99,7 @@ def _stairs(listing: Listing, base: Kernel, axis: str) -> str | None:
         return None
     (family,) = families
     places = {0: "channels", 1: "c_in", 2: "c_out"}
-    axes = find_staircase(latency_us, base.precision).of(family).axes(is_depthwise=family == "depthwise")
+    axes = find_staircase(latency_us, base.precision).of(family).axes(family)
     named = {places[place]: own for place, own in axes}
     return f"{family} along {axis}: {named[axis].describe()}" if axis in named else None
 

@@ -393,6 +393,15 @@ def factors_of(factors: Mapping[str, float]) -> Callable[[Work], float]:
     return lambda work: factors[work.name]
 
 
+def test_a_gate_is_multiplied_in_the_plain_layout_where_a_runtime_has_two() -> None:
+    """Copies into it and back; a grain tells that widths off it take another implementation, in another layout."""
+    mul = Work(name="gate", kernel=Kernel(operator="mul", c_in=32, c_out=32, spatial=(14, 14)), us=5.0)
+    two = Staircase(families={"conv": Stairs(grain_in=4, rough_in=0.4)})
+    prior = uncorrected("net", [*network(), mul], two)
+    assert dict(prior.terms("net", mul))["gated", ""] == pytest.approx(2 * 32 * 14 * 14 * 4 * prior.moved_us)
+    assert ("gated", "") not in dict(uncorrected("net", [*network(), mul], Staircase()).terms("net", mul))
+
+
 @pytest.mark.parametrize("capacity", [2.0**21, 2.0**23])
 def test_the_capacity_is_the_one_that_explains_what_networks_take_for_their_weights(capacity: float) -> None:
     """A megabyte of weights costs 1 ms, but only in networks beyond the capacity: found to a factor of two, since what

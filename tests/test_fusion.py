@@ -122,7 +122,7 @@ def test_a_grouped_convolution_keeps_its_channels_a_group() -> None:
 
 
 class Projected(nn.Module):
-    """The projection is computed last: it fuses the add."""
+    """Both operands of the add are convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,10 +134,42 @@ class Projected(nn.Module):
         return torch.relu(y + self.project(x))
 
 
-def test_of_two_operands_the_last_computed_fuses_the_add() -> None:
+def test_of_two_operands_the_first_fuses_the_add_whichever_is_computed_first() -> None:
     units = units_of(Projected(), 1, 3, 8, 8)
+    assert units["f"].dense.epilogue == ("bias", "add", "relu")
+    assert units["project"].dense.epilogue == ("bias",)
+
+    class Second(Projected):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            y = self.f(x)
+            result: Tensor = self.project(x) + y
+            return result
+
+    units = units_of(Second(), 1, 3, 8, 8)
     assert units["f"].dense.epilogue == ("bias",)
-    assert units["project"].dense.epilogue == ("bias", "add", "relu")
+    assert units["project"].dense.epilogue == ("bias", "add")
+
+
+def test_a_convolution_that_has_an_activation_fuses_no_add() -> None:
+    class Activated(Projected):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            result: Tensor = torch.relu(self.f(x)) + self.project(x)
+            return result
+
+    units = units_of(Activated(), 1, 3, 8, 8)
+    assert units["f"].dense.epilogue == ("bias", "relu")
+    assert units["project"].dense.epilogue == ("bias", "add")
+
+    class Alone(Projected):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return x + torch.relu(self.f(x))
+
+    units = units_of(Alone(), 1, 3, 8, 8)
+    assert units["f"].dense.epilogue == ("bias", "relu")
+    assert units["add"].dense.operator == "add"
 
 
 def test_a_value_that_is_read_twice_is_not_fused_away() -> None:

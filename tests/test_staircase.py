@@ -16,6 +16,7 @@ from edgeprune.kernel import Kernel
 from edgeprune.staircase import (
     LEAST_STEP,
     NOT_NARROW,
+    ONE_WIDTH,
     PROBED,
     PROBED_BETWEEN,
     PROBED_INSIDE,
@@ -114,7 +115,8 @@ def test_the_null_device_shows_its_tiles_of_eight_and_sixteen() -> None:
         assert (found.of(family).c_in, found.of(family).c_out) == (8, 16)
     assert found.of("depthwise").c_out == 16
     assert found.of("conv").ragged_out == pytest.approx(0.0, abs=1e-9), "a tile that is not full costs a full one"
-    assert found.steps() == dict.fromkeys(("conv", "pointwise", "linear", "depthwise"), 16) | {"grouped": 8}
+    steps = dict.fromkeys(("conv", "pointwise", "linear", "depthwise"), 16)
+    assert found.steps() == steps | dict.fromkeys(("grouped", *ONE_WIDTH), 8)
 
 
 def grouped_us(kernel: Kernel, step: int, grain: int, factor: float) -> float:
@@ -329,12 +331,12 @@ def test_narrow_widths_may_take_longer_than_a_whole_step_and_be_padded_to_nothin
 
 def test_stairs_in_words() -> None:
     stairs = Stairs(c_in=16, grain_in=4, rough_in=0.3, pads_in=False, narrow_in=Narrow(1, 2.2), c_out=32, half_out=0.23)
-    (_, along_in), (_, along_out) = stairs.axes(is_depthwise=False)
+    (_, along_in), (_, along_out) = stairs.axes("conv")
     assert along_in.describe() == "steps of 16, off multiples of 4: 30% slower, narrower ones as they are, 220% slower"
     assert along_out.describe() == "steps of 32, in tiles of 16, 23% slower, where the last is at most half full"
-    (_, plain), _ = Stairs(c_in=16, pads_in=False).axes(is_depthwise=False)
+    (_, plain), _ = Stairs(c_in=16, pads_in=False).axes("conv")
     assert plain.describe() == "steps of 16, narrower ones as they are"
-    assert Stairs().axes(is_depthwise=True)[0][1].describe() == "no steps"
+    assert Stairs().axes("depthwise")[0][1].describe() == "no steps"
 
 
 def test_rough_widths_are_slower_still_and_known_as_such() -> None:
@@ -379,3 +381,20 @@ def test_what_is_worked_on_is_never_less_and_a_family_without_stairs_is_left_alo
     assert (aligned == 1).all()
     plain, none = STAIRS.worked_on(replace(CONV, operator="max_pool"), sizes)
     assert plain.tolist() == [list(map(float, size)) for size in sizes] and (none == 1).all()
+
+
+def test_a_pool_whose_channels_are_no_whole_blocks_is_rough() -> None:
+    """As ONNX Runtime's: in blocks of 16 a max pool takes a quarter of the time; widths stay on offer."""
+    blocked = {k: (2 + 0.2 * k.c_in) * (4.0 if k.c_in % 16 else 1.0) for k in KERNELS if k.family == "max_pool"}
+    found = find_staircase(blocked, "fp32")
+    stairs = found.of("max_pool")
+    assert (stairs.grain_out, stairs.step) == (16, 1)
+    assert stairs.rough_out == pytest.approx(3.0, rel=0.05)
+    pool = next(iter(blocked))
+    worked, slower = found.worked_on(pool, [(1, 96, 1), (1, 100, 1)])
+    assert worked[:, 1].tolist() == [96, 100] and slower.tolist() == [1.0, 1 + stairs.rough_out]
+    assert found.steps() == {"max_pool": 8}
+
+
+def test_a_mean_without_grain_climbs_no_stairs() -> None:
+    assert find_staircase({k: 2 + 0.1 * k.c_in for k in KERNELS if k.family == "mean"}, "fp32").of("mean") == Stairs()

@@ -63,11 +63,12 @@ def runner_path() -> Path:
 
 
 def build(kernel: Kernel, folder: Path) -> Path:
+    """Inputs come out of a node, in the blocked layout, where that matters: no other residual add is fused."""
     from edgeprune.kernel_onnx import write_kernel
     from edgeprune.onnx_int8 import ONNXRUNTIME
 
     check_computes(kernel, COMPUTES, "ONNX Runtime")
-    return write_kernel(kernel, folder, ONNXRUNTIME)
+    return write_kernel(kernel, folder, ONNXRUNTIME, makes_input=kernel.precision != "int8")
 
 
 def partition(graph: ModelGraph, precision: str) -> tuple[Unit, ...]:

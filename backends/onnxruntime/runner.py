@@ -22,6 +22,8 @@ ADDED_LAYOUT = re.compile(r"Transpose(_token_\d+)?")
 """Names of what ONNX Runtime puts around a convolution of integers, which it runs channels last."""
 COPY = re.compile(r"_token_\d+$")
 """It runs a convolution of integers as a copy of the node, named after it."""
+MADE = re.compile(r"edgeprune_made(_nchwc)?")
+"""What makes an input of a kernel, and is no part of it."""
 PROFILED_RUNS = 24
 PROFILED_US = 50e3
 
@@ -115,12 +117,17 @@ def node_times(handle: Handle) -> dict[str, Any] | None:
             "name": COPY.sub("", name),
             "type": kind,
             "time_us": _middle(durations[2:]) + 0.5,
-            "compute": kind not in NOT_COMPUTE and not (kind == "Transpose" and ADDED_LAYOUT.fullmatch(name)),
+            "compute": _computes(name, kind),
             "precision": precisions[name, kind],
         }
         for (name, kind), durations in times.items()
     ]
     return {"nodes": nodes, "total_us": _middle(totals[2:])}
+
+
+def _computes(name: str, kind: str) -> bool:
+    is_layout = kind in NOT_COMPUTE or (kind == "Transpose" and ADDED_LAYOUT.fullmatch(name))
+    return not is_layout and not MADE.fullmatch(name)
 
 
 def _precision(told: dict[str, Any]) -> str | None:

@@ -9,6 +9,8 @@ import numpy as np
 import openvino as ov
 
 NAME = "openvino"
+MADE = "edgeprune_made"
+"""What makes an input of a kernel, and is no part of it."""
 NOT_COMPUTE = {"Parameter", "Input", "Result", "Output", "Const", "Constant", "Reorder", "Convert"}
 HINTS = {"latency": "LATENCY", "throughput": "THROUGHPUT"}
 LONG_US = 200.0
@@ -161,7 +163,7 @@ def node_times(handle: Handle) -> dict[str, Any] | None:
                 "name": name,
                 "type": kind,
                 "time_us": max(time_us, 0.5),
-                "compute": kind not in NOT_COMPUTE,
+                "compute": kind not in NOT_COMPUTE and name != MADE,
                 "covers": handle.covers.get(name, []),
                 "precision": handle.precisions.get(name),
             }

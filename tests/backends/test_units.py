@@ -13,6 +13,7 @@ from edgeprune.backends import find_backend
 from edgeprune.device import Device
 from edgeprune.exporting import export_dense
 from edgeprune.graph import analyse, tracing
+from edgeprune.kernel import Kernel
 from edgeprune.measurement import Timing
 from edgeprune.transport import open_session
 from tests.small_models import redrawn
@@ -61,3 +62,64 @@ def test_whatever_openvino_executes_belongs_to_a_unit(
     for node in executed:
         assert node["covers"], node
         assert not known.isdisjoint(name.partition("/")[0] for name in node["covers"]), node
+
+
+@pytest.mark.parametrize(("c_in", "c_out"), [(16, 32), (8, 24), (18, 24)])
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_convolution_with_an_add_is_one_node_alone_as_in_a_network(
+    backend: str, c_in: int, c_out: int, require: Callable[[str], None], tmp_path: Path
+) -> None:
+    require(backend)
+    kernel = Kernel(
+        operator="conv",
+        c_in=c_in,
+        c_out=c_out,
+        spatial=(16, 16),
+        window=(3, 3),
+        stride=(2, 2),
+        padding=(1, 1),
+        dilation=(1, 1),
+        epilogue=("bias", "add", "relu"),
+    )
+    path = find_backend(backend).build(kernel, tmp_path)
+    with open_session(Device(name="units", backend=backend)) as session:
+        session.load("kernel", path, profile=True)
+        session.measure(["kernel"], timing=QUICK)
+        times = session.node_times("kernel")
+    assert times is not None
+    (node,) = [node for node in times.nodes if node["compute"]]
+    assert node["type"] in ("Convolution", "Conv", "FusedConv")
+
+
+class Summed(nn.Module):
+    """Two convolutions, added; the 3x3 one is the first operand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide, self.narrow = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(16, 32, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        wide = self.wide(x)
+        result: torch.Tensor = (wide + self.narrow(x)).relu()
+        return result
+
+
+def test_openvino_takes_an_add_into_its_first_operand(require: Callable[[str], None], tmp_path: Path) -> None:
+    require("openvino")
+    module, inputs = redrawn(Summed()), (torch.randn(1, 3, 18, 18),)
+    device = Device(name="units", backend="openvino")
+    units = find_backend("openvino").partition(analyse(tracing.trace_program(module, inputs)), "fp32")
+    assert {unit.name: unit.dense.epilogue[1:] for unit in units} == {
+        "stem": ("relu",),
+        "wide": ("add", "relu"),
+        "narrow": (),
+    }
+    engine = export_dense(module, inputs, device, tmp_path / "engine")
+    with open_session(device) as session:
+        session.load("network", engine.path, profile=True)
+        session.measure(["network"], timing=QUICK)
+        times = session.node_times("network")
+    assert times is not None
+    (taker,) = [node["covers"] for node in times.nodes if any(name.startswith("add") for name in node["covers"])]
+    assert "wide" in taker, taker
