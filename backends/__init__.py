@@ -28,6 +28,7 @@ class Backend(Protocol):
 
     name: str
     modelled: bool  # its numbers come from a formula, not from a clock
+    kernels: int  # counts up when kernels are built in another way: numbers of before are of other work
 
     def available(self) -> str | None:
         """None when it can run here, else one line with the fix."""

@@ -1,4 +1,4 @@
-"""What a measurement belongs to: the machine, the runtime and how it was pinned."""
+"""What a measurement belongs to: the machine, the runtime, how it was pinned and how kernels are built for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from edgeprune.backends import find_backend
 
 if TYPE_CHECKING:
     from edgeprune.device import Device
@@ -55,6 +57,8 @@ def fingerprint_of(device: Device, precision: str, hello: Mapping[str, Any], reg
         facts |= {name: dict(hello[name]) for name in ("accelerator", "board") if hello.get(name)}
         if device.lock_clocks:
             facts["clocks"] = "held"
+        if (kernels := find_backend(device.backend).kernels) > 1:
+            facts["kernels"] = kernels
     return Fingerprint(facts=facts)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 name = "null"
 modelled = True
+kernels = 1
 
 
 FUSED = frozenset({"relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu"})

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 name = "onnxruntime"
 modelled = False
+kernels = 2
 
 
 DEVICE_PACKAGE = "onnxruntime"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 name = "openvino"
 modelled = False
+kernels = 2
 
 
 DEVICE_PACKAGE = "openvino"

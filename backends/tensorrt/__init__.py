@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 name = "tensorrt"
 modelled = False
+kernels = 1
 
 DEVICE_INSTALL = (
     "on a Jetson sudo apt-get install nvidia-jetpack (its TensorRT brings /usr/src/tensorrt/bin/trtexec), elsewhere "

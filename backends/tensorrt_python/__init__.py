@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 name = "tensorrt_python"
 modelled = False
+kernels = 1
 
 DEVICE_INSTALL = (
     "on a Jetson sudo apt-get install nvidia-jetpack (its python3-libnvinfer is for the system's python3), elsewhere "

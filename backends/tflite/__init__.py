@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 name = "tflite"
 modelled = False
+kernels = 1
 
 
 DEVICE_PACKAGE = "ai-edge-litert"
