@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -25,8 +25,12 @@ from benchmarks.clocks import known_tables
 from benchmarks.conditions import conditions
 from benchmarks.prediction.networks import NETWORKS, build
 from edgeprune.cost import cost_model, works_at
+from edgeprune.errors import TableError
 from edgeprune.graph import trace
-from edgeprune.table import LatencyTable, read_table
+from edgeprune.kernel import Kernel
+from edgeprune.surface import Surface
+from edgeprune.table import LatencyTable, NetworkEntry, read_table
+from edgeprune.units import shape_key
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,10 +61,14 @@ def compared(name: str, table: LatencyTable) -> Iterable[str]:
     """Lines of one network, the kernels of most time first."""
     model, inputs = build(name)
     graph = trace(model, inputs)
-    surfaces = cost_model(graph, table).surfaces
+    try:
+        surfaces = cost_model(graph, table).surfaces
+    except TableError as error:
+        yield f"| {name} | {error} | | | | |"
+        return
     times: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for network in table.networks:
-        if network.structure != graph.structure_hash or not network.nodes:
+        if network.structure != graph.structure_hash or not network.nodes or not _covers(surfaces, network):
             continue
         reference = table.references_us[network.reference]
         told = {unit: ratio * reference for unit, ratio in network.nodes.items()}
@@ -75,6 +83,12 @@ def compared(name: str, table: LatencyTable) -> Iterable[str]:
             f"| {name} | {kind} | {len(pairs)} | {alone.sum() / 1e3:.2f} | {inside.sum() / alone.sum():.2f} "
             f"| {low:.2f} to {high:.2f} |"
         )
+
+
+def _covers(surfaces: Mapping[Kernel, Surface], network: NetworkEntry) -> bool:
+    """Whether all of its kernels lie on the surfaces; a table of before has units that are fused in another way."""
+    keys = [(shape_key(kernel), kernel.sizes) for kernel in network.kernels.values()]
+    return all(key in surfaces and surfaces[key].covers(sizes) for key, sizes in keys)
 
 
 if __name__ == "__main__":

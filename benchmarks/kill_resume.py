@@ -4,8 +4,9 @@
     python -m benchmarks.kill_resume --kills 50 --kernels 1200 --device host-openvino   # 50 on a real runtime
 
 A child profiles into one table and prints each time how many kernels are done (they are on disk by then); it is killed
-after a random time, over and over, then left to end. Exit code 1 when a row that was reported done is missing, or the
-table has other kernels in the end than were asked for (with those that a runtime refused). Writes
+after a random time, over and over, then left to end. Exit code 1 when a row that was reported done is missing, fewer
+were killed than asked (take more kernels), or the table has other kernels in the end than were asked for (with those
+that a runtime refused). Writes
 benchmarks/results/kill_resume_<device>_<date>.md.
 """
 

@@ -57,7 +57,8 @@ def fingerprint_of(device: Device, precision: str, hello: Mapping[str, Any], reg
         facts |= {name: dict(hello[name]) for name in ("accelerator", "board") if hello.get(name)}
         if device.lock_clocks:
             facts["clocks"] = "held"
-        if (kernels := find_backend(device.backend).kernels) > 1:
+        kernels = getattr(find_backend(device.backend), "kernels", 1)
+        if kernels > 1:
             facts["kernels"] = kernels
     return Fingerprint(facts=facts)
 
@@ -71,6 +72,8 @@ def describe(facts: Mapping[str, Any]) -> str:
     told = {**facts.get("accelerator", {}), **facts.get("board", {})}
     parts += [str(told[word]) for word in ("board", "power_mode", "gpu") if word in told]
     parts += [f"{facts.get('backend')} {facts.get('version')}", str(facts.get("precision"))]
+    if facts.get("kernels", 1) > 1:
+        parts.append(f"kernels of form {facts['kernels']}")
     if "threads" in facts:
         parts.append(f"{facts['threads']} thread" + "s" * (facts["threads"] != 1))
     return ", ".join(parts)

@@ -78,7 +78,8 @@ class _Builder:
             for source in node.inputs:
                 self.users.setdefault(source, []).append(node)
         self.attention = {found.core: found for found in find_attention(graph)}
-        self.taken = {name for found in self.attention.values() for name in found.nodes}
+        self.attended = frozenset(name for found in self.attention.values() for name in found.nodes)
+        self.taken = set(self.attended)
         self.named: dict[str, int] = {}
 
     def unit(self, node: Node) -> Unit | None:
@@ -86,12 +87,15 @@ class _Builder:
             return self._attention(self.attention[node.name])
         if node.name in self.taken or node.name not in self.computed or node.operator in FREE or not node.shape:
             return None
-        if node.operator in CONTRACTIONS:
+        if self._is_contraction(node):
             return self._contraction(node)
+        return self._matmul(node) if node.operator in MATMULS else self._other(node)
+
+    def _is_contraction(self, node: Node) -> bool:
+        """Of one activation; a product of two is a matmul."""
         if node.operator in MATMULS:
-            both = self.computed.issuperset(operands(node)) and not node.parameters
-            return self._matmul(node) if both else self._contraction(node)
-        return self._other(node)
+            return bool(node.parameters) or not self.computed.issuperset(operands(node))
+        return node.operator in CONTRACTIONS
 
     def _attention(self, found: Attention) -> Unit:
         kernel = Kernel(
@@ -175,6 +179,8 @@ class _Builder:
         if len(users) != 1:
             return None
         (user,) = users
+        if user.name in self.taken:
+            return None
         if user.operator in NORMS or (user.operator == "getitem" and node.operator in NORMS):
             return user if epilogue == ("bias",) else None
         if user.operator in ("dropout", "feature_dropout"):
@@ -190,11 +196,11 @@ class _Builder:
     def _takes_an_add(self, operand: Node) -> bool:
         """Whether a contraction without an activation ends here: of two such operands of an add the first fuses it."""
         while len(self.users[operand.name]) == 1:
-            if operand.operator in CONTRACTIONS:
+            if operand.name not in self.computed or operand.name in self.attended:
+                return False
+            if self._is_contraction(operand):
                 return True
-            if operand.operator in MATMULS:
-                return bool(operand.parameters)
-            if operand.operator not in BETWEEN or not operand.inputs:
+            if operand.operator not in BETWEEN:
                 return False
             operand = self.nodes[operand.inputs[0]]
         return False

@@ -354,10 +354,9 @@ def _epilogue(graph: _Graph, kernel: Kernel, step: str) -> None:
         if not _leads_with_bias(kernel):
             graph.node("Add", x, graph.weight(_per_channel(kernel)))
     elif step == "add":
-        is_made = kernel.operator == "conv"
-        residual = (
-            graph.made_input("residual", _shape_out(kernel)) if is_made else graph.input("residual", _shape_out(kernel))
-        )
+        shape = _shape_out(kernel)
+        is_fused = kernel.operator == "conv" and kernel.epilogue[:2] == ("bias", "add")  # not behind an activation
+        residual = graph.made_input("residual", shape) if is_fused else graph.input("residual", shape)
         graph.node("Add", x, residual)
     elif step == "relu6":
         graph.node("Clip", x, graph.constant(np.float32(0)), graph.constant(np.float32(6)))

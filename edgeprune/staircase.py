@@ -35,7 +35,10 @@ PROBED_INSIDE = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48)
 PROBED_GROUPS = 8
 GRAINS_INSIDE = (16, 8, 4, 2)
 ONE_WIDTH = ("max_pool", "mean", "mul")
-"""Families that read what convolutions write, in its layout: they have grains, of `GRAINS_INSIDE`, and no steps."""
+"""Families that read what convolutions write, in its layout: they have grains, of `GRAINS_INSIDE`, and no steps.
+
+Not looked for in int8, and in fp32 for bf16: not every runtime has such kernels in these.
+"""
 NARROW_ROUGH = 13
 PROBED_NARROW = (8, NARROW_ROUGH, 16, 32)
 """And to see whether a width below the step costs as much as the step, and a rough one more."""
@@ -421,8 +424,12 @@ def _lines(precision: str) -> dict[str, tuple[dict[int, Kernel], ...]]:
     grouped = {
         w: replace(conv, c_in=PROBED_GROUPS * w, c_out=PROBED_GROUPS * w, groups=PROBED_GROUPS) for w in PROBED_INSIDE
     }
-    plain = Kernel(operator="mean", c_in=1, c_out=1, spatial=(56, 56), precision=precision)
+    if precision == "int8":
+        return {**lines, "depthwise": (depthwise,), "grouped": (grouped,)}
+    own = "fp32" if precision == "bf16" else precision
+    plain = Kernel(operator="mean", c_in=1, c_out=1, spatial=(56, 56), precision=own)
     pool = replace(plain, operator="max_pool", window=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1))
     ones = {"mean": plain, "max_pool": pool, "mul": replace(plain, operator="mul")}
-    beside = {family: ({w: replace(ones[family], c_in=w, c_out=w) for w in probed},) for family in ONE_WIDTH}
+    grained = sorted({*PROBED, *PROBED_BETWEEN})
+    beside = {family: ({w: replace(ones[family], c_in=w, c_out=w) for w in grained},) for family in ONE_WIDTH}
     return {**lines, "depthwise": (depthwise,), "grouped": (grouped,), **beside}

@@ -100,7 +100,7 @@ def _stairs(listing: Listing, base: Kernel, axis: str) -> str | None:
     (family,) = families
     places = {0: "channels", 1: "c_in", 2: "c_out"}
     axes = find_staircase(latency_us, base.precision).of(family).axes(family)
-    named = {places[place]: own for place, own in axes}
+    named = {places[place] if len(axes) > 1 else "channels": own for place, own in axes}
     return f"{family} along {axis}: {named[axis].describe()}" if axis in named else None
 
 

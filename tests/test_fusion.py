@@ -172,6 +172,31 @@ def test_a_convolution_that_has_an_activation_fuses_no_add() -> None:
     assert units["add"].dense.operator == "add"
 
 
+class Products(nn.Module):
+    """Operands of adds that are contractions in another guise, or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.q, self.weight = nn.Linear(8, 8), nn.Linear(8, 8), nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(x)
+        first = (x @ self.weight.t()) + self.p(y)
+        second = nn.functional.linear(self.weight, self.q.weight) + self.q(y)
+        result: Tensor = first + second
+        return result
+
+
+def test_no_node_lies_in_two_units_and_every_add_in_one() -> None:
+    units = units_of(Products(), 8, 8)
+    nodes = [node for unit in units.values() for node in unit.nodes]
+    assert sorted(nodes) == sorted(set(nodes))
+    assert {name: unit.dense.epilogue for name, unit in units.items() if "add" in unit.dense.epilogue} == {
+        "matmul": ("bias", "add"),
+        "q": ("bias", "add"),
+    }
+
+
 def test_a_value_that_is_read_twice_is_not_fused_away() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgeprune.backends.null.staircase import NULL
 from edgeprune.backends.null.staircase import time_us as null_us
-from edgeprune.device import load_device, load_devices
+from edgeprune.device import Device, load_device, load_devices
 from edgeprune.errors import DeviceError, InputError
 from edgeprune.fingerprint import fingerprint_of
 from edgeprune.kernel import Kernel
@@ -108,6 +108,14 @@ def test_other_parameters_are_another_fingerprint() -> None:
     assert device.roofline is not None
     slower = device.model_copy(update={"roofline": device.roofline.model_copy(update={"efficiency": 0.4})})
     assert fingerprint_of(device, "fp16", HELLO) != fingerprint_of(slower, "fp16", HELLO)
+
+
+def test_how_kernels_are_built_belongs_to_the_fingerprint() -> None:
+    """OpenVINO's were built in another way before: such rows are of other work. LiteRT's never were."""
+    hello = {**HELLO, "modelled": False, "cpu": {"name": "a CPU"}}
+    built, first = (fingerprint_of(Device(name="d", backend=name), "fp32", hello) for name in ("openvino", "tflite"))
+    assert built.facts["kernels"] == 2 and "kernels of form 2" in built.describe()
+    assert "kernels" not in first.facts and "kernels of form" not in first.describe()
 
 
 def test_faults_of_a_roofline_are_named_with_their_lines(tmp_path: Path) -> None:

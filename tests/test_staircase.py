@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from math import ceil
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from edgeprune.backends.null.staircase import time_us
 from edgeprune.kernel import Kernel
+from edgeprune.precision import check_computes
 from edgeprune.staircase import (
     LEAST_STEP,
     NOT_NARROW,
@@ -398,3 +400,18 @@ def test_a_pool_whose_channels_are_no_whole_blocks_is_rough() -> None:
 
 def test_a_mean_without_grain_climbs_no_stairs() -> None:
     assert find_staircase({k: 2 + 0.1 * k.c_in for k in KERNELS if k.family == "mean"}, "fp32").of("mean") == Stairs()
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        *(("openvino", precision) for precision in ("fp32", "bf16", "int8")),
+        *(("onnxruntime", precision) for precision in ("fp32", "int8")),
+        *(("tflite", precision) for precision in ("fp32", "int8")),
+        *(("tensorrt", precision) for precision in ("fp32", "fp16", "int8")),
+    ],
+)
+def test_every_kernel_that_shows_stairs_is_one_that_the_runtime_computes(name: str, precision: str) -> None:
+    computes = importlib.import_module(f"edgeprune.backends.{name}").COMPUTES
+    for kernel in staircase_kernels(precision):
+        check_computes(kernel, computes, name)

@@ -64,7 +64,7 @@ def runner_path() -> Path:
 
 
 def build(kernel: Kernel, folder: Path) -> Path:
-    """Inputs come out of a node, in the blocked layout, where that matters: no other residual add is fused."""
+    """An ONNX file. Inputs come out of a node, in blocks, where it matters: no residual that is plain is fused."""
     from edgeprune.kernel_onnx import write_kernel
     from edgeprune.onnx_int8 import ONNXRUNTIME
 
@@ -73,7 +73,7 @@ def build(kernel: Kernel, folder: Path) -> Path:
 
 
 def partition(graph: ModelGraph, precision: str) -> tuple[Unit, ...]:
-    """Convolution and linear take in norm, activation and residual add; what is left runs as a kernel of its own."""
+    """Convolution and linear take in norm, then residual add, then activation; what is left is a kernel of its own."""
     if precision != "int8":
         return fuse(graph, precision, activations=FUSED, adds=True, computes=COMPUTES)
     if has_layer_norm(graph):

@@ -76,6 +76,6 @@ def build(kernel: Kernel, folder: Path) -> Path:
 
 
 def partition(graph: ModelGraph, precision: str) -> tuple[Unit, ...]:
-    """Convolution and linear take in norm, activation and residual add; what is left runs as a kernel of its own."""
+    """Convolution and linear take in norm, then residual add, then activation; what is left is a kernel of its own."""
     activations = FUSED - {"hardsigmoid"} if precision == "int8" else FUSED
     return fuse(graph, precision, activations=activations, adds=True, computes=COMPUTES)
