@@ -49,7 +49,7 @@ MOVED_BESIDE: Column = ("beside every", "")
 EVERY: Column = ("cold every", "")
 BESIDE: Column = ("beside each", "")
 PRIOR = {
-    "all": 0.12,
+    "all": 0.05,
     "family": 0.2,
     "structure": 0.08,
     "unit": 0.2,

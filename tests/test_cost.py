@@ -274,7 +274,8 @@ def test_networks_of_another_structure_teach_too_but_leave_more_doubt() -> None:
     own, foreign, none = taught(lambda _: 1.3), taught(lambda _: 1.3, structure="f" * 64), model_of(Net())
     assert (foreign.networks, foreign.correction.networks) == (0, 6)
     truth = 1.3 * sum(smooth_us(unit.dense) for unit in own.units)
-    assert foreign.predict({}).us == pytest.approx(truth, rel=0.08), "some of it may be that one structure's own"
+    by_others, by_none = (abs(truth - model.predict({}).us) for model in (foreign, none))
+    assert by_others < by_none / 2, "some of it may be that one structure's own"
     assert own.relative_error < foreign.relative_error < none.relative_error
 
 
