@@ -91,13 +91,13 @@ def _kill_again_and_again(options: argparse.Namespace, table: Path) -> tuple[lis
                 child.send_signal(signal.SIGKILL)
             reported = [int(line) for line in child.stdout.read().split()]
         promised = before + max(reported, default=0)
-        rows = _rows(table)
+        rows, kernels = _rows(table), len(_measured(table) | _refused(table))
         lost += max(0, promised - rows)
         killed = child.returncode == -signal.SIGKILL
         kills += killed
         state = "killed" if killed else f"ended with {child.returncode}"
         told.append(
-            f"run {attempt + 1}: {state}, {rows} of {options.kernels} kernels in the table, {promised} promised"
+            f"run {attempt + 1}: {state}, {kernels} of {options.kernels} kernels in {rows} rows, {promised} promised"
         )
         print(told[-1], flush=True)
         if not killed:
@@ -116,7 +116,8 @@ def _kill_again_and_again(options: argparse.Namespace, table: Path) -> tuple[lis
 
 
 def _refused(table: Path) -> set[str]:
-    return {json.dumps(line.kernel, sort_keys=True) for line in read_lines([table]).failures}
+    lines = read_lines([table]).failures if table.exists() else ()
+    return {json.dumps(line.kernel, sort_keys=True) for line in lines}
 
 
 def _measured(table: Path) -> set[str]:
@@ -124,7 +125,9 @@ def _measured(table: Path) -> set[str]:
 
 
 def _rows(table: Path) -> int:
-    return len(_measured(table))
+    """All that were finished: a kernel that other work had hit is measured again and has a row more."""
+    found = read_lines([table]) if table.exists() else None
+    return len(found.rows) + len(found.failures) if found else 0
 
 
 if __name__ == "__main__":
