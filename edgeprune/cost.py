@@ -222,7 +222,7 @@ def cost_model_from(
     observed = [
         _observation(network, everywhere, _reference_us(network, references_us))
         for network in networks
-        if _is_covered(network, everywhere)
+        if is_covered(network, everywhere)
     ]
     return CostModel(
         graph=graph,
@@ -265,7 +265,8 @@ def _range(kernels: Iterable[Kernel]) -> Box:
     return (min(groups), min(c_in), min(c_out)), (max(groups), max(c_in), max(c_out))
 
 
-def _is_covered(network: NetworkEntry, surfaces: Mapping[Kernel, Surface]) -> bool:
+def is_covered(network: NetworkEntry, surfaces: Mapping[Kernel, Surface]) -> bool:
+    """Whether the surfaces tell the time of all of its kernels."""
     return all(_key_in(surfaces, kernel) is not None for kernel in set(network.kernels.values()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,25 @@ def test_a_convolution_with_an_add_is_one_node_alone_as_in_a_network(
         assert any(name.startswith("Add") for name in node["covers"]), "and not in what makes the residual"
     else:
         assert next(each["name"].partition("_nchwc")[0] for each in times.nodes if "Conv" in each["type"]) == MADE
+
+
+@pytest.mark.parametrize("operator", ["max_pool", "mean", "mul"])
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_what_makes_the_input_of_a_kernel_is_no_part_of_it(
+    backend: str, operator: str, require: Callable[[str], None], tmp_path: Path
+) -> None:
+    require(backend)
+    kernel = Kernel(operator=operator, c_in=32, c_out=32, spatial=(16, 16))
+    if operator == "max_pool":
+        kernel = replace(kernel, window=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1))
+    path = find_backend(backend).build(kernel, tmp_path)
+    with open_session(Device(name="units", backend=backend)) as session:
+        session.load("kernel", path, profile=True)
+        session.measure(["kernel"], timing=QUICK)
+        times = session.node_times("kernel")
+    assert times is not None
+    assert [node["compute"] for node in times.nodes if node["name"].partition("_nchwc")[0] == MADE] == [False]
+    assert len([node for node in times.nodes if node["compute"]]) == 1
 
 
 class Summed(nn.Module):
