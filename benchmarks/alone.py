@@ -22,10 +22,10 @@ import numpy as np
 
 import edgeprune as ep
 from benchmarks.clocks import known_tables
-from benchmarks.conditions import conditions
 from benchmarks.prediction.networks import NETWORKS, build
 from edgeprune.cost import cost_model, is_covered, works_at
 from edgeprune.errors import TableError
+from edgeprune.fingerprint import describe
 from edgeprune.graph import trace
 from edgeprune.table import LatencyTable, read_table
 
@@ -40,8 +40,8 @@ def main() -> int:
     options = parser.parse_args()
     paths = [options.table] if options.table else known_tables(ep.load_device(options.device))
     table = read_table(paths, allow_other=True)
-    made_with = f"`python -m benchmarks.alone --device {options.device}`: {conditions()}"
-    parts = [f"# Kernels alone and in networks, {options.device}, {date.today()}", "", made_with, ""]
+    parts = [f"# Kernels alone and in networks, {options.device}, {date.today()}", ""]
+    parts += [f"`python -m benchmarks.alone --device {options.device}`: a table of {describe(table.facts)}.", ""]
     parts += ["| network | kernel | units | alone, ms | in networks, over alone: all | middle half of them |"]
     parts += ["|---|---|---|---|---|---|"]
     for name in options.only or NETWORKS:
